@@ -1,0 +1,50 @@
+# Everything runs through .venv, which the first target that needs it makes.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := $(wildcard ext/*.pyx ext/*.pxd ext/*.h) setup.py pyproject.toml
+
+.PHONY: demo test lint bench kafka clean build build-debug
+
+build: $(VENV)/.built
+
+$(VENV)/.made: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip
+	@touch $@
+
+# The engine alone: what `make demo` needs.
+$(VENV)/.built: $(VENV)/.made $(SOURCES)
+	$(BIN)/python -m pip install -q -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.built
+	$(BIN)/python -m pip install -q -e '.[dev,bench]'
+	@touch $@
+
+demo: $(VENV)/.built
+	$(BIN)/python -m bench demo
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/cython-lint ext/*.pyx ext/*.pxd
+
+# Bounds checks and assertions on; `make clean build` goes back.
+build-debug: $(VENV)/.dev
+	SURGETANK_DEBUG=1 $(BIN)/python setup.py -q build_ext --inplace --force
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m bench demo --json build/demo.json
+
+# A real single-node Apache Kafka for hands-on use; prints its address, stops at Ctrl-C.
+kafka: $(VENV)/.built
+	$(BIN)/python -m bench kafka
+
+clean:
+	rm -rf build dist *.egg-info .venv .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache ext/*.so ext/*.c
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

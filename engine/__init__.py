@@ -1,0 +1,3 @@
+"""Surgetank's engine."""
+
+__version__ = "0.1.0"

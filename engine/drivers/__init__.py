@@ -1,0 +1,129 @@
+"""How a platform takes messages: one file for each, no I/O inside.
+
+A driver turns a batch into a request and an answer into verdicts; ``engine.deliver`` does the HTTP. So a driver is
+tested with bytes alone, and adding a platform is one file here and one endpoint in the simulator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+
+class Request(NamedTuple):
+    """One HTTP call to make."""
+
+    method: str
+    url: str
+    body: bytes
+    headers: Mapping[str, str]
+
+
+class Reply(NamedTuple):
+    """What came back."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class Token(NamedTuple):
+    """An access token and how long the platform says it lives."""
+
+    value: str
+    expires_s: float
+
+
+class Action(Enum):
+    """What an answer means, for a whole call or for one recipient."""
+
+    ACCEPTED = "accepted"  # the platform took it
+    RETRY = "retry"  # the same again later, after backoff or ``after_s``
+    REFRESH = "refresh"  # whole call only: get a new token, then the same again at once
+    PARK = "park"  # whole call only: nothing to this account for ``after_s``; then the same again
+    FAILED = "failed"  # final, for the recipient(s)
+    DEAD = "dead"  # final, for the whole batch: the platform refuses what we sent
+    UNKNOWN = "unknown"  # whole call only, made by the shell: it may or may not have had its effect
+
+
+class Verdict(NamedTuple):
+    """An answer for a call, or for one recipient. ``code`` is the platform's own; ``after_s`` with RETRY and PARK."""
+
+    action: Action
+    code: str = ""
+    reason: str = ""
+    after_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CallResult:
+    """How one call ended: ``whole`` for every recipient but those in ``exceptions`` (index in the batch)."""
+
+    whole: Verdict
+    exceptions: Mapping[int, Verdict] = field(default_factory=dict)
+    platform_id: str = ""
+
+
+class Template(NamedTuple):
+    """A record of the content topic: content registered under an id for one channel."""
+
+    id: str
+    channel: str
+    content: Mapping[str, Any]
+    fields: Mapping[str, Field]
+
+
+class Field(NamedTuple):
+    """One value a registered content wants."""
+
+    required: bool = False
+    max_chars: int | None = None
+
+
+class Prepared(NamedTuple):
+    """A send's content, checked once for its channel, in the form the driver puts on the wire.
+
+    ``body`` is opaque to everybody else; equal ``key`` means sends may merge into one call.
+    """
+
+    key: bytes
+    body: Any
+
+
+class Call(NamedTuple):
+    """What a driver builds a request from. ``data[i]`` is recipient i's own values, or None; may be empty: none has."""
+
+    batch: str  # our id of the batch; the same for every attempt of exactly these recipients
+    account: str
+    body: Any  # Prepared.body
+    ids: Sequence[str]
+    data: Sequence[Mapping[str, Any] | None]
+
+
+class Driver(Protocol):
+    """One per channel. Pure: no clock, no I/O, no state that changes."""
+
+    name: ClassVar[str]
+    cap: int  # recipients a call
+    carries_data: ClassVar[bool]  # recipients may have values of their own
+    registered_only: ClassVar[bool]  # content must be registered
+
+    def prepare(self, content: Mapping[str, Any], template: Template | None, data: Mapping[str, Any]) -> Prepared:
+        """Check a send's content (``template`` when it refers to a registered one). Raises Reject."""
+
+    def check_recipient(self, id: str, data: Mapping[str, Any] | None, prepared: Prepared) -> None:
+        """Raises Reject for an id the request format would smuggle more into, or values that do not fit."""
+
+    def token_request(self, account: str) -> Request | None:
+        """The call that gets an access token for ``account``; None where the platform wants none."""
+
+    def token(self, reply: Reply) -> Token:
+        """Raises PlatformUnavailable (try again) or PlatformRefused (wrong credentials)."""
+
+    def request(self, call: Call, token: str) -> Request:
+        """The call that delivers. ``token`` is empty where none is wanted."""
+
+    def result(self, call: Call, reply: Reply) -> CallResult:
+        """What the answer means. Never raises for any bytes: what cannot be understood is a RETRY."""

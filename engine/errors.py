@@ -1,0 +1,71 @@
+"""One root error, and a leaf for each thing a caller may have to do.
+
+Callers branch on ``disposition``, never on the text.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import ClassVar
+
+
+class Disposition(Enum):
+    """What the one who catches the error must do with the work at hand."""
+
+    RETRY = "retry"  # the same again later may succeed
+    DROP = "drop"  # the work is no longer ours: forget it, it is safe elsewhere
+    DEAD_LETTER = "dead_letter"  # this work can never succeed: keep it on the dead topic
+    STOP = "stop"  # the process cannot go on
+
+
+class EngineError(Exception):
+    """Root of every error surgetank raises on purpose."""
+
+    disposition: ClassVar[Disposition] = Disposition.STOP
+
+
+class ConfigError(EngineError):
+    """The configuration is wrong; nothing was started. Exit code 2."""
+
+    disposition = Disposition.STOP
+
+
+class Reject(EngineError):
+    """A send that can never be delivered: ``reason`` is one of ``engine.send.REASONS``."""
+
+    disposition = Disposition.DEAD_LETTER
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+        self.detail = detail
+
+
+class LogUnavailable(EngineError):
+    """The log (broker, file) did not answer; nothing is known to be lost."""
+
+    disposition = Disposition.RETRY
+
+
+class LogUnusable(EngineError):
+    """The log can never be used as it is: foreign or damaged file, wrong schema, held by another engine."""
+
+    disposition = Disposition.STOP
+
+
+class StaleEpoch(EngineError):
+    """The partition was taken away since the work began; its new owner does it again."""
+
+    disposition = Disposition.DROP
+
+
+class PlatformUnavailable(EngineError):
+    """The platform, or its token endpoint, did not answer usefully."""
+
+    disposition = Disposition.RETRY
+
+
+class PlatformRefused(EngineError):
+    """The platform refuses us (credentials, permissions): no retry helps until somebody acts."""
+
+    disposition = Disposition.DEAD_LETTER

@@ -1,0 +1,38 @@
+"""Builds the Cython extensions. ``SURGETANK_DEBUG=1`` builds them with bounds checks, assertions and -O1 -g;
+``SURGETANK_SANITIZE=1`` adds AddressSanitizer and UndefinedBehaviorSanitizer to that."""
+
+import os
+from pathlib import Path
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+SANITIZE = os.environ.get("SURGETANK_SANITIZE") == "1"
+DEBUG = SANITIZE or os.environ.get("SURGETANK_DEBUG") == "1"
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-omit-frame-pointer"] if SANITIZE else []
+
+extensions = [
+    Extension(
+        f"ext.{path.stem}",
+        [str(path)],
+        extra_compile_args=(["-O1", "-g", "-UNDEBUG"] if DEBUG else ["-O3"]) + SANITIZERS,
+        extra_link_args=SANITIZERS,
+    )
+    for path in sorted(Path("ext").glob("*.pyx"))
+]
+
+setup(
+    ext_modules=cythonize(
+        extensions,
+        build_dir="build/cython",
+        force=DEBUG,
+        compiler_directives={
+            "language_level": 3,
+            "boundscheck": DEBUG,
+            "wraparound": False,
+            "initializedcheck": DEBUG,
+            "cdivision": not DEBUG,
+            "embedsignature": True,
+        },
+    ),
+)
