@@ -4,7 +4,7 @@ Pure: time is given as monotonic integer nanoseconds, nothing blocks, nothing is
 byte order; handles are u32 and mean something only to their core. NEVER (2**63 - 1) stands for "no such time".
 """
 
-from collections.abc import Buffer
+from typing_extensions import Buffer
 
 NEVER: int
 TICK_NS: int  # timers are rounded up to this (2**20 ns)
@@ -53,7 +53,9 @@ class Ended:
     attempt: memoryview  # u8
 
 class Core:
-    def __init__(self, template_weight: int = 1, basic_weight: int = 1, deadline_lead_ns: int = 1_000_000_000) -> None: ...
+    def __init__(
+        self, template_weight: int = 1, basic_weight: int = 1, deadline_lead_ns: int = 1_000_000_000
+    ) -> None: ...
     def add_channel(self, slots: int, reserved: int, cap: int) -> int: ...
     def add_account(self, channel: int) -> int: ...
     def add_limit(self, scope: int, handle: int, unit: int, number: int, per_ns: int, reserved: int) -> int: ...
