@@ -25,9 +25,16 @@ class EngineError(Exception):
 
 
 class ConfigError(EngineError):
-    """The configuration is wrong; nothing was started. Exit code 2."""
+    """The configuration is wrong; nothing was started. Exit code 2.
+
+    ``key`` is the path of the key at fault, e.g. ("channels", "partner", "batch"); the loader adds file and line.
+    """
 
     disposition = Disposition.STOP
+
+    def __init__(self, message: str, key: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.key = key
 
 
 class Reject(EngineError):

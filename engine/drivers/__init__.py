@@ -1,7 +1,8 @@
 """How a platform takes messages: one file for each, no I/O inside.
 
 A driver turns a batch into a request and an answer into verdicts; ``engine.deliver`` does the HTTP. So a driver is
-tested with bytes alone, and adding a platform is one file here and one endpoint in the simulator.
+tested with bytes alone, and adding a platform is one file here and one endpoint in the simulator: the driver
+``wecom.message`` is the class ``Driver`` of ``engine/drivers/wecom_message.py``, found by its name (``load``).
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, ClassVar, NamedTuple, Protocol
+
+from engine.config import ChannelConfig
 
 
 class Request(NamedTuple):
@@ -109,6 +112,10 @@ class Driver(Protocol):
     cap: int  # recipients a call
     carries_data: ClassVar[bool]  # recipients may have values of their own
     registered_only: ClassVar[bool]  # content must be registered
+
+    def __init__(self, channel: str, config: ChannelConfig) -> None:
+        """``channel`` is its name in the config. Raises ConfigError with the key's path: a wrong or missing key
+        of the channel or of one of its accounts."""
 
     def prepare(self, content: Mapping[str, Any], template: Template | None, data: Mapping[str, Any]) -> Prepared:
         """Check a send's content (``template`` when it refers to a registered one). Raises Reject."""
