@@ -6,9 +6,10 @@ Nothing here acts. The wire format these mirror is documented in docs/wire-forma
 from __future__ import annotations
 
 from enum import IntEnum, StrEnum
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import msgspec
+from msgspec import Meta
 
 WIRE_VERSION = 1
 MAX_RECIPIENTS = 10_000
@@ -16,6 +17,16 @@ MAX_ID_BYTES = 128
 MAX_CAMPAIGN_BYTES = 128
 MAX_CONTENT_BYTES = 64 * 1024
 MAX_META_BYTES = 4 * 1024
+MAX_DATA_BYTES = 4 * 1024
+MAX_RECORD_BYTES = 2 * 1024 * 1024
+MAX_DEPTH = 64
+MAX_TIME_MS = 2**53  # what every language's JSON holds exactly
+
+# The typed decoder holds these; lengths count characters there, so ``engine.decode`` checks bytes besides.
+Id = Annotated[str, Meta(min_length=1, max_length=MAX_ID_BYTES)]
+CampaignId = Annotated[str, Meta(max_length=MAX_CAMPAIGN_BYTES)]
+Ms = Annotated[int, Meta(ge=0, lt=MAX_TIME_MS)]
+NIL = b"\xc0"  # msgpack's nil
 
 
 class Tier(IntEnum):
@@ -46,27 +57,31 @@ class Outcome(StrEnum):
 
 
 class Recipient(msgspec.Struct, frozen=True, gc=False):
-    """A recipient with template values of its own (``data``: a map, kept as its raw encoding)."""
+    """A recipient with template values of its own (``data``: a map, kept as its raw encoding; empty: none)."""
 
-    id: str
+    id: Id
     data: msgspec.Raw = msgspec.Raw(b"")
 
 
 class Send(msgspec.Struct, frozen=True, gc=False):
-    """One decoded record (wire format version 1). Times are ms since the epoch; raw fields keep their encoding."""
+    """One decoded record (wire format version 1). Times are ms since the epoch, below 2**53.
 
-    id: str
-    channel: str
-    to: list[str | Recipient]
+    Raw fields keep their encoding and point into the record: whoever outlives it copies them. ``content`` is a map
+    in the record's encoding, ``meta`` always msgpack.
+    """
+
+    id: Id
+    channel: Id
+    to: Annotated[list[Id | Recipient], Meta(min_length=1, max_length=MAX_RECIPIENTS)]
     content: msgspec.Raw
-    v: int = WIRE_VERSION
-    account: str | None = None
-    tenant: str | None = None
-    campaign: str | None = None
-    not_before: int | None = None
-    due: int | None = None
-    deadline: int | None = None
-    meta: msgspec.Raw = msgspec.Raw(b"")
+    v: Annotated[int, Meta(ge=WIRE_VERSION, le=WIRE_VERSION)] = WIRE_VERSION
+    account: Id | None = None
+    tenant: Id | None = None
+    campaign: CampaignId | None = None
+    not_before: Ms | None = None
+    due: Ms | None = None
+    deadline: Ms | None = None
+    meta: msgspec.Raw = msgspec.Raw(NIL)
 
 
 class Origin(NamedTuple):
@@ -80,10 +95,13 @@ class Origin(NamedTuple):
 # Why a record or a send was refused before any call. Public: they stand in receipts, headers and metrics.
 REASONS: dict[str, str] = {
     "empty": "the record has no value",
-    "malformed": "neither a msgpack map nor a JSON object, or cut off, or trailing bytes",
-    "too_deep": "nested deeper than 64 levels",
     "too_large": "the record is larger than 2 MiB",
-    "not_a_map": "the value is not a map with string keys",
+    "not_a_map": "the value is neither a msgpack map nor a JSON object",
+    "malformed": "cut off, trailing bytes, text that is not UTF-8, or against msgpack's or JSON's grammar",
+    "too_deep": "nested deeper than 64 levels",
+    "key_invalid": "a map, at any level, has a key that is not a string",
+    "extension": "a msgpack extension type (timestamps are one), which not every reader of receipts knows",
+    "header_invalid": "a `surgetank-` header does not say what it should",
     "version_unknown": "`v` is not a version this engine reads (1)",
     "id_missing": "`id` is missing",
     "id_invalid": "`id` is not a string of 1..128 bytes",
@@ -101,7 +119,7 @@ REASONS: dict[str, str] = {
     "to_too_many": "`to` has more than 10,000 recipients",
     "recipient_invalid": "a recipient's id is not a string of 1..128 bytes",
     "recipient_forbidden": "a recipient's id would be read by the platform as more, or other, than one recipient",
-    "data_invalid": "a recipient's `data` is not a map, or the channel cannot carry values of a recipient's own",
+    "data_invalid": "a recipient's `data` is not a map of <= 4 KiB, or the channel cannot carry values of its own",
     "content_missing": "`content` is missing",
     "content_invalid": "`content` is not a map the channel's driver understands",
     "content_too_large": "`content` is larger than 64 KiB, or than the platform takes",
@@ -114,5 +132,8 @@ REASONS: dict[str, str] = {
     "due_invalid": "`due` is not a time in ms since the epoch",
     "deadline_invalid": "`deadline` is not a time in ms since the epoch",
     "times_contradict": "`deadline` or `due` lies before `not_before`, or `due` after `deadline`",
+    "meta_invalid": "`meta`, given as JSON, has a number that msgpack cannot carry",
     "meta_too_large": "`meta` is larger than 4 KiB",
+    "registered_invalid": "a registered content is not `channel`, `content` and `fields` as documented",
+    "command_invalid": "a control record is not a command this engine knows",
 }

@@ -1,0 +1,271 @@
+# cython: language_level=3
+"""Reads a record once, before anything is built from it: see scan.pyi.
+
+msgpack is read with one counter of open items for each level, JSON with one counter of brackets; nothing recurses and
+nothing is allocated, so the cost is one pass over the bytes (about 1 ns each) whatever they say.
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from libc.math cimport isfinite
+from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memcmp, memcpy
+
+cdef enum:
+    OK = 0
+    CUT_OFF = 1
+    TRAILING = 2
+    BAD_BYTE = 3
+    BAD_UTF8 = 4
+    TOO_DEEP = 5
+    BAD_KEY = 6
+    EXTENSION = 7
+    NOT_PLAIN = 8
+    NOT_A_MAP = 9
+
+WHAT = {
+    CUT_OFF: "malformed", TRAILING: "malformed", BAD_BYTE: "malformed", BAD_UTF8: "malformed",
+    TOO_DEEP: "too_deep", BAD_KEY: "key_invalid", EXTENSION: "extension", NOT_PLAIN: "not_plain",
+    NOT_A_MAP: "not_a_map",
+}
+TEXT = {
+    CUT_OFF: "cut off", TRAILING: "bytes after the value", BAD_BYTE: "a byte that starts nothing",
+    BAD_UTF8: "not UTF-8", TOO_DEEP: "nested too deep", BAD_KEY: "a map's key is not a string",
+    EXTENSION: "a msgpack extension type", NOT_PLAIN: "bytes, NaN or infinity where text and numbers are wanted",
+    NOT_A_MAP: "not a map",
+}
+
+ctypedef const unsigned char* Bytes
+
+
+class ScanError(ValueError):
+    def __init__(self, what, text, at):
+        super().__init__(f"{text} at byte {at}")
+        self.what = what
+        self.at = at
+
+
+cdef inline Bytes utf8_error(Bytes p, Bytes end) noexcept nogil:
+    """The first byte that is not UTF-8 (RFC 3629: shortest form, no surrogates), or NULL."""
+    cdef uint64_t word
+    cdef unsigned char c, low, high
+    cdef int more
+    while p < end:
+        if end - p >= 8:
+            memcpy(&word, p, 8)
+            if not word & <uint64_t>0x8080808080808080:
+                p += 8
+                continue
+        c = p[0]
+        if c < 0x80:
+            p += 1
+            continue
+        low, high = 0x80, 0xBF
+        if 0xC2 <= c <= 0xDF:
+            more = 1
+        elif 0xE0 <= c <= 0xEF:
+            more = 2
+            if c == 0xE0:
+                low = 0xA0
+            elif c == 0xED:
+                high = 0x9F
+        elif 0xF0 <= c <= 0xF4:
+            more = 3
+            if c == 0xF0:
+                low = 0x90
+            elif c == 0xF4:
+                high = 0x8F
+        else:
+            return p
+        if end - p <= more or p[1] < low or p[1] > high:
+            return p
+        if more > 1 and p[2] & 0xC0 != 0x80 or more > 2 and p[3] & 0xC0 != 0x80:
+            return p
+        p += more + 1
+    return NULL
+
+
+cdef inline uint64_t big_endian(Bytes p, int n) noexcept nogil:
+    cdef uint64_t value = 0
+    cdef int i
+    for i in range(n):
+        value = value << 8 | p[i]
+    return value
+
+
+cdef inline bint finite(Bytes p, int n) noexcept nogil:
+    cdef uint64_t bits = big_endian(p, n)
+    cdef uint32_t half
+    cdef float single
+    cdef double full
+    if n == 4:
+        half = <uint32_t>bits
+        memcpy(&single, &half, 4)
+        return isfinite(single)
+    memcpy(&full, &bits, 8)
+    return isfinite(full)
+
+
+cdef inline Bytes string_end(Bytes p, Bytes end) noexcept nogil:
+    """The closing quote of a JSON string, or NULL."""
+    while p < end:
+        if p[0] == c'"':
+            return p
+        p += 2 if p[0] == c"\\" else 1
+    return NULL
+
+
+cdef class Scanner:
+    def __init__(self, names, *, bint plain=False):
+        if len(names) > MAX_NAMES:
+            raise ValueError(f"at most {MAX_NAMES} names")
+        self.plain = plain
+        self.names = tuple(name.encode() for name in names)  # owns what `name` points into
+        self.count = len(self.names)
+        for i, name in enumerate(self.names):
+            self.name[i] = PyBytes_AS_STRING(name)
+            self.length[i] = len(name)
+
+    def scan(self, bytes value not None):
+        cdef Bytes start = <Bytes>PyBytes_AS_STRING(value)
+        cdef Bytes at = start
+        cdef Bytes end = start + PyBytes_GET_SIZE(value)
+        cdef Py_ssize_t unknown = 0
+        cdef int code
+        if at < end and at[0] == c"{":
+            code = self.json(&at, end, &unknown)
+        else:
+            code = self.msgpack(&at, end, &unknown)
+        if code != OK:
+            raise ScanError(WHAT[code], TEXT[code], at - start)
+        return unknown
+
+    cdef inline bint known(self, Bytes key, Py_ssize_t n) noexcept nogil:
+        cdef int i
+        for i in range(self.count):
+            if self.length[i] == n and memcmp(self.name[i], key, n) == 0:
+                return True
+        return False
+
+    cdef int msgpack(self, Bytes* at, Bytes end, Py_ssize_t* unknown) noexcept nogil:
+        """Walk one value. ``at[0]`` is left where it went wrong."""
+        cdef uint64_t left[MAX_DEPTH]  # items still to come on each level; a map's keys and values count alike
+        cdef bint is_map[MAX_DEPTH]
+        cdef int depth = 0
+        cdef Bytes p = at[0]
+        cdef Bytes body
+        cdef unsigned char c
+        cdef uint64_t size
+        cdef int width
+        cdef bint key
+        if p >= end:
+            return CUT_OFF
+        if not (p[0] & 0xF0 == 0x80 or p[0] == 0xDE or p[0] == 0xDF):
+            return NOT_A_MAP
+        while True:
+            at[0] = p
+            if p >= end:
+                return CUT_OFF
+            key = False
+            if depth:
+                key = is_map[depth - 1] and left[depth - 1] & 1 == 0
+                left[depth - 1] -= 1
+            c = p[0]
+            p += 1
+            if c <= 0x7F or c >= 0xE0 or c == 0xC0 or c == 0xC2 or c == 0xC3:
+                if key:
+                    return BAD_KEY
+            elif c <= 0x9F or 0xDC <= c <= 0xDF:
+                if key:
+                    return BAD_KEY
+                width = 0 if c <= 0x9F else 2 if c & 1 == 0 else 4
+                if end - p < width:
+                    return CUT_OFF
+                size = big_endian(p, width) if width else c & 0x0F
+                p += width
+                if depth == MAX_DEPTH:
+                    return TOO_DEEP
+                is_map[depth] = c <= 0x8F or c >= 0xDE
+                left[depth] = size << 1 if is_map[depth] else size
+                if left[depth] > <uint64_t>(end - p):  # every item takes a byte at least
+                    return CUT_OFF
+                depth += 1
+            elif c <= 0xBF or 0xD9 <= c <= 0xDB or 0xC4 <= c <= 0xC6:
+                width = 0 if c <= 0xBF else 1 << (c - 0xD9 if c >= 0xD9 else c - 0xC4)
+                if end - p < width:
+                    return CUT_OFF
+                size = big_endian(p, width) if width else c & 0x1F
+                p += width
+                if size > <uint64_t>(end - p):
+                    return CUT_OFF
+                if 0xC4 <= c <= 0xC6:
+                    if key:
+                        return BAD_KEY
+                    if self.plain:
+                        return NOT_PLAIN
+                else:
+                    body = utf8_error(p, p + size)
+                    if body != NULL:
+                        at[0] = body
+                        return BAD_UTF8
+                    if key and depth == 1 and not self.known(p, <Py_ssize_t>size):
+                        unknown[0] += 1
+                p += size
+            elif 0xCA <= c <= 0xD3:
+                if key:
+                    return BAD_KEY
+                width = 4 << (c - 0xCA) if c <= 0xCB else 1 << ((c - 0xCC) & 3)
+                if end - p < width:
+                    return CUT_OFF
+                if self.plain and c <= 0xCB and not finite(p, width):
+                    return NOT_PLAIN
+                p += width
+            elif c == 0xC1:
+                return BAD_BYTE
+            else:
+                return EXTENSION
+            while depth and left[depth - 1] == 0:  # levels that are complete close
+                depth -= 1
+            if depth == 0:
+                break
+        at[0] = p
+        return OK if p == end else TRAILING
+
+    cdef int json(self, Bytes* at, Bytes end, Py_ssize_t* unknown) noexcept nogil:
+        """Depth, UTF-8 and top-level keys; the rest of the grammar is left to the decoder."""
+        cdef Bytes p = at[0]
+        cdef Bytes text
+        cdef Bytes bad = utf8_error(p, end)
+        cdef int depth = 0
+        cdef bint key = False
+        cdef unsigned char c
+        if bad != NULL:
+            at[0] = bad
+            return BAD_UTF8
+        while p < end:
+            c = p[0]
+            if c == c'"':
+                at[0] = p
+                p += 1
+                text = p
+                p = string_end(p, end)
+                if p == NULL:
+                    return CUT_OFF
+                if key:
+                    key = False
+                    if not self.known(text, p - text):
+                        unknown[0] += 1
+            elif c == c"{" or c == c"[":
+                if depth == MAX_DEPTH:
+                    at[0] = p
+                    return TOO_DEEP
+                depth += 1
+                key = depth == 1
+            elif c == c"}" or c == c"]":
+                depth -= 1
+                if depth == 0:  # what follows is for the decoder to judge
+                    return OK
+            elif c == c"," and depth == 1:
+                key = True
+            p += 1
+        at[0] = p
+        return CUT_OFF
