@@ -10,9 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 from engine.config import ChannelConfig
+from engine.errors import ConfigError
 
 
 class Request(NamedTuple):
@@ -48,11 +51,16 @@ class Action(Enum):
     PARK = "park"  # whole call only: nothing to this account for ``after_s``; then the same again
     FAILED = "failed"  # final, for the recipient(s)
     DEAD = "dead"  # final, for the whole batch: the platform refuses what we sent
-    UNKNOWN = "unknown"  # whole call only, made by the shell: it may or may not have had its effect
+    UNKNOWN = "unknown"  # whole call only: it may or may not have had its effect; made by the shell, and by a driver
+    # instead of RETRY where the answer leaves that open and the channel forbids repeats
 
 
 class Verdict(NamedTuple):
-    """An answer for a call, or for one recipient. ``code`` is the platform's own; ``after_s`` with RETRY and PARK."""
+    """An answer for a call, or for one recipient. ``code`` is the platform's own; ``after_s`` with RETRY and PARK.
+
+    With RETRY, PARK and UNKNOWN ``reason`` is one of a few fixed texts (it becomes a metric's label), never what the
+    platform wrote.
+    """
 
     action: Action
     code: str = ""
@@ -133,4 +141,19 @@ class Driver(Protocol):
         """The call that delivers. ``token`` is empty where none is wanted."""
 
     def result(self, call: Call, reply: Reply) -> CallResult:
-        """What the answer means. Never raises for any bytes: what cannot be understood is a RETRY."""
+        """What the answer means. Never raises for any bytes: what cannot be understood is a RETRY (UNKNOWN on a
+        channel with ``repeats = "never"``, where the platform has no idempotency key)."""
+
+
+def known() -> list[str]:
+    """The drivers there are: a module ``wecom_message`` beside this file is ``wecom.message``."""
+    return sorted(m.name.replace("_", ".", 1) for m in iter_modules(__path__) if not m.name.startswith("_"))
+
+
+def load(name: str, channel: str | None = None) -> type[Driver]:
+    """The driver of that name. Raises ConfigError naming those there are; ``channel`` makes the key's path whole."""
+    if name not in known():
+        key = ("driver",) if channel is None else ("channels", channel, "driver")
+        raise ConfigError(f"no driver is called {name!r}; there are {', '.join(known())}", key)
+    driver: type[Driver] = import_module(f"engine.drivers.{name.replace('.', '_', 1)}").Driver
+    return driver
