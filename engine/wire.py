@@ -1,0 +1,340 @@
+"""The records and headers surgetank writes, and reads back: receipts, headers of moved records, registered content,
+control (pure). The format is documented in docs/wire-format.md; sends are read by ``engine.decode``.
+
+In: structs, or the bytes of a record. Out: bytes, or a struct, or Reject with a reason of ``engine.send.REASONS``.
+Invariant: what is written here can be read here; what cannot be read raises Reject and nothing else.
+Never: decides anything; looks at clocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, NamedTuple, TypeVar
+from urllib.parse import quote
+
+import msgspec
+from msgspec import Meta, Raw
+
+from engine.decode import decode_map
+from engine.errors import Reject
+from engine.send import MAX_CONTENT_BYTES, MAX_RECIPIENTS, MAX_RECORD_BYTES, NIL, WIRE_VERSION, Id, Ms, Origin, Outcome
+
+MAX_RECEIPT_BYTES = 256 * 1024
+MAX_TOLD_CHARS = 512  # of a platform's reason, in receipts and headers
+NO_META = Raw(NIL)
+
+Headers = tuple[tuple[str, bytes], ...]
+
+_encode = msgspec.msgpack.Encoder().encode
+Read = TypeVar("Read")
+_BROKEN = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
+# --- receipts
+
+
+class ReceiptSend(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """What a receipt says of one send. ``to`` None: all its recipients. ``id`` None: the record could not be read."""
+
+    id: str | None
+    origin: Origin
+    to: Sequence[str] | None
+    attempts: int
+    queued_ms: int
+    meta: Raw = NO_META  # one msgpack value, never empty
+
+
+class ReceiptFacts(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    """What all sends of a receipt share. ``at``: ms since the epoch. None: not known, or not given."""
+
+    v: int = WIRE_VERSION
+    tier: str
+    channel: str | None
+    account: str | None
+    tenant: str | None
+    campaign: str | None
+    outcome: Outcome
+    code: str
+    reason: str
+    batch: str
+    platform_id: str
+    at: int
+
+
+class Receipt(ReceiptFacts, frozen=True, gc=False, kw_only=True):
+    """A receipts record, read."""
+
+    sends: list[ReceiptSend]
+
+
+_FACTS = len(ReceiptFacts.__struct_fields__)
+_decode_receipt = msgspec.msgpack.Decoder(Receipt).decode
+
+
+def encode_receipts(facts: ReceiptFacts, sends: Sequence[ReceiptSend]) -> list[bytes]:
+    """The records that tell it, each at most 256 KiB. Cost: about 0.3 us a send."""
+    told = {name: _tellable(getattr(facts, name)) for name in ("code", "reason", "platform_id")}
+    shared = bytearray(_encode(msgspec.structs.replace(facts, **told)))
+    shared[0] = 0x80 | (_FACTS + 1)  # one key more: the sends
+    shared += b"\xa5sends"
+    return [bytes(shared + part) for part in _parts(sends, MAX_RECEIPT_BYTES - len(shared))]
+
+
+def decode_receipt(value: bytes) -> Receipt:
+    """Read a receipts record. Raises Reject("malformed")."""
+    try:
+        return _decode_receipt(value)
+    except _BROKEN as error:
+        raise Reject("malformed", str(error)) from None
+
+
+def _tellable(text: str) -> str:
+    """A platform's words cut to size; JSON may hold half characters that no encoding takes."""
+    return text[:MAX_TOLD_CHARS].encode("utf-8", "replace").decode()
+
+
+def _parts(sends: Sequence[ReceiptSend], limit: int) -> list[bytes]:
+    part = _encode(sends)
+    if len(part) <= limit:
+        return [part]
+    if len(sends) > 1:
+        half = len(sends) // 2
+        return _parts(sends[:half], limit) + _parts(sends[half:], limit)
+    to = sends[0].to
+    if to is None or len(to) < 2:  # cannot be: ids, names and meta have limits of their own
+        return [part]
+    half = len(to) // 2
+    halves = [msgspec.structs.replace(sends[0], to=some) for some in (to[:half], to[half:])]
+    return _parts(halves, limit)
+
+
+def meta_msgpack(meta: Raw) -> Raw:
+    """A send's `meta` as receipts carry it: one msgpack value, nil when there is none."""
+    return meta if meta else NO_META
+
+
+# --- headers of records that were moved
+
+REASON = "surgetank-reason"
+DETAIL = "surgetank-detail"
+ORIGIN = "surgetank-origin"
+ATTEMPTS = "surgetank-attempts"
+FIRST_SEEN = "surgetank-first-seen"
+HOP = "surgetank-hop"
+OPEN = "surgetank-open"
+OURS = frozenset((REASON, DETAIL, ORIGIN, ATTEMPTS, FIRST_SEEN, HOP, OPEN))
+
+
+class Moved(NamedTuple):
+    """Where a record first stood, how often it was moved, when it was first seen (ms since the epoch)."""
+
+    origin: Origin
+    hop: int
+    first_seen_ms: int
+
+
+class History(NamedTuple):
+    """All that the headers of a moved record say. ``positions`` in `to` that are still open; None: all."""
+
+    origin: Origin
+    hop: int
+    first_seen_ms: int
+    attempts: int
+    positions: list[int] | None
+    reason: str
+    detail: str
+
+
+def headers_of(history: History) -> Headers:
+    """Our headers for a record to be moved."""
+    origin = history.origin
+    headers = [
+        (REASON, _tellable(history.reason).encode()),
+        (DETAIL, _tellable(history.detail).encode()),
+        (ORIGIN, f"{origin.topic}:{origin.partition}:{origin.offset}".encode()),
+        (ATTEMPTS, b"%d" % history.attempts),
+        (FIRST_SEEN, b"%d" % history.first_seen_ms),
+        (HOP, b"%d" % history.hop),
+    ]
+    if history.positions is not None:
+        headers.append((OPEN, bitset(history.positions)))
+    return tuple(headers)
+
+
+def dead_headers(
+    reason: str, detail: str, origin: Origin, attempts: int, first_seen_ms: int, positions: Sequence[int] | None
+) -> Headers:
+    """Our headers for the dead topic."""
+    listed = None if positions is None else list(positions)
+    return headers_of(History(origin, 0, first_seen_ms, attempts, listed, reason, detail))
+
+
+def with_headers(headers: Headers, ours: Headers) -> Headers:
+    """The record's headers with ours in place of older ones of ours; the rest (traceparent) as they came."""
+    return tuple(header for header in headers if header[0] not in OURS) + ours
+
+
+def history(headers: Headers) -> History | None:
+    """What our headers say; None for a record that was never moved. Raises Reject("header_invalid")."""
+    ours = {name: value or b"" for name, value in headers if name in OURS}  # Kafka knows null values
+    if ORIGIN not in ours:
+        return None
+    return History(
+        origin=_origin(ours[ORIGIN]),
+        hop=_number(ours, HOP),
+        first_seen_ms=_number(ours, FIRST_SEEN),
+        attempts=_number(ours, ATTEMPTS),
+        positions=positions_of(ours[OPEN]) if OPEN in ours else None,
+        reason=_text(ours, REASON),
+        detail=_text(ours, DETAIL),
+    )
+
+
+def moved(headers: Headers) -> Moved | None:
+    """The part of ``history`` that dedupe and deadlines need. Raises Reject("header_invalid")."""
+    told = history(headers)
+    return None if told is None else Moved(told.origin, told.hop, told.first_seen_ms)
+
+
+def bitset(positions: Sequence[int]) -> bytes:
+    """Bit ``p % 8`` of byte ``p // 8`` stands for position p of `to`; at most 1,250 bytes."""
+    bits = bytearray(max(positions, default=-1) // 8 + 1)
+    for position in positions:
+        bits[position >> 3] |= 1 << (position & 7)
+    return bytes(bits)
+
+
+def positions_of(bits: bytes) -> list[int]:
+    """The positions of a bitset, ascending. Raises Reject("header_invalid")."""
+    if len(bits) > MAX_RECIPIENTS // 8:
+        raise Reject("header_invalid", f"{OPEN}: {len(bits)} bytes; at most {MAX_RECIPIENTS // 8}")
+    return [at * 8 + bit for at, byte in enumerate(bits) if byte for bit in range(8) if byte >> bit & 1]
+
+
+def _origin(value: bytes) -> Origin:
+    parts = value.split(b":")
+    if len(parts) != 3 or not 0 < len(parts[0]) <= 249 or not parts[0].isascii():
+        raise Reject("header_invalid", f"{ORIGIN}: not topic:partition:offset")
+    topic, partition, offset = parts
+    return Origin(topic.decode(), _digits(partition, ORIGIN), _digits(offset, ORIGIN))
+
+
+def _number(ours: Mapping[str, bytes], name: str) -> int:
+    return _digits(ours[name], name) if name in ours else 0
+
+
+def _digits(value: bytes, name: str) -> int:
+    if not value.isdigit() or len(value) > 18:  # within int64
+        raise Reject("header_invalid", f"{name}: not a number")
+    return int(value)
+
+
+def _text(ours: Mapping[str, bytes], name: str) -> str:
+    return ours.get(name, b"")[: MAX_TOLD_CHARS * 4].decode("utf-8", "replace")
+
+
+# --- registered content
+
+
+class FieldRule(msgspec.Struct, frozen=True, gc=False):
+    """What a template wants of one field."""
+
+    required: bool = False
+    max_chars: Annotated[int, Meta(ge=1)] | None = None
+
+
+class Registered(msgspec.Struct, frozen=True, gc=False):
+    """A record of the content topic; its key is the content's id."""
+
+    channel: Id
+    content: dict[str, Any]
+    fields: dict[str, FieldRule] = {}
+
+
+def content_id(key: bytes | None) -> str:
+    """The id a content record is about. Raises Reject("registered_invalid")."""
+    try:
+        name = (key or b"").decode()
+    except UnicodeDecodeError as error:
+        raise Reject("registered_invalid", f"key: {error}") from None
+    if not 0 < len(name.encode()) <= 128:
+        raise Reject("registered_invalid", "the key, a content's id, is not 1..128 bytes")
+    return name
+
+
+def decode_registered(value: bytes) -> Registered:
+    """Read a registered content, msgpack or JSON. Raises Reject("registered_invalid")."""
+    if len(value) > MAX_CONTENT_BYTES * 2:
+        raise Reject("registered_invalid", f"{len(value):,} bytes; at most {MAX_CONTENT_BYTES * 2:,}")
+    return _convert(decode_map(value, "registered_invalid"), Registered, "registered_invalid")
+
+
+# --- control
+
+
+class Command(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    """A command to all workers. ``command``: cancel. ``at``, ``expires``: ms since the epoch.
+
+    Cancels what was first seen until ``at``, in one tenant or (None) in all; obeyed until ``expires``.
+    """
+
+    v: Annotated[int, Meta(ge=WIRE_VERSION, le=WIRE_VERSION)] = WIRE_VERSION
+    id: Id
+    command: str
+    tenant: Id | None = None
+    campaign: Id
+    at: Ms
+    expires: Ms
+
+
+class Reply(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    """One worker's answer to a command: how many recipients it ended."""
+
+    v: Annotated[int, Meta(ge=WIRE_VERSION, le=WIRE_VERSION)] = WIRE_VERSION
+    reply_to: Id
+    worker: str
+    recipients: Annotated[int, Meta(ge=0)]
+    at: Ms
+
+
+COMMANDS = ("cancel",)
+REPLY_KEY = b"reply/"
+
+
+def encode_command(command: Command) -> tuple[bytes, bytes]:
+    """Key and value. The newest command about a campaign is the one compaction keeps."""
+    tenant = "" if command.tenant is None else quote(command.tenant, safe="")
+    key = f"{command.command}/{tenant}/{quote(command.campaign, safe='')}"
+    return key.encode(), _encode(command)
+
+
+def decode_command(value: bytes) -> Command:
+    """Raises Reject("command_invalid")."""
+    command = _convert(_control(value), Command, "command_invalid")
+    if command.command not in COMMANDS:
+        raise Reject("command_invalid", f"command {command.command!r}; known: {', '.join(COMMANDS)}")
+    return command
+
+
+def encode_reply(command_id: str, worker: str, recipients: int, at: int) -> tuple[bytes, bytes]:
+    """Key and value of a worker's answer."""
+    key = REPLY_KEY + f"{quote(command_id, safe='')}/{quote(worker, safe='')}".encode()
+    return key, _encode(Reply(reply_to=command_id, worker=worker, recipients=recipients, at=at))
+
+
+def decode_reply(value: bytes) -> Reply:
+    """Raises Reject("command_invalid")."""
+    return _convert(_control(value), Reply, "command_invalid")
+
+
+def _control(value: bytes) -> dict[str, Any]:
+    if len(value) > MAX_RECORD_BYTES:
+        raise Reject("command_invalid", f"{len(value):,} bytes")
+    return decode_map(value, "command_invalid")
+
+
+def _convert(value: dict[str, Any], struct: type[Read], reason: str) -> Read:
+    try:
+        return msgspec.convert(value, struct)
+    except msgspec.ValidationError as error:
+        raise Reject(reason, str(error)) from None
