@@ -5,6 +5,7 @@ msgpack is read with one counter of open items for each level, JSON with one cou
 nothing is allocated, so the cost is one pass over the bytes (about 1 ns each) whatever they say.
 """
 
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.math cimport isfinite
 from libc.stdint cimport uint32_t, uint64_t
@@ -112,6 +113,15 @@ cdef inline Bytes string_end(Bytes p, Bytes end) noexcept nogil:
             return p
         p += 2 if p[0] == c"\\" else 1
     return NULL
+
+
+def first_byte(raw):
+    cdef Py_buffer view
+    cdef int first
+    PyObject_GetBuffer(raw, &view, PyBUF_SIMPLE)
+    first = (<Bytes>view.buf)[0] if view.len else -1
+    PyBuffer_Release(&view)
+    return first
 
 
 cdef class Scanner:

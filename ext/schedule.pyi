@@ -6,6 +6,8 @@ byte order; handles are u32 and mean something only to their core. NEVER (2**63 
 
 from typing_extensions import Buffer
 
+from ext.histogram import Histogram
+
 NEVER: int
 TICK_NS: int  # timers are rounded up to this (2**20 ns)
 GLOBAL: int
@@ -19,6 +21,8 @@ CLOSED_DUE: int
 CLOSED_CUT: int
 EXPIRED: int
 CANCELLED: int
+WAIT_EDGES: tuple[int, ...]  # ns, of queue_wait and lateness
+SIZE_EDGES: tuple[int, ...]  # recipients, of batch_recipients
 
 class Batches:
     """What pop_batches returned: ``count`` batches over ``items`` recipients, as columns (memoryviews, read-only)."""
@@ -53,12 +57,35 @@ class Ended:
     attempt: memoryview  # u8
 
 class Core:
+    """Three tiers (0 system, 1 template, 2 basic) over channels and their accounts.
+
+    System goes first; template and basic share by weight (1..2**20), a batch each counting the same. A batch wants to
+    go when it is full, when its oldest run has lingered, at its due time, or ``deadline_lead_ns`` (0..2**62) before a
+    deadline. Handles count up from 0; a bad argument is a ValueError and changes nothing.
+
+    ``now_ns`` is 0..2**62. Every call that takes it first fires the timers that are due, whatever their number; a time
+    before that of an earlier call counts as that one. MemoryError: the call has changed nothing but that, and may be
+    made again.
+    """
+
     def __init__(
         self, template_weight: int = 1, basic_weight: int = 1, deadline_lead_ns: int = 1_000_000_000
     ) -> None: ...
-    def add_channel(self, slots: int, reserved: int, cap: int) -> int: ...
-    def add_account(self, channel: int) -> int: ...
-    def add_limit(self, scope: int, handle: int, unit: int, number: int, per_ns: int, reserved: int) -> int: ...
+    def add_channel(self, slots: int, reserved: int, cap: int) -> int:
+        """A channel of ``slots`` calls in flight (1..2**20), ``reserved`` of them (0..slots - 1) for system, and at most
+        ``cap`` recipients a batch (1..2**20). Returns its handle."""
+
+    def add_account(self, channel: int) -> int:
+        """An account of a channel. Returns its handle, counted over all channels."""
+
+    def add_limit(self, scope: int, handle: int, unit: int, number: int, per_ns: int, reserved: int) -> int:
+        """At most ``number`` (1..2**60) CALLS or RECIPIENTS in any half-open window of ``per_ns`` (1..2**60), ``reserved``
+        of them (0..number - 1) for system. ``handle``: of the channel or account; 0 for GLOBAL.
+
+        Uses are counted in 65 buckets of per / 64: never over, and at least 64/65 of the number can be used. A batch
+        that does not fit waits, and its account, channel or tier with it. Returns the limit's place in its scope.
+        """
+
     def push_many(
         self,
         now_ns: int,
@@ -72,17 +99,54 @@ class Core:
         not_before: Buffer,  # i64 ns
         due: Buffer,  # i64 ns
         deadline: Buffer,  # i64 ns
-        linger: Buffer,  # i64 ns
+        linger: Buffer,  # i64 ns, 0 or more
         pushed: Buffer,  # i64 ns
-        count: Buffer,  # u32 recipients of this run
+        count: Buffer,  # u32 recipients of this run, 1..65,536
         position: Buffer,  # u16, one a recipient
-        id_length: Buffer,  # u8
+        id_length: Buffer,  # u8, 1 or more
         ids: bytes,
-    ) -> None: ...
-    def pop_batches(self, now_ns: int, budget: int) -> Batches: ...
-    def release(self, channel: int, tier: int) -> None: ...
-    def cancel(self, tenant: int, campaign: int) -> int: ...
-    def reap(self, now_ns: int, budget: int) -> Ended: ...
-    def block(self, scope: int, handle: int, until_ns: int) -> None: ...
-    def next_due(self, now_ns: int) -> int: ...
-    def stats(self) -> dict[str, list[int]]: ...
+    ) -> None:
+        """Take runs in: all of them, or none and a ValueError that names column and row. A run whose deadline has
+        passed ends at once, as EXPIRED."""
+
+    def pop_batches(self, now_ns: int, budget: int) -> Batches:
+        """Form what may go now; each batch takes a slot of its channel until ``release``.
+
+        A recipient moved or a queue looked at is a step. It ends when ``budget`` (1..2**20) steps are made, but
+        finishes the batch it is at: at most budget + the largest cap of steps.
+        """
+
+    def release(self, channel: int, tier: int) -> None:
+        """A call of this tier has ended: its slot is free. ValueError: none was in flight."""
+
+    def cancel(self, tenant: int, campaign: int) -> int:
+        """End all that is queued or waiting of a campaign, in every tier; returns how many recipients. Takes as long as
+        the campaign has flows, whatever they hold."""
+
+    def reap(self, now_ns: int, budget: int) -> Ended:
+        """Hand back up to ``budget`` (1..2**20) recipients that expired or were cancelled, in the order they ended."""
+
+    def block(self, scope: int, handle: int, until_ns: int) -> None:
+        """Nothing of this scope leaves before ``until_ns``; a later block does not shorten an earlier one."""
+
+    def next_due(self, now_ns: int) -> int:
+        """When to call next: ``now_ns`` (or the core's time, if later) when something may go or was not reaped; else a
+        time after it at which a timer fires, or earlier; NEVER when there is none. Slots and pushes come by themselves.
+        """
+
+    def stats(self) -> dict[str, list[int]]:
+        """By name one number a tier, in recipients; cheap (takes as long as there are accounts).
+
+        Since the start: pushed = popped + expired + cancelled + queued + waiting. Now: queued = linger (waits to merge)
+        + throttled (held by a limit or a block) + ready; waiting = retry (attempt > 0) + scheduled; ended (not reaped);
+        flows and runs (their numbers). ``memory_bytes``: one number, what the core has asked for.
+        """
+
+    def queue_wait(self, tier: int, channel: int) -> Histogram:
+        """ns from pushed (or not_before, if later) to leaving, a count each recipient of a first attempt."""
+
+    def lateness(self, tier: int) -> Histogram:
+        """ns from due to leaving, 0 when in time, a count each recipient that left."""
+
+    def batch_recipients(self, channel: int) -> Histogram:
+        """Recipients of a batch, a count each batch."""

@@ -1,0 +1,1 @@
+"""The scheduling algorithm; nothing in here can be called from Python. See schedule.pyi."""

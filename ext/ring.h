@@ -1,0 +1,43 @@
+/* Rings: circular doubly linked lists through a head, intrusive; every operation is O(1) and none allocates.
+   A link that is in no ring has next == NULL. A head owns nothing (owner == NULL), so the first of an empty ring is NULL. */
+#ifndef SURGETANK_RING_H
+#define SURGETANK_RING_H
+
+#include <assert.h>
+#include <stddef.h>
+
+typedef struct Link {
+    struct Link *prev, *next;
+    void *owner; /* borrowed: what this link is part of */
+} Link;
+
+static inline void ring_make(Link *head) {
+    head->prev = head->next = head;
+    head->owner = NULL;
+}
+
+static inline int ring_holds(const Link *link) { return link->next != NULL; }
+
+static inline void *ring_first(const Link *head) { return head->next->owner; }
+
+static inline void ring_append(Link *head, Link *link) {
+    assert(link->next == NULL && link->owner != NULL);
+    link->prev = head->prev;
+    link->next = head;
+    head->prev->next = link;
+    head->prev = link;
+}
+
+static inline void ring_remove(Link *link) {
+    assert(link->next != NULL && link->prev->next == link && link->next->prev == link);
+    link->prev->next = link->next;
+    link->next->prev = link->prev;
+    link->prev = link->next = NULL;
+}
+
+static inline void ring_to_tail(Link *head, Link *link) {
+    ring_remove(link);
+    ring_append(head, link);
+}
+
+#endif

@@ -1,0 +1,32 @@
+from libc.stdint cimport int64_t
+
+from ext.queues cimport Queues, Scope
+
+
+cdef class Core:
+    cdef Queues* q  # owned
+    cdef list waits  # a channel: three Histograms (by tier), which q fills
+    cdef list sizes  # a channel: its Histogram of batch sizes
+    cdef list late  # a tier: its Histogram
+
+    cdef Scope* scope(self, object scope, object handle) except NULL
+    cdef int64_t channel_of(self, object handle) except -1
+    cdef int advance(self, object now_ns) except -1
+    cdef int limits(self, Scope* scope) noexcept
+    cdef dict tier_stats(self, int tier)
+
+
+cdef class Batches:
+    cdef readonly Py_ssize_t count
+    cdef readonly Py_ssize_t items
+    cdef readonly bint more
+    cdef readonly bytes ids
+    cdef object columns  # one bytes object that holds all columns
+    cdef dict __dict__  # the columns that were asked for
+
+
+cdef class Ended:
+    cdef readonly Py_ssize_t items
+    cdef readonly bint more
+    cdef object columns
+    cdef dict __dict__

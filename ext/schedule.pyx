@@ -1,0 +1,501 @@
+# distutils: include_dirs = ext
+"""The core as Python sees it: checks what comes in, hands rows to ext.queues, lays what comes out into columns.
+
+In: columns (buffers), handles, times. Out: Batches and Ended.
+Invariant: a call that raises has changed nothing, except that time has moved on.
+Never: keeps a reference to a caller's buffer, or makes a Python object for a recipient.
+"""
+
+from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.long cimport PyLong_AsLongLongAndOverflow
+from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
+
+from ext.histogram cimport Histogram
+from ext.queues cimport (
+    BASIC, CANCELLED_, CAP, CUT, DUE, EXPIRED_, LINGER_OVER, OPEN, PARKED, SYSTEM, TEMPLATE, TIERS,
+    BatchRow, EndedRow, ItemRow, Node, Output, Queues, Row, Run, Scope, Window,
+    queues_add_account, queues_add_channel, queues_add_limit, queues_advance, queues_cancel, queues_due, queues_free,
+    queues_make, queues_make_run, queues_memory, queues_pop, queues_push, queues_reap, queues_release, queues_undo_run,
+)
+
+NEVER = INT64_MAX
+TICK_NS = 1 << 20
+GLOBAL, CHANNEL, ACCOUNT = 0, 1, 2
+CALLS, RECIPIENTS = 0, 1
+CLOSED_CAP, CLOSED_LINGER, CLOSED_DUE, CLOSED_CUT = CAP, LINGER_OVER, DUE, CUT
+EXPIRED, CANCELLED = EXPIRED_, CANCELLED_
+
+_MS = 1_000_000
+WAIT_EDGES = tuple(ms * _MS for ms in (
+    1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 60_000, 120_000, 300_000, 600_000,
+    1_800_000, 3_600_000, 14_400_000, 86_400_000,
+))
+SIZE_EDGES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000)
+
+cdef enum:
+    MOST = 1 << 20  # weights, slots, caps, budgets, channels, accounts
+    MOST_RUN = 65536  # recipients of a run: what a u16 position can tell apart
+
+cdef int64_t LATEST = <int64_t>1 << 62  # of now, and other sums stay inside 64 bits
+cdef int64_t WIDEST = <int64_t>1 << 60  # of a window and its number
+
+
+cdef int64_t within(str name, object value, int64_t least, int64_t most) except? -1:
+    cdef int overflow = 0
+    cdef int64_t number = PyLong_AsLongLongAndOverflow(value, &overflow)
+    if overflow or not least <= number <= most:
+        raise ValueError(f"{name} is {value}: {least}..{most} expected")
+    return number
+
+
+# --- columns in ---
+
+cdef enum:  # columns
+    SEND, TIER, ACCOUNT_, TENANT, CAMPAIGN, CONTENT, ATTEMPT, NOT_BEFORE, DUE_, DEADLINE, LINGER, PUSHED, COUNT
+    POSITION, ID_LENGTH, COLUMNS
+
+cdef tuple NAMES = (
+    "send", "tier", "account", "tenant", "campaign", "content", "attempt", "not_before", "due", "deadline", "linger",
+    "pushed", "count", "position", "id_length",
+)
+cdef bytes CODES = b"IBIIIIBqqqqqIHB"
+
+
+cdef class Columns:
+    """The columns of one push_many while it runs."""
+
+    cdef Py_buffer views[COLUMNS]
+    cdef int held  # so many of them must be released
+    cdef Py_ssize_t runs, items
+    cdef bytes ids
+
+    def __dealloc__(self):
+        while self.held:
+            self.held -= 1
+            PyBuffer_Release(&self.views[self.held])
+
+    cdef int hold(self, tuple buffers, bytes ids) except -1:
+        cdef int i
+        cdef Py_ssize_t length
+        for i in range(COLUMNS):
+            self.hold_one(i, buffers[i])
+            length = self.views[i].len // self.views[i].itemsize
+            if i == SEND:
+                self.runs = length
+            elif i == POSITION:
+                self.items = length
+            elif length != (self.runs if i < POSITION else self.items):
+                raise ValueError(
+                    f"{NAMES[i]} has {length} rows: {self.runs if i < POSITION else self.items} expected, as in "
+                    f"{'send' if i < POSITION else 'position'}"
+                )
+        self.ids = ids
+        return 0
+
+    cdef int hold_one(self, int i, object buffer) except -1:
+        cdef Py_buffer* view = &self.views[i]
+        try:
+            PyObject_GetBuffer(buffer, view, PyBUF_FORMAT | PyBUF_ND)
+        except (TypeError, BufferError) as error:
+            raise ValueError(f"{NAMES[i]}: {error}") from error
+        self.held += 1
+        if not is_format(view.format, CODES[i], view.itemsize):
+            code = "B" if view.format == NULL else view.format.decode()
+            raise ValueError(f"{NAMES[i]} has items {code!r}: {chr(CODES[i])!r} expected")
+        return 0
+
+    cdef int check(self, Queues* q) except -1:
+        """Raises ValueError for the first row that cannot be pushed."""
+        cdef Py_ssize_t i
+        cdef int64_t recipients = 0, id_bytes = 0
+        cdef const uint8_t* tiers = <const uint8_t*>self.views[TIER].buf
+        cdef const uint32_t* accounts = <const uint32_t*>self.views[ACCOUNT_].buf
+        cdef const uint32_t* counts = <const uint32_t*>self.views[COUNT].buf
+        cdef const int64_t* lingers = <const int64_t*>self.views[LINGER].buf
+        cdef const uint8_t* lengths = <const uint8_t*>self.views[ID_LENGTH].buf
+        for i in range(self.runs):
+            if tiers[i] >= TIERS:
+                raise ValueError(f"tier[{i}] is {tiers[i]}: 0, 1 or 2 expected")
+            if accounts[i] >= q.account_count:
+                raise ValueError(f"account[{i}] is {accounts[i]}: a handle below {q.account_count} expected")
+            if not 1 <= counts[i] <= MOST_RUN:
+                raise ValueError(f"count[{i}] is {counts[i]}: 1..{MOST_RUN} expected")
+            if lingers[i] < 0:
+                raise ValueError(f"linger[{i}] is {lingers[i]}: 0 or more expected")
+            recipients += counts[i]
+        if recipients != self.items:
+            raise ValueError(f"count adds up to {recipients}: {self.items} expected, the rows of position")
+        for i in range(self.items):
+            if lengths[i] == 0:
+                raise ValueError(f"id_length[{i}] is 0: 1..255 expected")
+            id_bytes += lengths[i]
+        if id_bytes != len(self.ids):
+            raise ValueError(f"id_length adds up to {id_bytes}: {len(self.ids)} expected, the bytes of ids")
+        return 0
+
+    cdef Run* make_runs(self, Queues* q) except? NULL:
+        """All runs, chained by next; MemoryError: none."""
+        cdef Run* first = NULL
+        cdef Run** end = &first
+        cdef Row row
+        cdef Py_ssize_t i
+        cdef uint32_t k
+        row.positions = <const uint16_t*>self.views[POSITION].buf
+        row.id_lengths = <const uint8_t*>self.views[ID_LENGTH].buf
+        row.ids = <const uint8_t*>PyBytes_AS_STRING(self.ids)
+        for i in range(self.runs):
+            self.fill(&row, i)
+            row.id_bytes = 0
+            for k in range(row.count):
+                row.id_bytes += row.id_lengths[k]
+            end[0] = queues_make_run(q, &row)
+            if end[0] == NULL:
+                undo(q, first)
+                raise MemoryError
+            end = &end[0].next
+            end[0] = NULL
+            row.positions += row.count
+            row.id_lengths += row.count
+            row.ids += row.id_bytes
+        return first
+
+    cdef void fill(self, Row* row, Py_ssize_t i) noexcept:
+        row.send = (<const uint32_t*>self.views[SEND].buf)[i]
+        row.tier = (<const uint8_t*>self.views[TIER].buf)[i]
+        row.account = (<const uint32_t*>self.views[ACCOUNT_].buf)[i]
+        row.tenant = (<const uint32_t*>self.views[TENANT].buf)[i]
+        row.campaign = (<const uint32_t*>self.views[CAMPAIGN].buf)[i]
+        row.content = (<const uint32_t*>self.views[CONTENT].buf)[i]
+        row.attempt = (<const uint8_t*>self.views[ATTEMPT].buf)[i]
+        row.not_before = (<const int64_t*>self.views[NOT_BEFORE].buf)[i]
+        row.due = (<const int64_t*>self.views[DUE_].buf)[i]
+        row.deadline = (<const int64_t*>self.views[DEADLINE].buf)[i]
+        row.linger = (<const int64_t*>self.views[LINGER].buf)[i]
+        row.pushed = (<const int64_t*>self.views[PUSHED].buf)[i]
+        row.count = (<const uint32_t*>self.views[COUNT].buf)[i]
+
+
+cdef bint is_format(const char* text, char code, Py_ssize_t size) noexcept:
+    """A native integer of the right kind and size; int64 goes by the name of l or q, uint32 by I or L."""
+    if text == NULL:
+        return code == c"B"
+    if text[0] == c"@" or text[0] == c"=":
+        text += 1
+    if text[0] == 0 or text[1] != 0:
+        return False
+    if code == c"q":
+        return size == 8 and (text[0] == c"q" or text[0] == c"l")
+    if code == c"I":
+        return size == 4 and (text[0] == c"I" or text[0] == c"L")
+    return text[0] == code
+
+
+cdef void undo(Queues* q, Run* run) noexcept:
+    cdef Run* after
+    while run != NULL:
+        after = run.next
+        queues_undo_run(q, run)
+        run = after
+
+
+# --- columns out ---
+
+cdef class Layout:
+    """Cuts one bytes object into columns that start at multiples of 8."""
+
+    cdef object data
+    cdef Py_ssize_t used
+
+    def __cinit__(self, Py_ssize_t bytes_needed, int columns):
+        self.data = PyBytes_FromStringAndSize(NULL, bytes_needed + 8 * columns + 8 & ~7)
+        self.used = 0
+
+    cdef void* column(self, Py_ssize_t rows, Py_ssize_t size) noexcept:
+        cdef char* start = PyBytes_AS_STRING(self.data) + self.used
+        self.used += rows * size + 7 & ~7
+        return start
+
+
+cdef object view_column(bytes data, tuple columns, tuple rows, str name):
+    """The column of this name as a read-only memoryview; None: there is none."""
+    cdef Py_ssize_t start = 0, size, length
+    for (known, code, size), length in zip(columns, rows, strict=True):
+        if known == name:
+            return memoryview(data).cast(code)[start // size:start // size + length]
+        start += length * size + 7 & ~7
+    return None
+
+
+cdef tuple BATCH_COLUMNS = (
+    ("due", "q", 8), ("pushed", "q", 8),
+    ("channel", "I", 4), ("account", "I", 4), ("tenant", "I", 4), ("campaign", "I", 4), ("content", "I", 4),
+    ("start", "I", 4), ("send", "I", 4), ("id_end", "I", 4),
+    ("position", "H", 2), ("tier", "B", 1), ("closed", "B", 1), ("attempt", "B", 1),
+)
+cdef tuple ENDED_COLUMNS = (("send", "I", 4), ("position", "H", 2), ("cause", "B", 1), ("attempt", "B", 1))
+
+
+cdef class Batches:
+    def __getattr__(self, name):
+        cdef Py_ssize_t b = self.count, n = self.items
+        view = view_column(self.columns, BATCH_COLUMNS, (b, n, b, b, b, b, b, b + 1, n, n + 1, n, b, b, n), name)
+        if view is None:
+            raise AttributeError(f"Batches has no {name!r}")
+        setattr(self, name, view)  # found before this method from now on
+        return view
+
+
+cdef class Ended:
+    def __getattr__(self, name):
+        cdef Py_ssize_t n = self.items
+        view = view_column(self.columns, ENDED_COLUMNS, (n, n, n, n), name)
+        if view is None:
+            raise AttributeError(f"Ended has no {name!r}")
+        setattr(self, name, view)  # found before this method from now on
+        return view
+
+
+cdef Batches hand_over(Output* out):
+    """Copies the rows of the output into columns; the caller empties it, so that no memory means nothing is lost."""
+    cdef Py_ssize_t b = out.batches_used, n = out.items_used, i
+    cdef Layout layout = Layout(b * 34 + n * 19 + 8, 14)
+    cdef Batches made = Batches()
+    cdef int64_t* due = <int64_t*>layout.column(b, 8)
+    cdef int64_t* pushed = <int64_t*>layout.column(n, 8)
+    cdef uint32_t* channel = <uint32_t*>layout.column(b, 4)
+    cdef uint32_t* account = <uint32_t*>layout.column(b, 4)
+    cdef uint32_t* tenant = <uint32_t*>layout.column(b, 4)
+    cdef uint32_t* campaign = <uint32_t*>layout.column(b, 4)
+    cdef uint32_t* content = <uint32_t*>layout.column(b, 4)
+    cdef uint32_t* start = <uint32_t*>layout.column(b + 1, 4)
+    cdef uint32_t* send = <uint32_t*>layout.column(n, 4)
+    cdef uint32_t* id_end = <uint32_t*>layout.column(n + 1, 4)
+    cdef uint16_t* position = <uint16_t*>layout.column(n, 2)
+    cdef uint8_t* tier = <uint8_t*>layout.column(b, 1)
+    cdef uint8_t* closed = <uint8_t*>layout.column(b, 1)
+    cdef uint8_t* attempt = <uint8_t*>layout.column(n, 1)
+    cdef const BatchRow* batch
+    cdef const ItemRow* item
+    for i in range(b):
+        batch = &out.batches[i]
+        due[i], channel[i], account[i], tenant[i] = batch.due, batch.channel, batch.account, batch.tenant
+        campaign[i], content[i], start[i] = batch.campaign, batch.content, batch.start
+        tier[i], closed[i] = batch.tier, batch.closed
+    start[b] = <uint32_t>n
+    id_end[0] = 0
+    for i in range(n):
+        item = &out.items[i]
+        pushed[i], send[i], position[i], attempt[i] = item.pushed, item.send, item.position, item.attempt
+        id_end[i + 1] = item.id_end
+    made.ids = PyBytes_FromStringAndSize(<char*>out.ids, out.ids_used)
+    made.count, made.items, made.columns = b, n, layout.data
+    return made
+
+
+cdef Ended make_ended(Py_ssize_t n, Layout layout):
+    """Columns for n rows, still to be filled."""
+    cdef Ended made = Ended()
+    made.items, made.columns = n, layout.data
+    return made
+
+
+cdef void fill_ended(Layout layout, const EndedRow* rows, Py_ssize_t n) noexcept:
+    cdef uint32_t* send = <uint32_t*>layout.column(n, 4)
+    cdef uint16_t* position = <uint16_t*>layout.column(n, 2)
+    cdef uint8_t* cause = <uint8_t*>layout.column(n, 1)
+    cdef uint8_t* attempt = <uint8_t*>layout.column(n, 1)
+    cdef Py_ssize_t i
+    for i in range(n):
+        send[i], position[i], cause[i], attempt[i] = rows[i].send, rows[i].position, rows[i].cause, rows[i].attempt
+
+
+# --- the core ---
+
+cdef class Core:
+    def __cinit__(self, template_weight=1, basic_weight=1, deadline_lead_ns=1_000_000_000):
+        cdef int tier
+        self.q = queues_make(
+            <uint32_t>within("template_weight", template_weight, 1, MOST),
+            <uint32_t>within("basic_weight", basic_weight, 1, MOST),
+            within("deadline_lead_ns", deadline_lead_ns, 0, LATEST),
+            <uint64_t>hash(b"surgetank"),  # Python draws the key of this hash anew for every process
+        )
+        if self.q == NULL:
+            raise MemoryError
+        self.waits, self.sizes, self.late = [], [], []
+        for tier in range(TIERS):
+            late = Histogram(WAIT_EDGES)
+            self.late.append(late)
+            self.q.lateness[tier] = &(<Histogram>late).counts
+
+    def __dealloc__(self):
+        queues_free(self.q)
+
+    cdef Scope* scope(self, object scope, object handle) except NULL:
+        cdef int64_t kind = within("scope", scope, GLOBAL, ACCOUNT)
+        if kind == GLOBAL:
+            within("handle", handle, 0, 0)
+            return &self.q.everything
+        if kind == CHANNEL:
+            return &self.q.channels[self.channel_of(handle)].scope
+        return &self.q.accounts[within("account", handle, 0, <int64_t>self.q.account_count - 1)].scope
+
+    cdef int64_t channel_of(self, object handle) except -1:
+        return within("channel", handle, 0, <int64_t>self.q.channel_count - 1)
+
+    cdef int advance(self, object now_ns) except -1:
+        queues_advance(self.q, within("now_ns", now_ns, 0, LATEST))
+        return 0
+
+    def add_channel(self, slots, reserved, cap):
+        cdef int64_t most = within("slots", slots, 1, MOST)
+        cdef int64_t kept = within("reserved", reserved, 0, most - 1)
+        cdef int64_t largest = within("cap", cap, 1, MOST)
+        cdef uint32_t handle = self.q.channel_count
+        cdef int tier
+        sizes = Histogram(SIZE_EDGES)
+        waits = [Histogram(WAIT_EDGES) for tier in range(TIERS)]
+        within("channels", handle + 1, 1, MOST)
+        if queues_add_channel(self.q, <uint32_t>most, <uint32_t>kept, <uint32_t>largest) < 0:
+            raise MemoryError
+        self.sizes.append(sizes)
+        self.waits.append(waits)
+        self.q.channels[handle].batch_recipients = &(<Histogram>sizes).counts
+        for tier in range(TIERS):
+            self.q.channels[handle].queue_wait[tier] = &(<Histogram>waits[tier]).counts
+        return handle
+
+    def add_account(self, channel):
+        cdef uint32_t handle = self.q.account_count
+        within("accounts", handle + 1, 1, MOST)
+        if queues_add_account(self.q, <uint32_t>self.channel_of(channel)) < 0:
+            raise MemoryError
+        return handle
+
+    def add_limit(self, scope, handle, unit, number, per_ns, reserved):
+        cdef Scope* of = self.scope(scope, handle)
+        cdef int64_t counted = within("unit", unit, CALLS, RECIPIENTS)
+        cdef int64_t most = within("number", number, 1, WIDEST)
+        cdef int64_t per = within("per_ns", per_ns, 1, WIDEST)
+        cdef int64_t kept = within("reserved", reserved, 0, most - 1)
+        if queues_add_limit(of, <int>counted, <uint64_t>most, per, <uint64_t>kept) < 0:
+            raise MemoryError
+        return self.limits(of) - 1
+
+    cdef int limits(self, Scope* scope) noexcept:
+        cdef int n = 0
+        cdef const Window* limit = scope.limits
+        while limit != NULL:
+            n += 1
+            limit = limit.next
+        return n
+
+    def push_many(
+        self, now_ns, send, tier, account, tenant, campaign, content, attempt, not_before, due, deadline, linger,
+        pushed, count, position, id_length, bytes ids not None,
+    ):
+        cdef Columns columns = Columns()
+        columns.hold(
+            (
+                send, tier, account, tenant, campaign, content, attempt, not_before, due, deadline, linger, pushed,
+                count, position, id_length,
+            ),
+            ids,
+        )
+        columns.check(self.q)
+        self.advance(now_ns)
+        cdef Run* run = columns.make_runs(self.q)
+        cdef Run* after
+        while run != NULL:
+            after = run.next
+            queues_push(self.q, run)
+            run = after
+
+    def pop_batches(self, now_ns, budget):
+        cdef int64_t steps = within("budget", budget, 1, MOST)
+        cdef Output* out = &self.q.out
+        self.advance(now_ns)
+        if out.batches_used == 0:  # else: formed before, when there was no memory to hand them over
+            queues_pop(self.q, <uint64_t>steps)
+        if out.batches_used == 0 and self.q.no_memory:
+            raise MemoryError
+        cdef Batches batches = hand_over(out)
+        out.batches_used = out.items_used = out.ids_used = 0
+        batches.more = self.q.root.ring.next != &self.q.root.ring
+        return batches
+
+    def release(self, channel, tier):
+        cdef int64_t at = self.channel_of(channel)
+        cdef int64_t of = within("tier", tier, SYSTEM, BASIC)
+        if self.q.channels[at].in_flight[of] == 0:
+            raise ValueError(f"tier {of} has no call in flight on channel {at}")
+        queues_release(self.q, self.q.channels[at], <uint8_t>of)
+
+    def cancel(self, tenant, campaign):
+        return queues_cancel(
+            self.q,
+            <uint32_t>within("tenant", tenant, 0, 0xFFFFFFFF),
+            <uint32_t>within("campaign", campaign, 0, 0xFFFFFFFF),
+        )
+
+    def reap(self, now_ns, budget):
+        cdef uint64_t n = <uint64_t>within("budget", budget, 1, MOST), there = 0
+        cdef int tier
+        self.advance(now_ns)
+        for tier in range(TIERS):
+            there += self.q.counts[tier].ended
+        n = min(n, there)
+        # Everything is allocated before the first row is taken: no memory means nothing is lost.
+        cdef Layout layout = Layout(n * sizeof(EndedRow), 4)
+        cdef Ended ended = make_ended(<Py_ssize_t>n, layout)
+        cdef EndedRow* rows = <EndedRow*>malloc((n + 1) * sizeof(EndedRow))
+        if rows == NULL:
+            raise MemoryError
+        queues_reap(self.q, rows, n)
+        fill_ended(layout, rows, <Py_ssize_t>n)
+        free(rows)
+        ended.more = self.q.ended.first != NULL
+        return ended
+
+    def block(self, scope, handle, until_ns):
+        cdef Scope* of = self.scope(scope, handle)
+        of.blocked = max(of.blocked, within("until_ns", until_ns, 0, INT64_MAX))
+
+    def next_due(self, now_ns):
+        self.advance(now_ns)
+        return queues_due(self.q)
+
+    def queue_wait(self, tier, channel):
+        return self.waits[self.channel_of(channel)][within("tier", tier, SYSTEM, BASIC)]
+
+    def lateness(self, tier):
+        return self.late[within("tier", tier, SYSTEM, BASIC)]
+
+    def batch_recipients(self, channel):
+        return self.sizes[self.channel_of(channel)]
+
+    def stats(self):
+        cdef int tier
+        rows = [self.tier_stats(tier) for tier in range(TIERS)]
+        merged = {name: [row[name] for row in rows] for name in rows[0]}
+        merged["memory_bytes"] = [queues_memory(self.q)]
+        return merged
+
+    cdef dict tier_stats(self, int tier):
+        cdef uint64_t lingering = 0, throttled = 0
+        cdef uint32_t i
+        cdef Node* leaf
+        count = self.q.counts[tier]
+        for i in range(self.q.account_count):
+            leaf = &self.q.accounts[i].leaves[tier]
+            lingering += leaf.lingering
+            if leaf.state == PARKED or leaf.parent.state == PARKED or leaf.parent.parent.state == PARKED:
+                throttled += leaf.queued - leaf.lingering
+        return {
+            "pushed": count.pushed, "popped": count.popped, "expired": count.expired, "cancelled": count.cancelled,
+            "queued": count.queued, "waiting": count.retries + count.scheduled, "retry": count.retries,
+            "scheduled": count.scheduled, "ended": count.ended, "linger": lingering, "throttled": throttled,
+            "ready": count.queued - lingering - throttled, "flows": count.flows, "runs": count.runs,
+        }
