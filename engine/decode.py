@@ -33,7 +33,7 @@ from engine.send import (
     Recipient,
     Send,
 )
-from ext.scan import ScanError, Scanner
+from ext.scan import ScanError, Scanner, first_byte
 
 JSON_START = b"{"[0]  # never the first byte of a msgpack map
 ALWAYS_FITS = MAX_ID_BYTES // 4  # this many characters are within the limit whatever they are
@@ -117,12 +117,11 @@ def _typed(value: bytes) -> Send:
         _explain(value, str(error))
     # The decoder has counted characters and found numbers in range; bytes, sizes and order are left.
     if (
-        _names_too_long(send)
-        or _recipient_too_large(send.to, json)
-        or not _is_map(send.content, json)
+        _may_be_long(send)
         or len(send.content) > MAX_CONTENT_BYTES
         or len(send.meta) > MAX_META_BYTES
-    ):
+        or not _is_map(send.content, json)
+    ) and _unfit(send, json):
         _explain(value, "larger than allowed")
     if send.deadline is not None or send.due is not None:
         _check_times(send.not_before, send.due, send.deadline)
@@ -137,22 +136,35 @@ def _too_long(text: str) -> bool:
     return len(text) > ALWAYS_FITS and not text.isascii() and len(text.encode()) > MAX_ID_BYTES
 
 
-def _names_too_long(send: Send) -> bool:
+def _may_be_long(send: Send) -> bool:
+    """The common case at once: every name short, one recipient, a plain id. True: look closer."""
+    if len(send.id) > ALWAYS_FITS or len(send.channel) > ALWAYS_FITS:
+        return True
+    account, tenant, campaign, to = send.account, send.tenant, send.campaign, send.to
+    if (account and len(account) > ALWAYS_FITS) or (tenant and len(tenant) > ALWAYS_FITS):
+        return True
+    if campaign and len(campaign) > ALWAYS_FITS:
+        return True
+    return len(to) > 1 or to[0].__class__ is not str or len(to[0]) > ALWAYS_FITS
+
+
+def _unfit(send: Send, json: bool) -> bool:
+    names = (send.id, send.channel, send.account, send.tenant, send.campaign)
     return (
-        _too_long(send.id)
-        or _too_long(send.channel)
-        or (send.account is not None and _too_long(send.account))
-        or (send.tenant is not None and _too_long(send.tenant))
-        or (send.campaign is not None and _too_long(send.campaign))
+        any(name is not None and _too_long(name) for name in names)
+        or _recipient_unfit(send.to, json)
+        or len(send.content) > MAX_CONTENT_BYTES
+        or len(send.meta) > MAX_META_BYTES
+        or not _is_map(send.content, json)
     )
 
 
-def _recipient_too_large(to: list[str | Recipient], json: bool) -> bool:
+def _recipient_unfit(to: list[str | Recipient], json: bool) -> bool:
     for recipient in to:
-        if isinstance(recipient, str):
+        if recipient.__class__ is str:
             if len(recipient) > ALWAYS_FITS and _too_long(recipient):
                 return True
-        elif _too_long(recipient.id) or not _data_fits(recipient.data, json):
+        elif _too_long(recipient.id) or not _data_fits(recipient.data, json):  # type: ignore[union-attr]
             return True
     return False
 
@@ -162,7 +174,7 @@ def _data_fits(data: Raw, json: bool) -> bool:
 
 
 def _is_map(raw: Raw, json: bool) -> bool:
-    first = memoryview(raw)[0]
+    first = first_byte(raw)
     return first == JSON_START if json else first & 0xF0 == 0x80 or first in (0xDE, 0xDF)
 
 
@@ -223,11 +235,11 @@ class _Reader:
         self.recipient = decoder(_LooseRecipient)
 
     def is_list(self, raw: Raw) -> bool:
-        first = memoryview(raw)[0]
+        first = first_byte(raw)
         return first == b"["[0] if self.json else first & 0xF0 == 0x90 or first in (0xDC, 0xDD)
 
     def is_text(self, raw: Raw) -> bool:
-        first = memoryview(raw)[0]
+        first = first_byte(raw)
         return first == b'"'[0] if self.json else 0xA0 <= first <= 0xBF or 0xD9 <= first <= 0xDB
 
 
