@@ -76,3 +76,9 @@ class PlatformRefused(EngineError):
     """The platform refuses us (credentials, permissions): no retry helps until somebody acts."""
 
     disposition = Disposition.DEAD_LETTER
+
+
+class RecordRefused(EngineError):
+    """The log will never take this record: too large, no such partition, no key on a compacted topic."""
+
+    disposition = Disposition.DEAD_LETTER

@@ -100,6 +100,12 @@ class Consumer(Protocol):
     async def commit(self, positions: Mapping[Partition, Position], timeout_s: float = 5.0) -> None:
         """Store positions for the group. Raises LogUnavailable (fate unknown), StaleEpoch (partition lost)."""
 
+    def pause(self) -> None:
+        """Until ``resume`` a poll returns no records; it still keeps the membership alive."""
+
+    def resume(self) -> None:
+        """Records again."""
+
     def lag(self) -> dict[Partition, int]:
         """Records not yet polled, per partition owned, as last seen (no I/O)."""
 
