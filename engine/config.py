@@ -1,111 +1,269 @@
 """What the operator can set: frozen structs, every default in one place, validated once at load.
 
-Key names are a public contract (docs/configuration.md). Durations and sizes are written as "10m" and "1GiB" and kept
-as integer nanoseconds and bytes.
+Key names are a public contract; docs/configuration.md is made from this file (``engine.config_doc``). Durations and
+sizes are written as "10m" and "1GiB" and kept as integer nanoseconds and bytes. ``load`` reads a file into
+a ``Config``; tests and tools may make one directly.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import re
+from os import PathLike
+from typing import Annotated, Any, Literal
 
 import msgspec
+
+from engine.send import Tier
+
+NS = {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3_600 * 10**9, "d": 86_400 * 10**9}
+BYTES = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+MASK = "***"
+# An account key of such a name, or given as X_file, is never shown.
+SECRET_NAME = re.compile(r"secret|passw|token|key|authorization|credential|cookie", re.IGNORECASE)
 
 
 class Duration(int):
     """Nanoseconds, written as an integer with a unit: ns, us, ms, s, m, h, d."""
 
+    @staticmethod
+    def parse(text: str) -> Duration:
+        """ "10m" -> 600,000,000,000. Raises ValueError."""
+        return Duration(_parse(text, NS))
+
+    def __str__(self) -> str:
+        return _shown(self, NS)
+
 
 class Size(int):
     """Bytes, written as an integer with a unit: B, KiB, MiB, GiB."""
+
+    @staticmethod
+    def parse(text: str) -> Size:
+        """ "1GiB" -> 1,073,741,824. Raises ValueError."""
+        return Size(_parse(text, BYTES))
+
+    def __str__(self) -> str:
+        return _shown(self, BYTES)
+
+
+def _parse(text: str, units: dict[str, int]) -> int:
+    match = re.fullmatch(r"([0-9]{1,18})([A-Za-z]+)", text)
+    if match is None or match[2] not in units:
+        raise ValueError(text)
+    return int(match[1]) * units[match[2]]
+
+
+def _shown(value: int, units: dict[str, int]) -> str:
+    """In the largest unit that divides it; zero in seconds or bytes."""
+    if value == 0:
+        return "0s" if units is NS else "0B"
+    unit = max((unit for unit, factor in units.items() if value % factor == 0), key=units.__getitem__)
+    return f"{int(value) // units[unit]}{unit}"
+
+
+def about(meaning: str, low: int | None = None, high: int | None = None) -> msgspec.Meta:
+    """A key's meaning, for the documentation, and the range the loader holds it to (both ends valid)."""
+    return msgspec.Meta(description=meaning, extra={"low": low, "high": high})
+
+
+YEAR = 365 * NS["d"]
+TierName = Literal["system", "template", "basic"]
 
 
 class Budget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What one tier may hold in memory at most; at it intake pauses."""
 
-    sends: int = 500_000
-    bytes: Size = Size(512 << 20)
+    sends: Annotated[int, about("Sends held at most.", 10, 100_000_000)] = 500_000
+    bytes: Annotated[Size, about("Bytes of records held at most.", 4 << 20, 1 << 40)] = Size(512 << 20)
 
 
 class Limit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """At most ``calls`` or ``recipients`` in any window of length ``per``. ``zone``: the platform's calendar."""
 
-    per: Duration
-    calls: int | None = None
-    recipients: int | None = None
-    zone: str | None = None
+    per: Annotated[Duration, about("Length of the window.", NS["ms"], YEAR)]
+    calls: Annotated[int | None, about("Calls in any window; this or `recipients`.", 1, 10**9)] = None
+    recipients: Annotated[int | None, about("Recipients in any window; this or `calls`.", 1, 10**12)] = None
+    zone: Annotated[
+        str | None,
+        about(
+            "Time zone whose calendar the platform counts in. Not in effect yet: the limit holds in *any* window of "
+            "that length, which is stricter."
+        ),
+    ] = None
 
 
 class Retry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """When a call failed in passing: exponential backoff with full jitter, until ``attempts`` calls were made."""
 
-    attempts: int = 8
-    first: Duration = Duration(500_000_000)
-    most: Duration = Duration(60_000_000_000)
+    attempts: Annotated[int, about("Calls made for a recipient at most; then it is dead.", 1, 200)] = 8
+    first: Annotated[Duration, about("Longest wait before the second call; doubles each time.", NS["ms"], NS["d"])] = (
+        Duration(500_000_000)
+    )
+    most: Annotated[Duration, about("Longest wait before any call.", NS["ms"], NS["d"])] = Duration(60_000_000_000)
 
 
 class LogConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where sends come from."""
+    """Where sends come from and receipts go to."""
 
-    kind: Literal["sqlite", "kafka"] = "sqlite"
-    path: str = "var/log.db"
-    bootstrap: str = "127.0.0.1:9092"
-    prefix: str = "surgetank"
-    first_start: Literal["earliest", "latest"] = "earliest"
-    partitions: int = 12
-    replication: int = 1
-    retention: Duration = Duration(7 * 86_400_000_000_000)
+    kind: Annotated[
+        Literal["sqlite", "kafka"], about("`sqlite`: the embedded log, one file; `kafka`: a Kafka cluster.")
+    ] = "sqlite"
+    path: Annotated[str, about("The embedded log's file. Not given: `log.db` in the directory `state`.")] = "var/log.db"
+    bootstrap: Annotated[str, about("Kafka brokers to start from: `host:port`, several with commas.")] = (
+        "127.0.0.1:9092"
+    )
+    prefix: Annotated[str, about("What topic and group names begin with.")] = "surgetank"
+    first_start: Annotated[Literal["earliest", "latest"], about("Where a group with no committed offset begins.")] = (
+        "earliest"
+    )
+    partitions: Annotated[int, about("Partitions of the tier topics, when they are created.", 1, 10_000)] = 12
+    replication: Annotated[int, about("Replicas of every topic, when it is created (Kafka).", 1, 10)] = 1
+    retention: Annotated[
+        Duration, about("How long records are kept; set on topics when they are created.", NS["m"], 100 * YEAR)
+    ] = Duration(7 * 86_400_000_000_000)
 
 
 class TierConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One tier. The defaults differ per tier: see ``default_tiers``."""
 
-    topics: tuple[str, ...] = ()  # empty: <prefix>.<tier>
-    weight: int = 1
-    due_after: Duration = Duration(600_000_000_000)
-    max_age: Duration = Duration(86_400_000_000_000)
-    linger: Duration = Duration(200_000_000)
-    pacing: Literal["paced", "even", "asap"] = "paced"
-    budget: Budget = Budget()
+    topics: Annotated[tuple[str, ...], about("Topics it reads. Not given: `<log.prefix>.<tier>`.")] = ()
+    weight: Annotated[
+        int, about("Share of `template` and `basic` when both wait; `system` always goes first.", 1, 1_000)
+    ] = 1
+    due_after: Annotated[Duration, about("`due` of a send that names none: this long after its start.", 0, YEAR)] = (
+        Duration(600_000_000_000)
+    )
+    max_age: Annotated[Duration, about("A send older than this, from its start, expires.", NS["s"], YEAR)] = Duration(
+        86_400_000_000_000
+    )
+    linger: Annotated[Duration, about("How long a batch that is not full waits for more recipients.", 0, NS["h"])] = (
+        Duration(200_000_000)
+    )
+    pacing: Annotated[
+        Literal["paced", "even", "asap"],
+        about(
+            "`paced`: at the lowest peak rate that meets every due time; `even`: spread evenly; `asap`: at once. "
+            "Only `asap` is in effect yet: sends leave as soon as limits allow."
+        ),
+    ] = "paced"
+    budget: Annotated[Budget, about("What the tier may hold in memory; at it intake pauses.")] = Budget()
 
 
 class ChannelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One channel: a driver with its address, quotas and accounts."""
 
-    driver: str
-    base_url: str
-    batch: int | None = None
-    repeats: Literal["allowed", "never"] = "allowed"
-    in_flight: int = 8
-    timeout: Duration = Duration(10_000_000_000)
-    limits: tuple[Limit, ...] = ()
-    retry: Retry = Retry()
-    # The driver's own keys (validated by the driver) and ``limits``; secrets as X or X_file, already read.
-    accounts: dict[str, dict[str, Any]] = {}
+    driver: Annotated[str, about("The platform's driver, e.g. `webhook`, `wecom.message`.")]
+    base_url: Annotated[str, about("The platform's address; for a webhook the whole address.")]
+    batch: Annotated[int | None, about("Recipients a call at most. Not given: the platform's own cap.", 1, 10_000)] = (
+        None
+    )
+    repeats: Annotated[
+        Literal["allowed", "never"],
+        about(
+            "`never`: a call whose effect is unknown is not repeated, its recipients end `unknown`. Holds within a "
+            "run; not yet across a crash."
+        ),
+    ] = "allowed"
+    in_flight: Annotated[int, about("Calls at once; some of them are kept for `system`.", 1, 1_000)] = 8
+    timeout: Annotated[Duration, about("How long a call may take.", NS["ms"], NS["h"])] = Duration(10_000_000_000)
+    limits: Annotated[tuple[Limit, ...], about("Quotas of the channel, over all its accounts.")] = ()
+    retry: Annotated[Retry, about("What happens when a call failed in passing.")] = Retry()
+    # The driver's own keys, for the driver to validate; X_file is already read into X, ``limits`` taken out.
+    accounts: Annotated[
+        dict[str, dict[str, Any]],
+        about("Sending accounts: the driver's own keys, each also as `X_file` = a file that holds it, and `limits`."),
+    ] = {}
+    # Made by the loader; not keys of the file.
+    account_limits: dict[str, tuple[Limit, ...]] = {}
+    secret_keys: frozenset[str] = frozenset()  # account keys that came from a file
+
+    def masked_accounts(self) -> dict[str, dict[str, Any]]:
+        """The accounts with every secret as "***", for people to see."""
+        return {name: masked(keys, self.secret_keys) for name, keys in self.accounts.items()}
+
+    def __repr__(self) -> str:
+        """Without secrets: what is logged or stands in a traceback must not hold any."""
+        return f"ChannelConfig(driver={self.driver!r}, base_url={masked_url(self.base_url)!r}, ...)"
 
 
 class HttpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where the engine listens; an empty address is off."""
 
-    metrics: str = "127.0.0.1:9464"
-    admin: str = "127.0.0.1:9465"
+    metrics: Annotated[str, about('Metrics and probes: `host:port`; "" is off.')] = "127.0.0.1:9464"
+    admin: Annotated[str, about('Admin API: `host:port`; "" is off. Not in effect yet: nothing listens there.')] = (
+        "127.0.0.1:9465"
+    )
 
 
 class WorkerGroup(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Processes that share the work (Kafka only)."""
 
-    tiers: tuple[Literal["system", "template", "basic"], ...] = ("system", "template", "basic")
-    processes: int = 1
+    tiers: Annotated[tuple[TierName, ...], about("Tiers these processes serve.")] = ("system", "template", "basic")
+    processes: Annotated[
+        int, about("How many. More than one in all is not in effect yet: one process serves.", 1, 256)
+    ] = 1
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The whole file."""
 
-    state: str = "var"
-    log: LogConfig = LogConfig()
-    tiers: dict[str, TierConfig] = {}
-    channels: dict[str, ChannelConfig] = {}
-    limits: tuple[Limit, ...] = ()
-    workers: tuple[WorkerGroup, ...] = ()
-    http: HttpConfig = HttpConfig()
-    max_ids: int = 5_000_000
-    dedupe_window: Duration = Duration(86_400_000_000_000)
+    state: Annotated[str, about("Directory of what outlives the process: ids seen, and the embedded log.")] = "var"
+    log: Annotated[LogConfig, about("Where sends come from and receipts go to.")] = LogConfig()
+    tiers: Annotated[dict[str, TierConfig], about("The three tiers: `system`, `template`, `basic`.")] = {}
+    channels: Annotated[dict[str, ChannelConfig], about("The channels, by name; at least one.")] = {}
+    limits: Annotated[tuple[Limit, ...], about("Limits over all channels together.")] = ()
+    workers: Annotated[
+        tuple[WorkerGroup, ...], about("Groups of processes (Kafka only). Not given: one process with all tiers.")
+    ] = ()
+    http: Annotated[HttpConfig, about("Where the engine listens.")] = HttpConfig()
+    max_ids: Annotated[
+        int, about("Ids remembered at most, to find duplicates; about 200 bytes each.", 1, 1_000_000_000)
+    ] = 5_000_000
+    dedupe_window: Annotated[Duration, about("How long an id is remembered.", NS["s"], YEAR)] = Duration(
+        86_400_000_000_000
+    )
+
+
+def tier_policy(config: Config, tier: Tier) -> TierConfig:
+    """The tier's settings: its own defaults where nothing was set, its topics named."""
+    policy = config.tiers.get(tier.label) or default_tiers()[tier.label]
+    return msgspec.structs.replace(policy, topics=policy.topics or (f"{config.log.prefix}.{tier.label}",))
+
+
+def account_limits(config: Config, channel: str, account: str) -> tuple[Limit, ...]:
+    """The account's own limits (the channel's hold besides)."""
+    return config.channels[channel].account_limits.get(account, ())
+
+
+def default_tiers() -> dict[str, TierConfig]:
+    """Each tier as it is when the file says nothing of it."""
+    return {
+        "system": TierConfig(due_after=Duration(0), linger=Duration(0), pacing="asap"),
+        "template": TierConfig(due_after=Duration(5 * NS["s"]), linger=Duration(50 * NS["ms"]), pacing="asap"),
+        "basic": TierConfig(),
+    }
+
+
+def masked(keys: dict[str, Any], secret_keys: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """``keys`` with every secret, at any depth, as "***"."""
+    return {
+        name: MASK
+        if name in secret_keys or SECRET_NAME.search(name)
+        else masked(value, secret_keys)
+        if isinstance(value, dict)
+        else value
+        for name, value in keys.items()
+    }
+
+
+def masked_url(url: str) -> str:
+    """``url`` without a password or a token in its query."""
+    url = re.sub(r"(?<=://)[^/@?#]*@", MASK + "@", url)
+    return re.sub(r"([?&](?:[^=&#]*)(?:secret|passw|token|key|sign)[^=&#]*=)[^&#]*", rf"\1{MASK}", url, flags=re.I)
+
+
+def load(path: str | PathLike[str]) -> Config:
+    """The file as a Config, every key set, paths absolute. Raises ConfigError naming every problem in it."""
+    from engine.config_load import load_with_warnings  # it builds on the structs above
+
+    return load_with_warnings(path).config

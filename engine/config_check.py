@@ -1,0 +1,155 @@
+"""What must hold between keys, and what an operator should know: for a Config whose single values are valid.
+
+Yields (path of the key, text). Pure but for the drivers it makes, which check their own keys.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Container, Iterator
+from difflib import get_close_matches
+from urllib.parse import urlsplit
+from zoneinfo import available_timezones
+
+from engine.config import ChannelConfig, Config, Limit
+from engine.config_lines import Path
+from engine.errors import ConfigError
+
+TOPIC_NAME = re.compile(r"[A-Za-z0-9._-]{1,200}")
+OTHER_TOPICS = ("receipts", "dead", "control", "content", "progress")
+Found = Iterator[tuple[Path, str]]
+
+
+def check(config: Config) -> Found:
+    """Every rule that is broken."""
+    yield from _log(config)
+    yield from _tiers(config)
+    yield from _limits(config.limits, ("limits",))
+    if not config.channels:
+        yield ("channels",), "missing: at least one [channels.NAME] with `driver` and `base_url`"
+    for name, channel in config.channels.items():
+        yield from _channel(name, channel)
+    yield from _workers(config)
+    for key in ("metrics", "admin"):
+        address = getattr(config.http, key)
+        if address and not _is_address(address):
+            yield ("http", key), 'must be "host:port", or "" for off'
+    if config.http.metrics and config.http.metrics == config.http.admin:
+        yield ("http", "admin"), "must differ from http.metrics"
+
+
+def warn(config: Config, given: Container[Path]) -> Found:
+    """What is accepted but not in effect yet, or likely not meant; ``given``: the keys that stand in the file."""
+    for tier, settings in config.tiers.items():
+        if settings.pacing != "asap":
+            yield (
+                ("tiers", tier, "pacing"),
+                f'"{settings.pacing}" is not in effect yet: sends leave as soon as limits allow',
+            )
+    if sum(group.processes for group in config.workers) > 1:
+        yield (
+            ("workers",),
+            "not in effect yet: one process serves every tier; further processes started by hand do not see each "
+            "other's duplicates, and each takes the whole of every limit",
+        )
+    unserved = [tier for tier in config.tiers if not any(tier in group.tiers for group in config.workers)]
+    if config.workers and unserved:
+        yield ("workers",), f"no group serves {', '.join(unserved)}"
+    if config.http.admin and ("http", "admin") in given:
+        yield ("http", "admin"), "not in effect yet: nothing listens there"
+    yield from _zone_warnings(config.limits, ("limits",))
+    for name, channel in config.channels.items():
+        at = ("channels", name)
+        if channel.repeats == "never":
+            yield (*at, "repeats"), "holds within a run; not yet across a crash"
+        yield from _zone_warnings(channel.limits, (*at, "limits"))
+        for account, limits in channel.account_limits.items():
+            yield from _zone_warnings(limits, (*at, "accounts", account, "limits"))
+
+
+def _zone_warnings(limits: tuple[Limit, ...], path: Path) -> Found:
+    for index, limit in enumerate(limits):
+        if limit.zone is not None:
+            yield (*path, index, "zone"), f"not in effect yet: holds in any {limit.per}, which is stricter"
+
+
+def _log(config: Config) -> Found:
+    if not TOPIC_NAME.fullmatch(config.log.prefix):
+        yield ("log", "prefix"), "must be 1..200 of a-z A-Z 0-9 . _ -"
+    brokers = config.log.bootstrap.split(",")
+    if config.log.kind == "kafka" and not all(_is_address(broker.strip()) for broker in brokers):
+        yield ("log", "bootstrap"), 'must be "host:port", several with commas'
+
+
+def _tiers(config: Config) -> Found:
+    taken = {f"{config.log.prefix}.{name}": "the engine itself" for name in OTHER_TOPICS}
+    for tier, settings in config.tiers.items():
+        for index, topic in enumerate(settings.topics or (f"{config.log.prefix}.{tier}",)):
+            path = ("tiers", tier, "topics", index) if settings.topics else ("tiers", tier, "topics")
+            if not TOPIC_NAME.fullmatch(topic) or topic in (".", ".."):
+                yield path, "must be a topic name: 1..200 of a-z A-Z 0-9 . _ -"
+            elif topic in taken:
+                yield path, f'"{topic}" is already used by {taken[topic]}'
+            taken[topic] = f"tier {tier}"
+
+
+def _limits(limits: tuple[Limit, ...], path: Path) -> Found:
+    for index, limit in enumerate(limits):
+        if (limit.calls is None) == (limit.recipients is None):
+            yield (*path, index), "must have exactly one of `calls` and `recipients`"
+        if limit.zone is not None and limit.zone not in available_timezones():
+            close = get_close_matches(limit.zone, available_timezones(), n=1)
+            hint = f'did you mean "{close[0]}"?' if close else 'for example "Asia/Shanghai"'
+            yield (*path, index, "zone"), f"no such time zone; {hint}"
+
+
+def _channel(name: str, channel: ChannelConfig) -> Found:
+    path = ("channels", name)
+    problems = [*_channel_itself(name, channel, path)]
+    yield from problems
+    if not problems:
+        yield from _driver(name, channel, path)
+
+
+def _channel_itself(name: str, channel: ChannelConfig, path: Path) -> Found:
+    for at, given in [(path, name), *(((*path, "accounts", a), a) for a in channel.accounts)]:
+        if not 1 <= len(given.encode()) <= 128 or not given.isprintable():
+            yield at, "the name must be 1..128 bytes of printable text"
+    if not _is_url(channel.base_url):
+        yield (*path, "base_url"), 'must be an address such as "https://gateway.example/send"'
+    if channel.retry.most < channel.retry.first:
+        yield (*path, "retry", "most"), f"must be at least retry.first ({channel.retry.first})"
+    yield from _limits(channel.limits, (*path, "limits"))
+    for account, limits in channel.account_limits.items():
+        yield from _limits(limits, (*path, "accounts", account, "limits"))
+
+
+def _driver(name: str, channel: ChannelConfig, path: Path) -> Found:
+    from engine import drivers  # late: reading a file that names no driver needs none of them
+
+    try:
+        drivers.load(channel.driver, name)(name, channel)
+    except ConfigError as error:
+        yield error.key or path, str(error)
+
+
+def _workers(config: Config) -> Found:
+    for index, group in enumerate(config.workers):
+        if not group.tiers or len(set(group.tiers)) != len(group.tiers):
+            yield ("workers", index, "tiers"), "must name at least one tier, each once"
+    if config.log.kind == "sqlite" and sum(group.processes for group in config.workers) > 1:
+        yield ("workers",), 'several processes need log.kind = "kafka"'
+
+
+def _is_address(text: str) -> bool:
+    match = re.fullmatch(r"(?:\[[0-9A-Fa-f:.%]+\]|[^\s:/@\[\]]+):([0-9]{1,5})", text)
+    return match is not None and 0 <= int(match[1]) <= 65_535
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        _ = parts.port  # raises for a port that is none
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and text.isprintable() and " " not in text
