@@ -256,6 +256,23 @@ def masked(keys: dict[str, Any], secret_keys: frozenset[str] = frozenset()) -> d
     }
 
 
+def secret_values(config: Config) -> set[str]:
+    """Every secret text of every account, for the log to keep out."""
+    found: set[str] = set()
+    for channel in config.channels.values():
+        for keys in channel.accounts.values():
+            _gather_secrets(keys, channel.secret_keys, found)
+    return found
+
+
+def _gather_secrets(keys: dict[str, Any], secret_keys: frozenset[str], found: set[str]) -> None:
+    for name, value in keys.items():
+        if isinstance(value, dict):
+            _gather_secrets(value, secret_keys, found)
+        elif isinstance(value, str) and (name in secret_keys or SECRET_NAME.search(name)):
+            found.add(value)
+
+
 def masked_url(url: str) -> str:
     """``url`` without a password or a token in its query."""
     url = re.sub(r"(?<=://)[^/@?#]*@", MASK + "@", url)
