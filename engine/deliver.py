@@ -26,6 +26,11 @@ MAX_BODY_BYTES = 1 << 20  # of an answer; a 10,000-recipient one of the webhook'
 CONNECT_S = 5.0
 CONNECT_SHARE = 0.9  # of the whole timeout, so that one that could not connect is never taken for one that hung
 TOKEN_REFUSED_S = 10.0  # rest when the platform refuses a token it has just given
+# The circuit breaker: after a few calls in a row that did not even reach the platform the next ones cost nobody an
+# attempt. The account rests, longer with each, but never so long that an urgent send waits for it after the outage.
+MISSES = 3
+REST_STEP_S = 0.5
+MAX_REST_S = 5.0
 
 HEADERS = {"User-Agent": "surgetank", "Accept": "application/json", "Accept-Encoding": "identity"}
 
@@ -52,6 +57,7 @@ class Deliverer:
         self._driver = driver
         self._tokens = Tokens(self._fetch, clock)
         self._wants_token = {name for name in config.accounts if driver.token_request(name) is not None}
+        self._misses = 0  # calls in a row that did not reach the platform
         self._refused: set[str] = set()  # accounts whose credentials are; said once
         self._session: aiohttp.ClientSession | None = None
 
@@ -76,19 +82,32 @@ class Deliverer:
             self._session = None
 
     async def call(self, call: Call) -> CallResult:
-        """Raises nothing but CancelledError. Cost beside aiohttp's own: about 15 us and the driver's."""
+        """Raises nothing but CancelledError. Cost beside aiohttp's own: about a tenth of it, and the driver's."""
         try:
-            if call.account not in self._wants_token:
-                return await self._exchange(call, "")
-            return await self._with_token(call)
+            if call.account in self._wants_token:
+                result = await self._with_token(call)
+            else:
+                result = await self._exchange(call, "")
         except PlatformUnavailable:
-            return NO_TOKEN
+            return self._missed(NO_TOKEN)
         except PlatformRefused:
             return REFUSED
         except Exception:  # the shell's outer edge: a defect must not take the batch with it
             self.faults += 1
             logger.exception("a call failed by a fault of our own", channel=self._channel, batch=call.batch)
             return INTERNAL
+        if result is CONNECT:
+            return self._missed(CONNECT)
+        self._misses = 0
+        return result
+
+    def _missed(self, result: CallResult) -> CallResult:
+        """``result``, or a rest when it was not the first."""
+        self._misses += 1
+        if self._misses <= MISSES:
+            return result
+        rest_s = min(MAX_REST_S, self._misses * REST_STEP_S)
+        return CallResult(Verdict(Action.PARK, result.whole.code, "the platform cannot be reached", rest_s))
 
     async def _with_token(self, call: Call) -> CallResult:
         for _ in range(2):

@@ -92,6 +92,11 @@ async def request_of(reader: asyncio.StreamReader) -> bytes:
     return head + await reader.readexactly(length)
 
 
+def named(url: str) -> str:
+    """By name: for a bare address no client keeps cookies anyway."""
+    return url.replace("127.0.0.1", "localhost")
+
+
 def answering(data: bytes, then_close: bool = True) -> Wire:
     async def wire(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await request_of(reader)
@@ -128,7 +133,7 @@ async def test_a_call_and_its_answer() -> None:
         response.set_cookie("session", "x")
         return response
 
-    async with platform(web.post("/send", send)) as url, delivering("webhook", f"{url}/send?x=1") as deliverer:
+    async with platform(web.post("/send", send)) as url, delivering("webhook", f"{named(url)}/send?x=1") as deliverer:
         for _ in range(2):
             result = await deliverer.call(call())
             assert said(result) == (Action.ACCEPTED, "")
@@ -192,6 +197,29 @@ async def test_nobody_listens() -> None:
         bound.bind(("127.0.0.1", 0))
         async with delivering("webhook", f"http://127.0.0.1:{bound.getsockname()[1]}") as deliverer:
             assert said(await deliverer.call(call())) == (Action.RETRY, "connect")
+
+
+async def test_an_outage_costs_no_attempts_but_rests_the_account() -> None:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        port = bound.getsockname()[1]
+        async with delivering("webhook", f"http://127.0.0.1:{port}") as deliverer:
+            outage = [(await deliverer.call(call())).whole for _ in range(12)]
+            bound.listen()  # the platform is back
+            loop = asyncio.get_running_loop()
+            bound.setblocking(False)
+            answered = asyncio.create_task(deliverer.call(call()))
+            connection, _ = await loop.sock_accept(bound)
+            await loop.sock_recv(connection, 4096)
+            await loop.sock_sendall(connection, OK.replace(b"\r\n", b"\r\nConnection: close\r\n", 1))
+            assert said(await answered) == (Action.ACCEPTED, "")
+            bound.close()
+            connection.close()
+            again = await deliverer.call(call())
+    assert [verdict.action for verdict in outage] == [Action.RETRY] * 3 + [Action.PARK] * 9
+    assert {verdict.code for verdict in outage} == {"connect"}
+    assert [verdict.after_s for verdict in outage[3:]] == [2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0, 5.0, 5.0]
+    assert said(again) == (Action.RETRY, "connect"), "an answer ends the row"
 
 
 async def test_tls_to_who_does_not_speak_it() -> None:
