@@ -26,8 +26,10 @@ MAX_BODY_BYTES = 1 << 20  # of an answer; a 10,000-recipient one of the webhook'
 CONNECT_S = 5.0
 CONNECT_SHARE = 0.9  # of the whole timeout, so that one that could not connect is never taken for one that hung
 TOKEN_REFUSED_S = 10.0  # rest when the platform refuses a token it has just given
-# The circuit breaker: after a few calls in a row that did not even reach the platform the next ones cost nobody an
-# attempt. The account rests, longer with each, but never so long that an urgent send waits for it after the outage.
+# The circuit breaker: after a few calls in a row that did not even reach the platform, or found it out of service, the
+# next ones cost nobody an attempt. The account rests, longer with each, but never so long that an urgent send would
+# wait for it after the outage.
+OUT_OF_SERVICE = "http_503"
 MISSES = 3
 REST_STEP_S = 0.5
 MAX_REST_S = 5.0
@@ -96,17 +98,17 @@ class Deliverer:
             self.faults += 1
             logger.exception("a call failed by a fault of our own", channel=self._channel, batch=call.batch)
             return INTERNAL
-        if result is CONNECT:
-            return self._missed(CONNECT)
+        if result is CONNECT or result.whole.code == OUT_OF_SERVICE:
+            return self._missed(result)
         self._misses = 0
         return result
 
     def _missed(self, result: CallResult) -> CallResult:
-        """``result``, or a rest when it was not the first."""
+        """``result``, or a rest (of what the platform wishes, if that is longer) after a few in a row."""
         self._misses += 1
         if self._misses <= MISSES:
             return result
-        rest_s = min(MAX_REST_S, self._misses * REST_STEP_S)
+        rest_s = max(result.whole.after_s or 0.0, min(MAX_REST_S, self._misses * REST_STEP_S))
         return CallResult(Verdict(Action.PARK, result.whole.code, "the platform cannot be reached", rest_s))
 
     async def _with_token(self, call: Call) -> CallResult:

@@ -10,7 +10,7 @@ a repeat, and every repeat is allowed. Never: sends to another address than ``ba
     200 {"results": [{"id": .., "code": "ok" | "failed" | "retry", "reason": .., "retry_after_ms": ..}]}
 
 A recipient left out of ``results`` is accepted; ids of others are ignored; of two results for one id the last counts.
-429 and 5xx, with Retry-After in seconds (its date form is not read), and 2xx with another body: the whole batch again.
+An answer is read up to 1 MiB. 429 and 5xx, with Retry-After in seconds (its date form is not read), and 2xx with another body: the whole batch again.
 3xx: again too (redirects are not followed). Other 4xx: refused, dead.
 """
 

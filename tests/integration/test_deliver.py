@@ -222,6 +222,20 @@ async def test_an_outage_costs_no_attempts_but_rests_the_account() -> None:
     assert said(again) == (Action.RETRY, "connect"), "an answer ends the row"
 
 
+async def test_out_of_service_rests_as_long_as_the_platform_wishes() -> None:
+    answers = iter([(503, 9), (503, 9), (503, 9), (503, 9), (503, 0), (200, 0), (503, 9), (500, 9), (500, 9), (500, 9)])
+
+    async def send(request: web.Request) -> web.Response:
+        status, after_s = next(answers)
+        return web.json_response({"results": []}, status=status, headers={"Retry-After": str(after_s)})
+
+    async with platform(web.post("/", send)) as url, delivering("webhook", url) as deliverer:
+        got = [(await deliverer.call(call())).whole for _ in range(10)]
+    retry, park = (Action.RETRY, 9.0), Action.PARK
+    assert [(v.action, v.after_s) for v in got[:5]] == [retry, retry, retry, (park, 9.0), (park, 2.5)]
+    assert [v.action for v in got[5:]] == [Action.ACCEPTED] + [Action.RETRY] * 4
+
+
 async def test_tls_to_who_does_not_speak_it() -> None:
     async def plain(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)
