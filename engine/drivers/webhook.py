@@ -10,8 +10,8 @@ a repeat, and every repeat is allowed. Never: sends to another address than ``ba
     200 {"results": [{"id": .., "code": "ok" | "failed" | "retry", "reason": .., "retry_after_ms": ..}]}
 
 A recipient left out of ``results`` is accepted; ids of others are ignored; of two results for one id the last counts.
-An answer is read up to 1 MiB. 429 and 5xx, with Retry-After in seconds (its date form is not read), and 2xx with another body: the whole batch again.
-3xx: again too (redirects are not followed). Other 4xx: refused, dead.
+An answer is read up to 1 MiB. The whole batch again: 429 and 5xx (Retry-After in seconds; its date form is not read),
+3xx (redirects are not followed), 2xx with another body. Other 4xx: refused, dead.
 """
 
 from __future__ import annotations
