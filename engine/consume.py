@@ -1,0 +1,326 @@
+"""Stages consume, decode and admit, seen from outside (shell): takes the sends of one tier in.
+
+In: chunks of records. Out: columns into the core; endings of what can never go; a ledger entry for every record.
+Invariant: a record read is in its partition's ledger before anything else happens to it, and completes exactly once.
+Never: drops. At the tier's budget it stops polling; what waits then waits on the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import structlog
+
+from engine import wire
+from engine.admit import Channel, Hold, address, admit, prepare, times
+from engine.clock import NS_PER_MS, NS_PER_S, Clock
+from engine.columns import Columns
+from engine.commit import Committer, Ledger
+from engine.config import TierConfig
+from engine.counters import Counters
+from engine.decode import decode_many
+from engine.dispatch import Dispatcher
+from engine.drivers import Prepared, Template
+from engine.errors import LogUnavailable, Reject
+from engine.logs import Chunk, Consumer, Headers, Partition, Position
+from engine.open_sends import OpenSend, OpenSends
+from engine.record import Facts, Recorder
+from engine.send import Origin, Outcome, Send, Tier
+from engine.state.seen import Seen, key_of
+
+logger = structlog.get_logger("surgetank.consume")
+POLL_RECORDS = 500
+POLL_TIMEOUT_S = 0.2
+SLICE = 100  # records taken between two turns of the loop, about 1 ms
+HOLD_NS = 30 * NS_PER_S  # how long a send waits for its content to be registered
+BUDGET_WAIT_S = 0.01
+PAUSE_AFTER_S = 1.0
+RETRY_FIRST_S, RETRY_MOST_S = 0.2, 10.0
+NOT_KNOWN = (None, None, None, None)
+
+
+class Arrival(NamedTuple):
+    """One record and where it stands."""
+
+    ledger: Ledger
+    offset: int
+    origin: Origin
+    hop: int
+    first_seen_ms: int
+    value: bytes
+    headers: Headers
+
+
+class Held(NamedTuple):
+    """A send that waits for its content."""
+
+    send: Send
+    arrival: Arrival
+    until_ns: int
+
+
+class Intake:
+    """One tier's. Is its consumer's assignment listener."""
+
+    def __init__(
+        self,
+        tier: Tier,
+        policy: TierConfig,
+        channels: Mapping[str, Channel],
+        templates: Mapping[str, Template],
+        opens: OpenSends,
+        seen: Seen,
+        dispatcher: Dispatcher,
+        recorder: Recorder,
+        counters: Counters,
+        clock: Clock,
+    ) -> None:
+        self.tier = tier
+        self.ledgers: dict[Partition, Ledger] = {}
+        self.assigned_once = False
+        self.last_poll_ms = 0
+        self.policy = policy
+        self._channels = channels
+        self._templates = templates
+        self._opens = opens
+        self._seen = seen
+        self._dispatcher = dispatcher
+        self._recorder = recorder
+        self._counters = counters
+        self._clock = clock
+        self._columns = Columns()
+        self._held: dict[str, list[Held]] = {}
+        self._stopping = False
+        self.consumer: Consumer
+        self.committer: Committer
+
+    # --- the assignment
+
+    async def assigned(self, positions: Mapping[Partition, Position], epoch: int) -> None:
+        """Ours from these positions on."""
+        for partition, position in positions.items():
+            self.ledgers[partition] = Ledger(partition, position.offset, epoch)
+        self.assigned_once = True
+        self._counters.rebalances[self.tier, "assigned"] += 1
+        logger.info("partitions assigned", tier=self.tier.label, partitions=len(positions), epoch=epoch)
+
+    async def revoked(self, partitions: Sequence[Partition]) -> None:
+        """Commit what is complete; what is not belongs to the next owner."""
+        if not partitions:
+            return
+        await self.committer.commit(self)
+        for partition in partitions:
+            ledger = self.ledgers.pop(partition, None)
+            if ledger is not None:
+                ledger.stale = True
+        self._counters.rebalances[self.tier, "revoked"] += 1
+        logger.info("partitions revoked", tier=self.tier.label, partitions=len(partitions))
+
+    # --- the loop
+
+    async def run(self) -> None:
+        """Poll and take in until ``stop``."""
+        wait = RETRY_FIRST_S
+        while not self._stopping:
+            try:
+                await self._room()
+                chunks = await self.consumer.poll(POLL_RECORDS, POLL_TIMEOUT_S)
+                wait = RETRY_FIRST_S
+            except LogUnavailable as error:
+                logger.warning("the log does not answer", tier=self.tier.label, error=str(error), again_in_s=wait)
+                await asyncio.sleep(wait)
+                wait = min(wait * 2, RETRY_MOST_S)
+                continue
+            self.last_poll_ms = self._clock.wall_ms()
+            for chunk in chunks:
+                await self.take(chunk)
+            self._expire_held()
+
+    def stop(self) -> None:
+        """Poll no more; records at hand are still taken in."""
+        self._stopping = True
+
+    async def take(self, chunk: Chunk) -> None:
+        """Take a chunk in, in slices. Records of a partition that is no longer ours are left to its owner."""
+        ledger = self.ledgers.get(Partition(chunk.topic, chunk.partition))
+        if ledger is None or ledger.epoch != chunk.epoch:
+            return
+        for start in range(0, len(chunk.offsets), SLICE):
+            if ledger.stale:
+                return
+            rows = range(start, min(start + SLICE, len(chunk.offsets)))
+            ledger.open_many(chunk.offsets[start : rows.stop], chunk.timestamps_ms[start : rows.stop])
+            decoded = decode_many(chunk.values[start : rows.stop])
+            self._counters.unknown_keys += decoded.unknown_keys
+            for row, send in zip(rows, decoded.sends, strict=True):
+                self._record(chunk, row, ledger, send)
+            self._dispatcher.push(self._columns)
+            await asyncio.sleep(0)
+
+    async def _room(self) -> None:
+        """Wait while the tier is over its budget. After a second the partitions are paused and polled for the group's
+        sake only: a member that does not poll is expelled."""
+        if not self._full(1.0):
+            return
+        started = self._clock.now_ns()
+        paused = False
+        while self._full(0.75) and not self._stopping:
+            await asyncio.sleep(BUDGET_WAIT_S)
+            self._expire_held()
+            if self._clock.now_ns() - started > PAUSE_AFTER_S * NS_PER_S:
+                if not paused:
+                    paused = True
+                    self.consumer.pause()
+                for chunk in await self.consumer.poll(1, POLL_TIMEOUT_S):
+                    await self.take(chunk)
+        if paused:
+            self.consumer.resume()
+        self._counters.backpressure_ns["consume"] += self._clock.now_ns() - started
+
+    def _full(self, share: float) -> bool:
+        budget, tier = self.policy.budget, self.tier
+        return self._opens.count[tier] >= budget.sends * share or self._opens.bytes[tier] >= budget.bytes * share
+
+    # --- one record
+
+    def _record(self, chunk: Chunk, row: int, ledger: Ledger, send: Send | Reject) -> None:
+        value, headers, offset = chunk.values[row] or b"", chunk.headers[row], chunk.offsets[row]
+        self._counters.consumed_sends[self.tier] += 1
+        self._counters.consumed_bytes[self.tier] += len(value)
+        origin, hop, first_seen_ms = Origin(chunk.topic, chunk.partition, offset), 0, chunk.timestamps_ms[row]
+        if headers:
+            try:
+                origin, hop, first_seen_ms = wire.moved(headers) or (origin, hop, first_seen_ms)
+            except Reject as reject:
+                send = reject
+        arrival = Arrival(ledger, offset, origin, hop, first_seen_ms, value, headers)
+        if isinstance(send, Reject):
+            self._counters.taken_in[self.tier] += 1
+            self._undeliverable(None, arrival, send)
+        else:
+            self._counters.taken_in[self.tier] += len(send.to)
+            self._admit(send, arrival)
+
+    def _admit(self, send: Send, arrival: Arrival) -> None:
+        try:
+            channel, account = address(send, self._channels)
+            tenant = send.tenant or account
+            if self._dispatcher.is_cancelled(send.campaign, tenant, arrival.first_seen_ms):
+                facts = Facts(self.tier, channel.name, account, tenant, send.campaign)
+                self._end_whole(facts, send, arrival, Outcome.CANCELLED, "")
+                return
+            raw = bytes(send.content)
+            content = self._opens.content_by_raw(channel.name, raw)
+            prepared = prepare(send, channel, self._templates) if content is None else content.prepared
+        except Reject as reject:
+            self._undeliverable(send, arrival, reject)
+            return
+        if isinstance(prepared, Hold):
+            self._hold(send, arrival, prepared)
+            return
+        key = key_of(tenant, channel.name, send.id)
+        first = self._seen.claim(key, arrival.origin, arrival.hop)
+        if first is not None:
+            facts = Facts(self.tier, channel.name, account, tenant, send.campaign)
+            self._end_whole(facts, send, arrival, Outcome.DUPLICATE, "first seen at {}:{}:{}".format(*first))
+            return
+        self._schedule(send, arrival, channel, account, prepared, raw, key)
+
+    def _schedule(
+        self, send: Send, arrival: Arrival, channel: Channel, account: str, prepared: Prepared, raw: bytes, key: bytes
+    ) -> None:
+        when = times(send, arrival.first_seen_ms, self.policy)
+        admitted = admit(send, channel, account, prepared, when)
+        content = self._opens.content_by_raw(channel.name, raw) or self._opens.content(channel.name, raw, prepared)
+        flow = self._opens.flow(
+            self.tier, channel.name, account, channel.accounts[account], admitted.tenant, send.campaign
+        )
+        offset_ns, now_ns = self._clock.offset_ns(), self._clock.now_ns()
+        opened = OpenSend(
+            id=send.id,
+            origin=arrival.origin,
+            flow=flow,
+            content=content,
+            ledger=arrival.ledger,
+            offset=arrival.offset,
+            key=key,
+            total=len(send.to),
+            left=len(send.to),
+            first_seen_ms=arrival.first_seen_ms,
+            pushed_ns=now_ns,
+            due_ns=when.due * NS_PER_MS + offset_ns,
+            deadline_ns=when.deadline * NS_PER_MS + offset_ns,
+            linger_ns=self.policy.linger,
+            meta=wire.meta_msgpack(send.meta),
+            value=arrival.value,
+            headers=arrival.headers,
+            data={p: data for p, data in zip(admitted.positions, admitted.data, strict=False) if data},
+        )
+        handle = self._opens.add(opened)
+        if admitted.ids:
+            not_before_ns = when.not_before * NS_PER_MS + offset_ns if when.not_before else 0
+            self._columns.add(handle, opened, 0, not_before_ns, admitted.positions, admitted.ids)
+        if admitted.duplicates:
+            self._end_some(handle, opened, Outcome.DUPLICATE, "twice in one `to`", admitted.duplicates)
+        for position, reject in admitted.refused:
+            self._recorder.dead(opened, reject.reason, reject.detail, 0, [position])
+            self._end_some(handle, opened, Outcome.DEAD, reject.reason, [position])
+
+    # --- what ends here
+
+    def _undeliverable(self, send: Send | None, arrival: Arrival, reject: Reject) -> None:
+        self._counters.invalid[self.tier, reject.reason] += 1
+        dead = wire.dead_headers(reject.reason, reject.detail, arrival.origin, 0, arrival.first_seen_ms, None)
+        self._recorder.dead_record(arrival.value, arrival.headers, dead)
+        facts = Facts(self.tier, *((send.channel, send.account, send.tenant, send.campaign) if send else NOT_KNOWN))
+        self._end_whole(facts, send, arrival, Outcome.DEAD, reject.reason)
+
+    def _end_whole(self, facts: Facts, send: Send | None, arrival: Arrival, outcome: Outcome, reason: str) -> None:
+        """A record that never entered the core."""
+        id, meta, count = (send.id, wire.meta_msgpack(send.meta), len(send.to)) if send else (None, wire.NO_META, 1)
+        entry = wire.ReceiptSend(id, arrival.origin, None, 0, 0, meta)
+        self._recorder.receipt(facts, outcome, "", reason, "", "", [entry])
+        age_ns = (self._clock.wall_ms() - arrival.first_seen_ms) * NS_PER_MS
+        channel = facts.channel if facts.channel in self._channels else None
+        self._counters.ended(self.tier, channel or "_none", outcome, age_ns, count)
+        self._recorder.complete(arrival.ledger, arrival.offset)
+
+    def _end_some(self, handle: int, send: OpenSend, outcome: Outcome, reason: str, positions: Sequence[int]) -> None:
+        to = None if len(positions) == send.total else send.recipients(positions)
+        entry = wire.ReceiptSend(send.id, send.origin, to, 0, 0, send.meta)
+        self._recorder.receipt(send.flow, outcome, "", reason, "", "", [entry])
+        self._dispatcher.ended(handle, send, outcome, len(positions))
+
+    # --- what waits for its content
+
+    def _hold(self, send: Send, arrival: Arrival, hold: Hold) -> None:
+        self._counters.held[self.tier] += len(send.to)
+        until = self._clock.now_ns() + HOLD_NS
+        self._held.setdefault(hold.content, []).append(Held(send, arrival, until))
+
+    def registered(self, name: str) -> None:
+        """The content ``name`` is there (anew): what waits for it goes on."""
+        for held in self._held.pop(name, ()):
+            if self._unhold(held):
+                self._admit(held.send, held.arrival)
+        self._dispatcher.push(self._columns)
+
+    def _expire_held(self) -> None:
+        now = self._clock.now_ns()
+        for name in [name for name, waiting in self._held.items() if waiting[0].until_ns <= now]:
+            waiting = self._held.pop(name)
+            late = [held for held in waiting if held.until_ns <= now]
+            if len(late) < len(waiting):
+                self._held[name] = waiting[len(late) :]
+            for held in late:
+                if self._unhold(held):
+                    self._undeliverable(held.send, held.arrival, Reject("content_unknown", name))
+
+    def _unhold(self, held: Held) -> bool:
+        """It waits no longer; False when its partition was taken away meanwhile."""
+        self._counters.held[self.tier] -= len(held.send.to)
+        if held.arrival.ledger.stale:
+            self._counters.given_back[self.tier] += len(held.send.to)
+        return not held.arrival.ledger.stale

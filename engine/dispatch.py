@@ -1,0 +1,301 @@
+"""Stages schedule, batch and deliver, seen from outside the core (shell): pops batches, makes the calls, settles them.
+
+In: columns of sends from intake. Out: calls to platforms; endings to the recorder; retries back into the core.
+Invariant: a popped recipient is, until its call is settled, in ``counters.in_flight``; after that it has ended or is
+in the core again.
+Never: waits for anything between a pop and its calls; a pop takes the connection slots the calls need.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import structlog
+
+from engine import wire
+from engine.admit import Channel
+from engine.clock import NS_PER_MS, NS_PER_S, Clock
+from engine.columns import Batch, Columns
+from engine.config import ChannelConfig
+from engine.counters import Counters
+from engine.deliver import Deliverer
+from engine.drivers import Action, Call, CallResult
+from engine.open_sends import Flow, OpenSend, OpenSends
+from engine.record import Recorder
+from engine.send import Outcome
+from engine.settle import Again, Ending, settle
+from engine.state.seen import Seen
+from ext.schedule import ACCOUNT, CANCELLED, NEVER, Core
+
+logger = structlog.get_logger("surgetank.dispatch")
+POP_BUDGET = 256  # steps of the core a pop, about 10 us; urgent work never waits behind more
+REAP_BUDGET = 4096
+MAX_BACKLOG = 200_000  # sends that ended and whose receipts are not acknowledged: no more calls until they are
+
+
+# Outcomes after which an id stays taken.
+KEEPS_ID = frozenset({Outcome.ACCEPTED, Outcome.UNKNOWN})
+# What a call counts as in dispatch_attempts_total.
+RESULTS = {
+    Action.ACCEPTED: "ok",
+    Action.RETRY: "transient",
+    Action.REFRESH: "transient",
+    Action.PARK: "throttled",
+    Action.FAILED: "permanent",
+    Action.DEAD: "permanent",
+    Action.UNKNOWN: "timeout",
+}
+
+
+class Dispatcher:
+    """One per process; everything in it runs on the event loop's thread."""
+
+    def __init__(
+        self,
+        core: Core,
+        opens: OpenSends,
+        channels: Mapping[str, Channel],
+        configs: Mapping[str, ChannelConfig],
+        deliverers: Mapping[str, Deliverer],
+        recorder: Recorder,
+        seen: Seen,
+        counters: Counters,
+        clock: Clock,
+    ) -> None:
+        self.core = core
+        self.opens = opens
+        self.channels = channels
+        self.recorder = recorder
+        self.counters = counters
+        self._configs = configs
+        self._deliverers = deliverers
+        self._seen = seen
+        self._clock = clock
+        self._cancelled: dict[str, list[tuple[str | None, int]]] = {}  # campaign -> (tenant or all, at_ms)
+        self._calls: set[asyncio.Task[None]] = set()
+        self._pumping = False
+        self._stopped = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
+
+    # --- in
+
+    def push(self, columns: Columns) -> None:
+        """Hand sends to the core."""
+        columns.push(self.core, self._clock.now_ns())
+        self.wake()
+
+    def wake(self) -> None:
+        """Something may go: look soon. Cheap to call often."""
+        if not self._pumping and not self._stopped:
+            self._pumping = True
+            self._loop.call_soon(self._pump)
+
+    def cancel(self, campaign: str, tenant: str | None, at_ms: int) -> int:
+        """End what is queued of a campaign, and what was first seen by ``at_ms`` whenever it comes; how many ended."""
+        self._cancelled.setdefault(campaign, []).append((tenant, at_ms))
+        pairs = {(flow.tenant_handle, flow.campaign_handle) for flow in self.opens.of_campaign(campaign, tenant)}
+        ended = sum(self.core.cancel(*pair) for pair in pairs)
+        self.wake()
+        return ended
+
+    def is_cancelled(self, campaign: str | None, tenant: str, first_seen_ms: int) -> bool:
+        """True for a send that a cancel command covers."""
+        commands = self._cancelled.get(campaign, ()) if campaign is not None else ()
+        return any(first_seen_ms <= at and whose in (None, tenant) for whose, at in commands)
+
+    async def stop(self, deadline_s: float) -> int:
+        """Pop no more; wait for calls under way, then cut them off. Returns how many were cut off."""
+        self._stopped = True
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._calls:
+            await asyncio.wait(self._calls, timeout=deadline_s)
+        cut = list(self._calls)
+        for task in cut:
+            task.cancel()
+        await asyncio.gather(*cut, return_exceptions=True)
+        return len(cut)
+
+    # --- the pump
+
+    def _pump(self) -> None:
+        self._pumping = False
+        if self._stopped:
+            return
+        now = self._clock.now_ns()
+        more = False
+        if self.recorder.backlog < MAX_BACKLOG:
+            batches = self.core.pop_batches(now, POP_BUDGET)
+            for number in range(batches.count):
+                self._start(Batch(batches, number, self.opens.by_handle, now))
+            more = batches.more
+        if self._reap(now) or more:
+            self.wake()
+        else:
+            self._sleep(now)
+
+    def _sleep(self, now: int) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        due = self.core.next_due(now)
+        if self.recorder.backlog >= MAX_BACKLOG:
+            due = now + 100 * NS_PER_MS
+        if due != NEVER:
+            self._timer = self._loop.call_later(max(due - now, 0) / NS_PER_S, self.wake)
+
+    def _start(self, batch: Batch) -> None:
+        stale = [row for row, send in enumerate(batch.sends) if send.ledger.stale]
+        if stale:
+            self._give_back(batch, stale)
+            if not batch.sends:
+                self.core.release(batch.channel, batch.tier)
+                self.wake()
+                return
+        self.counters.in_flight[batch.tier] += len(batch.sends)
+        task = self._loop.create_task(self._call(batch))
+        self._calls.add(task)
+        task.add_done_callback(self._called)
+
+    def _give_back(self, batch: Batch, rows: Sequence[int]) -> None:
+        """Their partition belongs to another worker now, which reads them again."""
+        self.counters.given_back[batch.tier] += len(rows)
+        for row in rows:
+            self._less(batch.handles[row], batch.sends[row], 1)
+        gone = set(rows)
+        batch.only([row for row in range(len(batch.sends)) if row not in gone])
+
+    def _called(self, task: asyncio.Task[None]) -> None:
+        self._calls.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            logger.critical("a call could not be settled; its sends stay open", exc_info=task.exception())
+
+    async def _call(self, batch: Batch) -> None:
+        flow = batch.flow
+        content = batch.sends[0].content.prepared
+        data = [send.data.get(p) for send, p in zip(batch.sends, batch.positions, strict=True)]
+        call = Call(batch.name(), flow.account, content.body, batch.ids, data if any(data) else ())
+        self.counters.calls_in_flight[flow.channel] += 1
+        try:
+            result = await self._deliverers[flow.channel].call(call)
+        finally:
+            self.core.release(batch.channel, batch.tier)
+            self.counters.calls_in_flight[flow.channel] -= 1
+            self.counters.in_flight[batch.tier] -= len(batch.sends)
+        self._settle(batch, call, result)
+        self.wake()
+
+    # --- settlement
+
+    def _settle(self, batch: Batch, call: Call, result: CallResult) -> None:
+        now = self._clock.now_ns()
+        name, counters = batch.flow.channel, self.counters
+        counters.call_took(batch.tier, name, now - batch.popped_ns)
+        counters.attempts[name, RESULTS[result.whole.action]] += 1
+        config = self._configs[name]
+        settlement = settle(result, batch.attempts, config.retry, self.channels[name].repeats, now, random.random())
+        if settlement.rest_until_ns is not None:
+            counters.throttled[name] += 1
+            self.core.block(ACCOUNT, batch.flow.account_handle, settlement.rest_until_ns)
+            logger.warning(
+                "the platform wants a rest",
+                channel=name,
+                account=batch.flow.account,
+                code=result.whole.code,
+                reason=result.whole.reason,
+                seconds=(settlement.rest_until_ns - now) // NS_PER_S,
+            )
+        columns = Columns()
+        for ending in settlement.endings:
+            self._end(batch, ending, call.batch, result.platform_id, now)
+        for again in settlement.again:
+            self._again(batch, again, columns, now)
+        columns.push(self.core, now)
+
+    def _end(self, batch: Batch, ending: Ending, name: str, platform_id: str, now: int) -> None:
+        entries = []
+        for rows in _runs(batch.handles, ending.who):
+            first = rows[0]
+            send, attempts = batch.sends[first], batch.attempts[first] + 1
+            whole = len(rows) == send.total
+            queued_ms = (batch.popped_ns - send.pushed_ns) // NS_PER_MS
+            to = None if whole else [batch.ids[row] for row in rows]
+            entries.append(wire.ReceiptSend(send.id, send.origin, to, attempts, queued_ms, send.meta))
+            if ending.outcome is Outcome.DEAD:
+                positions = None if whole else [batch.positions[row] for row in rows]
+                self.recorder.dead(send, ending.reason or ending.code, ending.code, attempts, positions)
+            self.ended(batch.handles[first], send, ending.outcome, len(rows))
+        self.recorder.receipt(batch.flow, ending.outcome, ending.code, ending.reason, name, platform_id, entries)
+
+    def _again(self, batch: Batch, again: Again, columns: Columns, now: int) -> None:
+        self.counters.retried(batch.flow.channel, again.reason, len(again.who))
+        for rows in _runs(batch.handles, again.who):
+            send, first = batch.sends[rows[0]], rows[0]
+            if self.is_cancelled(send.flow.campaign, send.flow.tenant, send.first_seen_ms):
+                self._end(batch, Ending(Outcome.CANCELLED, "", "", rows), "", "", now)
+                continue
+            columns.add(
+                batch.handles[first],
+                send,
+                batch.attempts[first] + again.counts,
+                again.at_ns,
+                [batch.positions[row] for row in rows],
+                [batch.ids[row].encode() for row in rows],
+            )
+
+    def _reap(self, now: int) -> bool:
+        """Tell of what ended inside the core; True when there is more to tell."""
+        reaped = self.core.reap(now, REAP_BUDGET)
+        if not reaped.items:
+            return False
+        handles: list[int] = reaped.send.tolist()
+        causes: list[int] = reaped.cause.tolist()
+        positions: list[int] = reaped.position.tolist()
+        attempts: list[int] = reaped.attempt.tolist()
+        entries: dict[tuple[Flow, Outcome], list[wire.ReceiptSend]] = {}
+        for rows in _runs(handles, range(reaped.items)):
+            first, handle = rows[0], handles[rows[0]]
+            send = self.opens.by_handle[handle]
+            outcome = Outcome.CANCELLED if causes[first] == CANCELLED else Outcome.EXPIRED
+            to = None if len(rows) == send.total else send.recipients([positions[row] for row in rows])
+            queued_ms = (now - send.pushed_ns) // NS_PER_MS
+            entry = wire.ReceiptSend(send.id, send.origin, to, attempts[first], queued_ms, send.meta)
+            entries.setdefault((send.flow, outcome), []).append(entry)
+            self.ended(handle, send, outcome, len(rows))
+        for (flow, outcome), sends in entries.items():
+            self.recorder.receipt(flow, outcome, "", "", "", "", sends)
+        return reaped.more
+
+    def ended(self, handle: int, send: OpenSend, outcome: Outcome, count: int) -> None:
+        """``count`` recipients of the send have ended; the last ones complete its record."""
+        flow = send.flow
+        age_ns = self._clock.wall_ms() * NS_PER_MS - send.first_seen_ms * NS_PER_MS
+        self.counters.ended(flow.tier, flow.channel, outcome, age_ns, count)
+        send.taken = send.taken or outcome in KEEPS_ID
+        self._less(handle, send, count)
+
+    def _less(self, handle: int, send: OpenSend, count: int) -> None:
+        send.left -= count
+        if send.left:
+            return
+        self.opens.remove(handle)
+        if send.ledger.stale:
+            return
+        if not send.taken:
+            self._seen.free(send.key, send.origin)
+        self.recorder.complete(send.ledger, send.offset)
+
+
+def _runs(handles: Sequence[int], who: Iterable[int]) -> Iterator[list[int]]:
+    """``who`` cut where the send changes."""
+    rows: list[int] = []
+    for row in who:
+        if rows and handles[row] != handles[rows[0]]:
+            yield rows
+            rows = []
+        rows.append(row)
+    if rows:
+        yield rows

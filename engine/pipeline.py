@@ -1,0 +1,261 @@
+"""Wires the stages: consume -> decode -> admit -> schedule -> batch -> deliver -> settle -> commit.
+
+``serve`` is one worker process from start to drained end; ``Pipeline`` is what it wires, for tests and benchmarks too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from engine.admit import Channel
+from engine.clock import NS_PER_MS, NS_PER_S, Clock
+from engine.commit import Committer
+from engine.config import Config, Limit, account_limits, tier_policy
+from engine.consume import Intake
+from engine.content import Contents
+from engine.control import Control
+from engine.counters import Counters
+from engine.deliver import Deliverer
+from engine.dispatch import Dispatcher
+from engine.drivers import load
+from engine.errors import LogUnavailable
+from engine.logs import Chunk, Log, Reader
+from engine.logs.open import open_log
+from engine.metrics import Snapshot
+from engine.open_sends import OpenSends
+from engine.probes import Probes
+from engine.record import Recorder
+from engine.send import Tier
+from engine.state.seen import Seen
+from engine.topics import topic_specs
+from ext.schedule import ACCOUNT, CALLS, CHANNEL, GLOBAL, RECIPIENTS, Core
+
+logger = structlog.get_logger("surgetank.pipeline")
+DRAIN_S = 25.0  # for calls under way; Kubernetes ends a process 30 s after SIGTERM
+MARGIN_NS = 50 * NS_PER_MS  # a call is charged when it leaves and counted where it arrives
+WATCH_NS = 100 * NS_PER_MS
+FOLLOW_RECORDS = 1000
+RETRY_FIRST_S, RETRY_MOST_S = 0.5, 15.0
+
+
+class Pipeline:
+    """One worker's stages on one log. ``start``, then ``stop`` exactly once."""
+
+    def __init__(self, config: Config, tiers: Sequence[Tier], log: Log, clock: Clock) -> None:
+        self.config, self.log, self.clock = config, log, clock
+        self.counters = Counters()
+        self.core = Core(tier_policy(config, Tier.TEMPLATE).weight, tier_policy(config, Tier.BASIC).weight)
+        self.channels = _channels(config, self.core)
+        self.opens = OpenSends()
+        self.seen = Seen(Path(config.state) / "seen.db", config.dedupe_window // NS_PER_MS, config.max_ids)
+        self.recorder = Recorder(log, config.log.prefix, clock)
+        self.deliverers = {
+            name: Deliverer(name, config.channels[name], channel.driver, clock=clock)
+            for name, channel in self.channels.items()
+        }
+        self.dispatcher = Dispatcher(
+            self.core, self.opens, self.channels, config.channels, self.deliverers, self.recorder, self.seen,
+            self.counters, clock,
+        )  # fmt: skip
+        self.contents = Contents(self._registered)
+        worker = f"{socket.gethostname()}-{os.getpid()}"
+        self.control = Control(f"{config.log.prefix}.control", worker, self.dispatcher, clock)
+        self.committer = Committer(self.seen, self.counters, clock)
+        self.intakes = [self._intake(tier) for tier in tiers]
+        self.tasks: list[asyncio.Task[None]] = []
+        self.readers: list[Reader] = []
+
+    async def start(self) -> None:
+        """Read what must be known first, join the groups, begin. Raises LogUnavailable; then only ``close`` is left."""
+        for deliverer in self.deliverers.values():
+            await deliverer.start()
+        prefix = self.config.log.prefix
+        content, control = [await self._reader(f"{prefix}.{name}") for name in ("content", "control")]
+        await _read_all(content, self.contents.take)
+        await _read_all(control, self.control.take)
+        for intake in self.intakes:
+            await intake.consumer.start()
+        self._spawn(self.recorder.run(), self.committer.run(), _watch_loop(self.counters, self.clock))
+        self._spawn(_follow(content, self.contents.take), _follow(control, self.control.take, self._answer))
+        self._spawn(*(intake.run() for intake in self.intakes))
+
+    async def stop(self, deadline_s: float = DRAIN_S) -> bool:
+        """Drain: poll no more, finish what is under way, tell of it, commit, leave the groups. True: all of that."""
+        for intake in self.intakes:
+            intake.stop()
+        cut = await self.dispatcher.stop(deadline_s)
+        told = await self.recorder.flushed(deadline_s)
+        committed = [await self.committer.commit(intake) for intake in self.intakes]
+        await self.close()
+        logger.info("drained", calls_cut_off=cut, receipts_told=told, sends_given_back=sum(self.opens.count))
+        return told and all(committed)
+
+    async def close(self) -> None:
+        """Free everything, finished or not."""
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        for intake in self.intakes:
+            await intake.consumer.close()
+        for reader in self.readers:
+            await reader.close()
+        for deliverer in self.deliverers.values():
+            await deliverer.close()
+        self.seen.close()
+
+    @property
+    def ready(self) -> bool:
+        """Every tier has had its first assignment."""
+        return bool(self.tasks) and all(intake.assigned_once for intake in self.intakes)
+
+    async def _reader(self, topic: str) -> Reader:
+        reader = await self.log.reader([topic])
+        self.readers.append(reader)
+        return reader
+
+    def _intake(self, tier: Tier) -> Intake:
+        policy = tier_policy(self.config, tier)
+        intake = Intake(
+            tier, policy, self.channels, self.contents.templates, self.opens, self.seen, self.dispatcher,
+            self.recorder, self.counters, self.clock,
+        )  # fmt: skip
+        intake.committer = self.committer
+        intake.consumer = self.log.consumer(f"{self.config.log.prefix}.{tier.label}", policy.topics, intake)
+        self.committer.sources.append(intake)
+        return intake
+
+    def _registered(self, name: str, channels: set[str]) -> None:
+        for channel in channels:
+            self.opens.forget_encodings(channel)
+        for intake in self.intakes:
+            intake.registered(name)
+
+    async def _answer(self) -> None:
+        if self.control.answers:
+            await self.log.append(self.control.answers)
+            self.control.answers.clear()
+
+    def _spawn(self, *coroutines: Coroutine[Any, Any, None]) -> None:
+        self.tasks.extend(asyncio.create_task(coroutine) for coroutine in coroutines)
+
+
+async def serve(config: Config, tiers: Sequence[Tier]) -> int:
+    """Run until SIGTERM or SIGINT, then drain. Returns the exit code."""
+    clock, stop = Clock(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    probes = Probes()
+    await probes.start(config.http.metrics)
+    log = open_log(config.log, state=config.state, engine=True)
+    stopped = loop.create_task(stop.wait())
+    try:
+        pipeline = await _until(stopped, _started(config, tiers, log, clock))
+        if pipeline is None:
+            return 0
+        probes.serve(Snapshot(pipeline), pipeline)
+        logger.info("serving", tiers=[tier.label for tier in tiers], channels=list(config.channels), pid=os.getpid())
+        await asyncio.wait({stopped, *pipeline.tasks}, return_when=asyncio.FIRST_COMPLETED)
+        probes.draining = True
+        failed = [task for task in pipeline.tasks if task.done() and not task.cancelled() and task.exception()]
+        for task in failed:
+            logger.critical("a stage failed; draining", exc_info=task.exception())
+        drained = await pipeline.stop()
+        return 0 if drained and not failed else 1
+    finally:
+        await log.close()
+        await probes.close()
+
+
+async def _started(config: Config, tiers: Sequence[Tier], log: Log, clock: Clock) -> Pipeline:
+    """Try until the log answers and its topics are there."""
+    wait = RETRY_FIRST_S
+    while True:
+        try:
+            await log.start()
+            missing = [d.topic for d in await log.check_topics(topic_specs(config)) if d.key == "topic"]
+            if missing and config.log.kind == "sqlite":
+                await log.create_topics(topic_specs(config))
+            elif missing:
+                raise LogUnavailable(f"no such topic: {', '.join(missing)} (`surgetank topics create` makes them)")
+            pipeline = Pipeline(config, tiers, log, clock)
+            try:
+                await pipeline.start()
+            except BaseException:
+                await pipeline.close()
+                raise
+            return pipeline
+        except LogUnavailable as error:
+            logger.warning("waiting for the log", error=str(error), again_in_s=wait)
+            await asyncio.sleep(wait)
+            wait = min(wait * 2, RETRY_MOST_S)
+
+
+async def _until(stopped: asyncio.Task[bool], work: Coroutine[Any, Any, Pipeline]) -> Pipeline | None:
+    """The work's result, or None when asked to stop first."""
+    task = asyncio.create_task(work)
+    await asyncio.wait({stopped, task}, return_when=asyncio.FIRST_COMPLETED)
+    if task.done():
+        return task.result()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    return None
+
+
+async def _watch_loop(counters: Counters, clock: Clock) -> None:
+    """Measure how late timers run."""
+    while True:
+        due = clock.now_ns() + WATCH_NS
+        await asyncio.sleep(WATCH_NS / NS_PER_S)
+        counters.loop_stall.observe(clock.now_ns() - due)
+
+
+async def _read_all(reader: Reader, take: Callable[[Chunk], None]) -> None:
+    while not await reader.at_end():
+        for chunk in await reader.poll(FOLLOW_RECORDS, 0.2):
+            take(chunk)
+
+
+async def _follow(
+    reader: Reader, take: Callable[[Chunk], None], after: Callable[[], Awaitable[None]] | None = None
+) -> None:
+    """Apply what comes, until cancelled."""
+    while True:
+        try:
+            for chunk in await reader.poll(FOLLOW_RECORDS, 0.5):
+                take(chunk)
+            if after is not None:
+                await after()
+        except LogUnavailable as error:
+            logger.warning("cannot follow a topic", error=str(error))
+            await asyncio.sleep(1.0)
+
+
+def _channels(config: Config, core: Core) -> dict[str, Channel]:
+    _limit(core, GLOBAL, 0, config.limits)
+    channels = {}
+    for name, channel in config.channels.items():
+        driver = load(channel.driver)(name, channel)
+        reserved = max(1, channel.in_flight // 4) if channel.in_flight > 1 else 0
+        handle = core.add_channel(channel.in_flight, reserved, driver.cap)
+        _limit(core, CHANNEL, handle, channel.limits)
+        accounts = {}
+        for account in channel.accounts or ("default",):
+            accounts[account] = core.add_account(handle)
+            _limit(core, ACCOUNT, accounts[account], account_limits(config, name, account))
+        channels[name] = Channel(name, handle, driver, accounts, channel.repeats == "allowed")
+    return channels
+
+
+def _limit(core: Core, scope: int, handle: int, limits: Sequence[Limit]) -> None:
+    for limit in limits:
+        number, unit = (limit.calls, CALLS) if limit.calls is not None else (limit.recipients or 0, RECIPIENTS)
+        core.add_limit(scope, handle, unit, number, limit.per + MARGIN_NS, number // 10)

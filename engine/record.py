@@ -1,0 +1,141 @@
+"""Writes what happened to the log: receipts, and records that ended dead; then lets the commit stage know (shell).
+
+In: endings (who, how) and the records they complete. Out: receipts and dead-letter records, acknowledged; after that,
+and only then, completions.
+Invariant: a record completes only after every receipt of it was acknowledged.
+Never: blocks delivery. While the log does not answer, what is to be written waits here; ``backlog`` tells the pump
+when to stop making calls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import structlog
+
+from engine import wire
+from engine.clock import Clock
+from engine.commit import Ledger
+from engine.errors import LogUnavailable
+from engine.logs import Headers, Log, Record
+from engine.open_sends import Flow, OpenSend
+from engine.send import Outcome, Tier
+
+logger = structlog.get_logger("surgetank.record")
+RETRY_FIRST_S, RETRY_MOST_S = 0.1, 5.0
+
+
+class Completion(NamedTuple):
+    """The record at ``offset`` has ended for all its recipients."""
+
+    ledger: Ledger
+    offset: int
+
+
+class Facts(NamedTuple):
+    """What a receipt tells of a send that never became a flow; None: not known."""
+
+    tier: Tier
+    channel: str | None
+    account: str | None
+    tenant: str | None
+    campaign: str | None
+
+
+class Recorder:
+    """One per process. ``write`` and ``dead`` only queue; ``run`` appends."""
+
+    def __init__(self, log: Log, prefix: str, clock: Clock) -> None:
+        self._log = log
+        self._clock = clock
+        self._receipts = f"{prefix}.receipts"
+        self._dead = f"{prefix}.dead"
+        self._records: list[Record] = []
+        self._completions: list[Completion] = []
+        self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.backlog = 0  # completions not yet acknowledged
+
+    def receipt(
+        self,
+        flow: Flow | Facts,
+        outcome: Outcome,
+        code: str,
+        reason: str,
+        batch: str,
+        platform_id: str,
+        sends: Sequence[wire.ReceiptSend],
+    ) -> None:
+        """One ending of one campaign."""
+        facts = wire.ReceiptFacts(
+            tier=flow.tier.label,
+            channel=flow.channel,
+            account=flow.account,
+            tenant=flow.tenant,
+            campaign=flow.campaign,
+            outcome=outcome,
+            code=code,
+            reason=reason,
+            batch=batch,
+            platform_id=platform_id,
+            at=self._clock.wall_ms(),
+        )
+        self._records.extend(Record(self._receipts, value) for value in wire.encode_receipts(facts, sends))
+        self._awake()
+
+    def dead(self, send: OpenSend, reason: str, detail: str, attempts: int, positions: Sequence[int] | None) -> None:
+        """Keep what has no way on of a send (``positions`` None: all of it), as it came."""
+        dead = wire.dead_headers(reason, detail, send.origin, attempts, send.first_seen_ms, positions)
+        self.dead_record(send.value, send.headers, dead)
+
+    def dead_record(self, value: bytes | None, headers: Headers, dead: Headers) -> None:
+        """Keep a record; ``dead`` takes the place of older headers of ours."""
+        self._records.append(Record(self._dead, value, headers=wire.with_headers(headers, dead)))
+        self._awake()
+
+    def complete(self, ledger: Ledger, offset: int) -> None:
+        """To be completed once everything written before is acknowledged."""
+        self._completions.append(Completion(ledger, offset))
+        self.backlog += 1
+        self._awake()
+
+    async def run(self) -> None:
+        """Append until cancelled; what is queued while one append is under way goes with the next."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            records, self._records = self._records, []
+            completions, self._completions = self._completions, []
+            if records:
+                await self._append(records)
+            for ledger, offset in completions:
+                ledger.complete(offset)
+            self.backlog -= len(completions)
+            if not self._wake.is_set():
+                self._idle.set()
+
+    async def flushed(self, timeout_s: float) -> bool:
+        """Wait until everything queued so far has been acknowledged; False when that takes longer."""
+        try:
+            await asyncio.wait_for(self._idle.wait(), timeout_s)
+        except TimeoutError:
+            return False
+        return True
+
+    def _awake(self) -> None:
+        self._wake.set()
+        self._idle.clear()
+
+    async def _append(self, records: list[Record]) -> None:
+        wait = RETRY_FIRST_S
+        while True:
+            try:
+                return await self._log.append(records)
+            except LogUnavailable as error:
+                # Some may have been written: told twice is allowed, told never is not.
+                logger.warning("receipts wait for the log", records=len(records), error=str(error), again_in_s=wait)
+                await asyncio.sleep(wait)
+                wait = min(wait * 2, RETRY_MOST_S)
