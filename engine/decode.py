@@ -12,10 +12,10 @@ read once more, key by key in a fixed order, to name the reason.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Annotated, Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import msgspec
-from msgspec import UNSET, Meta, Raw, UnsetType
+from msgspec import UNSET, Raw, UnsetType
 
 from engine.errors import Reject
 from engine.send import (
@@ -215,9 +215,8 @@ class _Loose(msgspec.Struct, gc=False):
     meta: Raw | UnsetType = UNSET
 
 
-class _LooseRecipient(msgspec.Struct, gc=False):
-    id: Raw | UnsetType = UNSET
-    data: Raw | UnsetType = UNSET
+class _AnyMap(msgspec.Struct, gc=False):
+    """A map not looked into."""
 
 
 class _Reader:
@@ -231,16 +230,12 @@ class _Reader:
         self.optional_name = decoder(Id | None)
         self.campaign = decoder(CampaignId | None)
         self.time = decoder(Ms | None)
-        self.recipients = decoder(Annotated[list[Raw], Meta(max_length=MAX_RECIPIENTS)])
-        self.recipient = decoder(_LooseRecipient)
+        self.kinds = decoder(list[str | _AnyMap])  # not of Raw: that takes 64 bytes for each byte of a list of nils
+        self.recipients = decoder(list[Id | Recipient])
 
     def is_list(self, raw: Raw) -> bool:
         first = first_byte(raw)
         return first == b"["[0] if self.json else first & 0xF0 == 0x90 or first in (0xDC, 0xDD)
-
-    def is_text(self, raw: Raw) -> bool:
-        first = first_byte(raw)
-        return first == b'"'[0] if self.json else 0xA0 <= first <= 0xBF or 0xD9 <= first <= 0xDB
 
 
 _READERS = {
@@ -291,28 +286,17 @@ def _explain_recipients(reader: _Reader, raw: Raw | UnsetType) -> None:
         raise Reject("to_missing")
     if not reader.is_list(raw):
         raise Reject("to_invalid", "not a list")
-    recipients = _read(reader.recipients, raw, "to_too_many", "to")
-    if not recipients:
+    count = len(_read(reader.kinds, raw, "to_invalid", "to"))
+    if not count:
         raise Reject("to_empty")
-    for position, recipient in enumerate(recipients):
-        _explain_recipient(reader, position, recipient)
-
-
-def _explain_recipient(reader: _Reader, position: int, raw: Raw) -> None:
-    at = f"to[{position}]"
-    data: Raw | UnsetType = UNSET
-    if _is_map(raw, reader.json):
-        loose = _read(reader.recipient, raw, "to_invalid", at)
-        if loose.id is UNSET:
-            raise Reject("recipient_invalid", f"{at}: no id")
-        raw, data = loose.id, loose.data
-    elif not reader.is_text(raw):
-        raise Reject("to_invalid", f"{at} is neither a string nor a map")
-    text = _read(reader.name, raw, "recipient_invalid", at)
-    if _too_long(text):
-        raise Reject("recipient_invalid", f"{at}: {len(text.encode())} bytes; at most {MAX_ID_BYTES}")
-    if data is not UNSET and not _data_fits(data, reader.json):
-        raise Reject("data_invalid", f"{at}: data is not a map of at most {MAX_DATA_BYTES:,} bytes")
+    if count > MAX_RECIPIENTS:
+        raise Reject("to_too_many", f"{count:,}; at most {MAX_RECIPIENTS:,}")
+    for position, recipient in enumerate(_read(reader.recipients, raw, "recipient_invalid", "to")):
+        name = recipient if isinstance(recipient, str) else recipient.id
+        if _too_long(name):
+            raise Reject("recipient_invalid", f"to[{position}]: {len(name.encode())} bytes; at most {MAX_ID_BYTES}")
+        if isinstance(recipient, Recipient) and not _data_fits(recipient.data, reader.json):
+            raise Reject("data_invalid", f"to[{position}]: data is not a map of at most {MAX_DATA_BYTES:,} bytes")
 
 
 def _explain_content(reader: _Reader, raw: Raw | UnsetType) -> None:
