@@ -1,4 +1,4 @@
-"""The records of the core and what can be done with them; no Python object anywhere, every function runs without the GIL.
+"""The records of the core and what can be done with them; no Python object anywhere, nothing needs the GIL.
 
     tier (3) -> lane (tier x channel) -> leaf (tier x account) -> flow (tenant, campaign, content) -> runs
 

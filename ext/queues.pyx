@@ -476,7 +476,7 @@ cdef void observe(Queues* q, Channel* channel, const Run* run, uint32_t n) noexc
 
 
 cdef uint32_t form(Queues* q, Flow* flow, uint32_t most, BatchRow* batch) noexcept nogil:
-    """Moves recipients in FIFO order to the output, up to ``most``; 0: all of them have expired (or memory is short)."""
+    """Moves recipients in FIFO order to the output, up to ``most``; 0: all have expired (or memory is short)."""
     cdef uint32_t taken = 0, n
     cdef bint cut = False, due = False, more = most < flow.queued
     cdef Run* run = flow.fifo.first
@@ -740,7 +740,9 @@ cdef int64_t queues_due(const Queues* q) noexcept nogil:
 
 # --- making and freeing ---
 
-cdef void make_node(Node* node, Node* parent, Scope* scope, Channel* channel, uint32_t handle, uint8_t tier) noexcept nogil:
+cdef void make_node(
+    Node* node, Node* parent, Scope* scope, Channel* channel, uint32_t handle, uint8_t tier
+) noexcept nogil:
     timer_make(&node.timer, NODE)
     node.link.owner = node
     ring_make(&node.ring)

@@ -72,15 +72,15 @@ class Core:
         self, template_weight: int = 1, basic_weight: int = 1, deadline_lead_ns: int = 1_000_000_000
     ) -> None: ...
     def add_channel(self, slots: int, reserved: int, cap: int) -> int:
-        """A channel of ``slots`` calls in flight (1..2**20), ``reserved`` of them (0..slots - 1) for system, and at most
-        ``cap`` recipients a batch (1..2**20). Returns its handle."""
+        """A channel of ``slots`` calls in flight (1..2**20), ``reserved`` of them (0..slots - 1) for system, and at
+        most ``cap`` recipients a batch (1..2**20). Returns its handle."""
 
     def add_account(self, channel: int) -> int:
         """An account of a channel. Returns its handle, counted over all channels."""
 
     def add_limit(self, scope: int, handle: int, unit: int, number: int, per_ns: int, reserved: int) -> int:
-        """At most ``number`` (1..2**60) CALLS or RECIPIENTS in any half-open window of ``per_ns`` (1..2**60), ``reserved``
-        of them (0..number - 1) for system. ``handle``: of the channel or account; 0 for GLOBAL.
+        """At most ``number`` (1..2**60) CALLS or RECIPIENTS in any half-open window of ``per_ns`` (1..2**60),
+        ``reserved`` of them (0..number - 1) for system. ``handle``: of the channel or account; 0 for GLOBAL.
 
         Uses are counted in 65 buckets of per / 64: never over, and at least 64/65 of the number can be used. A batch
         that does not fit waits, and its account, channel or tier with it. Returns the limit's place in its scope.

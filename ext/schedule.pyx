@@ -14,7 +14,7 @@ from libc.stdlib cimport free, malloc
 
 from ext.histogram cimport Histogram
 from ext.queues cimport (
-    BASIC, CANCELLED_, CAP, CUT, DUE, EXPIRED_, LINGER_OVER, OPEN, PARKED, SYSTEM, TEMPLATE, TIERS,
+    BASIC, CANCELLED_, CAP, CUT, DUE, EXPIRED_, LINGER_OVER, PARKED, SYSTEM, TIERS,
     BatchRow, EndedRow, ItemRow, Node, Output, Queues, Row, Run, Scope, Window,
     queues_add_account, queues_add_channel, queues_add_limit, queues_advance, queues_cancel, queues_due, queues_free,
     queues_make, queues_make_run, queues_memory, queues_pop, queues_push, queues_reap, queues_release, queues_undo_run,
@@ -356,7 +356,7 @@ cdef class Core:
         cdef uint32_t handle = self.q.channel_count
         cdef int tier
         sizes = Histogram(SIZE_EDGES)
-        waits = [Histogram(WAIT_EDGES) for tier in range(TIERS)]
+        waits = [Histogram(WAIT_EDGES) for _ in range(TIERS)]
         within("channels", handle + 1, 1, MOST)
         if queues_add_channel(self.q, <uint32_t>most, <uint32_t>kept, <uint32_t>largest) < 0:
             raise MemoryError

@@ -1,0 +1,310 @@
+"""The core against a plain model: after every step their outputs are the same, in the same order.
+
+Few names, small caps, slots and limits, and times around the timers' grain, so that flows merge, split, linger, park,
+block, expire and are cancelled all the time. What left is also held against promises that need no model.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left
+from itertools import accumulate
+from typing import Any
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from ext.schedule import ACCOUNT, CHANNEL, GLOBAL, NEVER, RECIPIENTS, TICK_NS, Batches, Core
+from tests.property.model import SYSTEM, Batch, Limit, Model, Run
+
+NS_PER_S = 1_000_000_000
+# A step of time: none, inside a tick, a tick, some, and over the borders of the wheel's levels.
+STEPS = st.one_of(
+    st.just(0),
+    st.integers(1, TICK_NS - 1),
+    st.just(TICK_NS),
+    st.integers(1, 200).map(lambda n: n * TICK_NS // 4),
+    st.sampled_from([64 * TICK_NS, 64**2 * TICK_NS + 1, NS_PER_S, 3600 * NS_PER_S]),
+)
+AHEAD = st.integers(-2, 300).map(lambda n: n * TICK_NS // 4)
+NAMES = st.sampled_from([b"a", b"b", b"c", b"d", b"ee", b"ff", b"a-name-of-17-char"])
+LIMITS = st.tuples(
+    st.integers(1, 9),
+    st.sampled_from([1, 100, 3 * TICK_NS, 64 * TICK_NS, 64 * TICK_NS + 1, NS_PER_S]),
+    st.integers(0, 8),
+)
+
+
+@st.composite
+def runs(draw: st.DrawFn) -> tuple[int, ...]:
+    """All of a run but its handles: tenant, campaign, content, attempt, not_before, due, deadline, linger."""
+    return (
+        draw(st.integers(0, 1)),
+        draw(st.integers(0, 1)),
+        draw(st.integers(0, 1)),
+        draw(st.sampled_from([0, 0, 1, 3])),
+        draw(st.one_of(st.just(-1), AHEAD)),
+        draw(st.one_of(st.just(NEVER), AHEAD)),
+        draw(st.one_of(st.just(NEVER), AHEAD)),
+        draw(st.one_of(st.sampled_from([0, NEVER]), AHEAD.map(abs))),
+    )
+
+
+def columns(pushed: list[Run]) -> tuple[Any, ...]:
+    """The runs as push_many takes them."""
+    to = [recipient for run in pushed for recipient in run.to]
+    return (
+        array("I", [run.send for run in pushed]),
+        array("B", [run.tier for run in pushed]),
+        array("I", [run.account for run in pushed]),
+        array("I", [run.key[0] for run in pushed]),
+        array("I", [run.key[1] for run in pushed]),
+        array("I", [run.key[2] for run in pushed]),
+        array("B", [run.attempt for run in pushed]),
+        array("q", [run.not_before for run in pushed]),
+        array("q", [run.due for run in pushed]),
+        array("q", [run.deadline for run in pushed]),
+        array("q", [run.linger for run in pushed]),
+        array("q", [run.pushed for run in pushed]),
+        array("I", [len(run.to) for run in pushed]),
+        array("H", [position for position, _ in to]),
+        array("B", [len(name) for _, name in to]),
+        b"".join(name for _, name in to),
+    )
+
+
+def rows(popped: Batches) -> list[Batch]:
+    """The columns as the model's batches."""
+    batches = []
+    for b in range(popped.count):
+        items = [
+            (
+                popped.send[i],
+                popped.position[i],
+                popped.attempt[i],
+                popped.pushed[i],
+                popped.ids[popped.id_end[i] : popped.id_end[i + 1]],
+            )
+            for i in range(popped.start[b], popped.start[b + 1])
+        ]
+        key = (popped.tenant[b], popped.campaign[b], popped.content[b])
+        where = (popped.tier[b], popped.channel[b], popped.account[b])
+        batches.append(Batch(*where, key, popped.closed[b], popped.due[b], items))
+    return batches
+
+
+def most_in_a_window(log: list[tuple[int, int]], per: int) -> int:
+    """The most that any half-open window of this length holds; the log is ascending (time, n)."""
+    times = [at for at, _ in log]
+    upto = [0, *accumulate(n for _, n in log)]
+    return max((upto[bisect_left(times, at + per)] - upto[i] for i, at in enumerate(times)), default=0)
+
+
+class CoreMachine(RuleBasedStateMachine):
+    @initialize(
+        weights=st.tuples(st.sampled_from([1, 3]), st.sampled_from([1, 3])),
+        lead=st.sampled_from([0, TICK_NS // 2, 10 * TICK_NS]),
+        channels=st.lists(st.tuples(st.integers(1, 4), st.integers(0, 3), st.integers(1, 5)), min_size=1, max_size=2),
+        accounts=st.lists(st.integers(0, 1), min_size=1, max_size=3),
+    )
+    def start(
+        self,
+        weights: tuple[int, int],
+        lead: int,
+        channels: list[tuple[int, int, int]],
+        accounts: list[int],
+    ) -> None:
+        self.core, self.model = Core(*weights, lead), Model(*weights, lead)
+        self.now = self.sends = 0
+        self.in_flight: list[tuple[int, int]] = []  # channel, tier
+        self.left: list[tuple[int, Batch]] = []
+        self.deadlines: dict[int, int] = {}
+        self.limits: list[tuple[int, int, Limit, int]] = []  # scope, handle, limit, how much had left before
+        for slots, reserved, cap in channels:
+            self.core.add_channel(slots, min(reserved, slots - 1), cap)
+            self.model.add_channel(slots, min(reserved, slots - 1), cap)
+        for channel in accounts:
+            self.core.add_account(channel % len(channels))
+            self.model.add_account(channel % len(channels))
+
+    def handle(self, scope: int, pick: int) -> int:
+        return pick % [1, len(self.model.channels), len(self.model.leaves)][scope]
+
+    @precondition(lambda self: len(self.limits) < 4)
+    @rule(scope=st.sampled_from([GLOBAL, CHANNEL, ACCOUNT]), pick=st.integers(0, 5), unit=st.integers(0, 1), of=LIMITS)
+    def limit(self, scope: int, pick: int, unit: int, of: tuple[int, int, int]) -> None:
+        number, per, reserved = of
+        handle = self.handle(scope, pick)
+        limit = Limit(unit == RECIPIENTS, number, per, min(reserved, number - 1))
+        self.core.add_limit(scope, handle, unit, number, per, limit.reserved)
+        self.model.scope(scope, handle).limits.append(limit)
+        self.limits.append((scope, handle, limit, len(self.left)))
+
+    @rule(
+        step=STEPS,
+        pushed=st.lists(
+            st.tuples(
+                st.integers(0, 2),
+                st.integers(0, 5),
+                runs(),
+                st.lists(NAMES, min_size=1, max_size=6),
+            ),
+            max_size=4,
+        ),
+    )
+    def push(self, step: int, pushed: list[tuple[int, int, tuple[int, ...], list[bytes]]]) -> None:
+        self.now += step
+        made = [self.run_of(*each) for each in pushed]
+        self.core.push_many(self.now, *columns(made))
+        self.model.push(self.now, made)
+
+    def run_of(self, tier: int, pick: int, run: tuple[int, ...], names: list[bytes]) -> Run:
+        *key, attempt, not_before, due, deadline, linger = run
+        self.sends += 1
+        times = [NEVER if time == NEVER else self.now + time for time in (not_before, due, deadline)]
+        self.deadlines[self.sends] = times[2]
+        account, at = self.handle(ACCOUNT, pick), (key[0], key[1], key[2])
+        to = [(7 * i, name) for i, name in enumerate(names)]
+        return Run(self.sends, tier, account, at, attempt, times[0], times[1], times[2], linger, self.now - 5, to)
+
+    @rule(step=STEPS, budget=st.sampled_from([1, 2, 5, 256]))
+    def pop(self, step: int, budget: int) -> None:
+        self.now += step
+        popped = self.core.pop_batches(self.now, budget)
+        batches = rows(popped)
+        assert batches == self.model.pop(self.now, budget)
+        assert popped.more == bool(self.model.root.ring)
+        assert [batch.tier == SYSTEM for batch in batches] == sorted((b.tier == SYSTEM for b in batches), reverse=True)
+        for batch in batches:
+            names = [item[4] for item in batch.items]
+            assert len(set(names)) == len(names)
+            assert all(self.deadlines[item[0]] > self.now for item in batch.items)
+            assert len(names) <= self.model.channels[batch.channel].cap
+            self.left.append((self.now, batch))
+            self.in_flight.append((batch.channel, batch.tier))
+
+    @precondition(lambda self: self.in_flight)
+    @rule(pick=st.integers(0, 1000))
+    def release(self, pick: int) -> None:
+        call = self.in_flight.pop(pick % len(self.in_flight))
+        self.core.release(*call)
+        self.model.release(*call)
+
+    @precondition(lambda self: self.in_flight)
+    @rule()
+    def release_all(self) -> None:
+        while self.in_flight:
+            self.release(0)
+
+    @rule(tenant=st.integers(0, 1), campaign=st.integers(0, 1))
+    def cancel(self, tenant: int, campaign: int) -> None:
+        assert self.core.cancel(tenant, campaign) == self.model.cancel(tenant, campaign)
+
+    @rule(step=STEPS, budget=st.sampled_from([1, 3, 100]))
+    def reap(self, step: int, budget: int) -> None:
+        self.now += step
+        ended = self.core.reap(self.now, budget)
+        expected = self.model.reap(self.now, budget)
+        assert ended.items == len(expected)
+        assert list(zip(ended.cause, ended.send, ended.position, ended.attempt, strict=True)) == [
+            row[:4] for row in expected
+        ]
+        assert ended.more == bool(self.model.ended)
+
+    @rule(scope=st.sampled_from([GLOBAL, CHANNEL, ACCOUNT]), pick=st.integers(0, 5), ahead=AHEAD)
+    def block(self, scope: int, pick: int, ahead: int) -> None:
+        handle, until = self.handle(scope, pick), max(0, self.now + ahead)
+        self.core.block(scope, handle, until)
+        self.model.block(scope, handle, until)
+
+    @rule(back=st.integers(0, 3 * TICK_NS))
+    def time_never_goes_back(self, back: int) -> None:
+        due = self.core.next_due(max(0, self.now - back))
+        self.model.advance(self.now - back)
+        self.now = self.model.now
+        self.check_due(due)
+
+    def check_due(self, due: int) -> None:
+        exact = self.model.next_due()
+        assert due == exact if exact in (self.now, NEVER) else self.now < due <= exact
+
+    @rule(steps=st.integers(1, 20))
+    def follow(self, steps: int) -> None:
+        """What the pipeline does: pop at next_due, over and over."""
+        for _ in range(steps):
+            if self.turn():
+                return
+
+    def turn(self) -> bool:
+        """True: nothing more happens by itself."""
+        due = self.core.next_due(self.now)
+        self.model.advance(self.now)
+        self.check_due(due)
+        if due == NEVER:
+            return True
+        self.pop(due - self.now, 256)
+        if self.in_flight:
+            self.release_all()
+        self.reap(0, 100)
+        return False
+
+    @invariant()
+    def same_numbers(self) -> None:
+        stats = self.core.stats()
+        memory = stats.pop("memory_bytes")
+        assert stats == self.model.stats()
+        assert memory[0] > 0
+        for tier in range(3):
+            kept = sum(stats[name][tier] for name in ("popped", "expired", "cancelled", "queued", "waiting"))
+            assert stats["pushed"][tier] == kept
+
+    def teardown(self) -> None:
+        if not hasattr(self, "core"):
+            return
+        turns = 0
+        while not self.turn():
+            turns += 1
+            assert turns < 10_000, "next_due makes no progress"
+        self.check_limits()
+        self.check_histograms()
+
+    def check_limits(self) -> None:
+        for scope, handle, limit, since in self.limits:
+            of = [
+                (at, batch.tier, len(batch.items) if limit.recipients else 1)
+                for at, batch in self.left[since:]
+                if [0, batch.channel, batch.account][scope] == handle
+            ]
+            assert most_in_a_window([(at, n) for at, _, n in of], limit.per) <= limit.number
+            for i, (at, tier, _) in enumerate(of):
+                used = sum(n for other, _, n in of[: i + 1] if other > at - limit.per)
+                assert used <= limit.ceiling(tier)
+
+    def check_histograms(self) -> None:
+        for tier in range(3):
+            late = self.core.lateness(tier)
+            values = [ns for of, ns in self.model.late if of == tier]
+            assert late.snapshot() == (at_most(values, late.edges), sum(values))
+            for channel in range(len(self.model.channels)):
+                wait = self.core.queue_wait(tier, channel)
+                values = [ns for of, at, ns in self.model.waits if (of, at) == (tier, channel)]
+                assert wait.snapshot() == (at_most(values, wait.edges), sum(values))
+        for channel in range(len(self.model.channels)):
+            sizes = self.core.batch_recipients(channel)
+            values = [len(batch.items) for _, batch in self.left if batch.channel == channel]
+            assert sizes.snapshot() == (at_most(values, sizes.edges), sum(values))
+
+
+def at_most(values: list[int], edges: list[int]) -> list[int]:
+    return [*(sum(value <= edge for value in values) for edge in edges), len(values)]
+
+
+TestCore = CoreMachine.TestCase
+TestCore.settings = settings(
+    max_examples=300,
+    stateful_step_count=60,
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
