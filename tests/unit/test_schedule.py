@@ -1,0 +1,597 @@
+"""The core, one named behaviour at a time; test_schedule in tests/property compares whole histories with a model."""
+
+from __future__ import annotations
+
+from array import array
+from importlib.machinery import EXTENSION_SUFFIXES
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import ext.histogram
+import ext.queues
+import ext.schedule
+from ext.schedule import (
+    ACCOUNT,
+    CALLS,
+    CANCELLED,
+    CHANNEL,
+    CLOSED_CAP,
+    CLOSED_CUT,
+    CLOSED_DUE,
+    CLOSED_LINGER,
+    EXPIRED,
+    GLOBAL,
+    NEVER,
+    RECIPIENTS,
+    TICK_NS,
+    Core,
+)
+from tests.property.columns import columns, rows
+from tests.property.model import BASIC, SYSTEM, TEMPLATE, Batch, Run
+
+MS = 1_000_000
+S = 1000 * MS
+
+
+@pytest.mark.parametrize("module", [ext.schedule, ext.queues, ext.histogram])
+def test_the_compiled_module_is_what_runs(module: ModuleType) -> None:
+    assert module.__file__ is not None
+    assert module.__file__.endswith(tuple(EXTENSION_SUFFIXES))
+
+
+class Channel:
+    """A core with one channel and some accounts, and short ways to push to it and pop from it."""
+
+    def __init__(self, slots: int = 1000, reserved: int = 0, cap: int = 3, accounts: int = 1, **options: int) -> None:
+        self.core = Core(**options)
+        self.core.add_channel(slots, reserved, cap)
+        for _ in range(accounts):
+            self.core.add_account(0)
+        self.sends = 0
+
+    def push(self, now: int, to: int | str, tier: int = BASIC, **other: Any) -> int:
+        """Push one send to so many people, or to the ones named by a letter each; returns its handle."""
+        self.sends += 1
+        names = [b"%d.%d" % (self.sends, i) for i in range(to)] if isinstance(to, int) else [c.encode() for c in to]
+        key = (other.pop("tenant", 0), other.pop("campaign", 0), other.pop("content", 0))
+        plain = {"account": 0, "attempt": 0, "not_before": 0, "due": NEVER, "deadline": NEVER, "linger": 0}
+        run = Run(self.sends, tier, key=key, pushed=now, to=list(enumerate(names)), **plain | other)
+        self.core.push_many(now, *columns([run]))
+        return self.sends
+
+    def pop(self, now: int, budget: int = 256) -> list[Batch]:
+        return rows(self.core.pop_batches(now, budget))
+
+    def sizes(self, now: int, budget: int = 256) -> list[int]:
+        return [len(batch.items) for batch in self.pop(now, budget)]
+
+    def stat(self, name: str, tier: int = BASIC) -> int:
+        return self.core.stats()[name][tier]
+
+
+# --- merging ---
+
+
+def test_sends_of_one_flow_merge_up_to_the_cap_and_larger_ones_split() -> None:
+    channel = Channel(cap=3)
+    first, second = channel.push(5, 2), channel.push(5, 5)
+    batches = channel.pop(5)
+    assert [[item[:2] for item in batch.items] for batch in batches] == [
+        [(first, 0), (first, 1), (second, 0)],
+        [(second, 1), (second, 2), (second, 3)],
+        [(second, 4)],
+    ]
+    assert [batch.closed for batch in batches] == [CLOSED_CAP, CLOSED_CAP, CLOSED_LINGER]
+
+
+@pytest.mark.parametrize("other", [{"tenant": 1}, {"campaign": 1}, {"content": 1}, {"account": 1}, {"tier": TEMPLATE}])
+def test_what_differs_in_a_key_does_not_merge(other: dict[str, int]) -> None:
+    channel = Channel(cap=10, accounts=2)
+    channel.push(0, 1)
+    channel.push(0, 1, **other)
+    assert channel.sizes(0) == [1, 1]
+
+
+def test_a_batch_waits_its_linger_and_no_longer() -> None:
+    channel = Channel(cap=3)
+    channel.push(0, 1, linger=100 * MS)
+    channel.push(50 * MS, 1, linger=100 * MS)
+    assert channel.pop(99 * MS) == []
+    assert channel.stat("linger") == 2
+    (batch,) = channel.pop(101 * MS)
+    assert (len(batch.items), batch.closed) == (2, CLOSED_LINGER)
+
+
+def test_a_full_batch_does_not_linger_and_the_rest_does() -> None:
+    channel = Channel(cap=3)
+    channel.push(0, 7, linger=S)
+    assert channel.sizes(0) == [3, 3]
+    assert channel.core.next_due(0) <= S + TICK_NS
+    assert channel.sizes(S + TICK_NS) == [1]
+
+
+@pytest.mark.parametrize("time", ["due", "deadline"])
+def test_lingering_ends_at_the_due_time_and_ahead_of_the_deadline(time: str) -> None:
+    channel = Channel(deadline_lead_ns=100 * MS)
+    channel.push(0, 1, linger=S, **{time: 200 * MS + (100 * MS if time == "deadline" else 0)})
+    assert channel.pop(199 * MS) == []
+    (batch,) = channel.pop(201 * MS)
+    assert batch.closed == CLOSED_DUE
+
+
+def test_a_recipient_is_at_most_once_in_a_batch() -> None:
+    channel = Channel(cap=10)
+    channel.push(0, "ab")
+    channel.push(0, "cbd")
+    batches = channel.pop(0)
+    assert [b"".join(item[4] for item in batch.items) for batch in batches] == [b"abc", b"bd"]
+    assert [batch.closed for batch in batches] == [CLOSED_CUT, CLOSED_LINGER]
+
+
+def test_ids_of_every_length_come_out_as_they_went_in() -> None:
+    channel = Channel(cap=1000)
+    names = [bytes([n]) * length for length in (1, 7, 8, 9, 16, 17, 128, 255) for n in (0, 255)]
+    run = Run(1, BASIC, 0, (0, 0, 0), 0, 0, NEVER, NEVER, 0, 0, list(enumerate(names)))
+    channel.core.push_many(0, *columns([run]))
+    (batch,) = channel.pop(0)
+    assert [item[4] for item in batch.items] == names
+
+
+# --- order ---
+
+
+def test_system_goes_first_and_in_order_of_entry() -> None:
+    channel = Channel(cap=1)
+    for tier in (BASIC, SYSTEM, TEMPLATE, SYSTEM):
+        channel.push(0, 1, tier)
+    assert [batch.tier for batch in channel.pop(0)] == [SYSTEM, SYSTEM, TEMPLATE, BASIC]
+
+
+def test_template_and_basic_share_by_weight() -> None:
+    channel = Channel(cap=1, template_weight=3, basic_weight=1)
+    channel.push(0, 400, BASIC)
+    channel.push(0, 400, TEMPLATE)
+    tiers = [batch.tier for batch in channel.pop(0, 800)]
+    assert tiers.count(TEMPLATE) == 300
+    assert tiers[:8].count(BASIC) == 2
+
+
+def test_a_tier_that_was_away_does_not_claim_the_past() -> None:
+    channel = Channel(cap=1)
+    channel.push(0, 300, BASIC)
+    channel.sizes(0, 200)
+    channel.push(0, 300, TEMPLATE)
+    tiers = [batch.tier for batch in channel.pop(0, 40)]
+    assert tiers.count(TEMPLATE) == tiers.count(BASIC) == 10
+
+
+def test_tenants_take_turns_whatever_they_have_queued() -> None:
+    channel = Channel(cap=2)
+    channel.push(0, 100, tenant=0)
+    channel.push(0, 4, tenant=1)
+    assert [batch.key[0] for batch in channel.pop(0, 15)] == [0, 1, 0, 1, 0]
+
+
+def test_accounts_take_turns() -> None:
+    channel = Channel(cap=2, accounts=3)
+    for account in (0, 0, 1, 2):
+        channel.push(0, 4, account=account)
+    assert [batch.account for batch in channel.pop(0, 18)] == [0, 1, 2, 0, 1, 2]
+
+
+def test_the_budget_ends_a_call_and_says_so() -> None:
+    channel = Channel(cap=3)
+    channel.push(0, 30)
+    popped = channel.core.pop_batches(0, 5)
+    assert (popped.count, popped.items, popped.more) == (2, 6, True)
+    popped = channel.core.pop_batches(0, 1000)
+    assert (popped.items, popped.more) == (24, False)
+
+
+# --- time ---
+
+
+def test_nothing_leaves_before_its_time() -> None:
+    channel = Channel()
+    channel.push(0, 2, not_before=10 * S)
+    channel.push(0, 1, not_before=20 * S, attempt=1)
+    assert (channel.stat("scheduled"), channel.stat("retry"), channel.stat("waiting")) == (2, 1, 3)
+    assert channel.pop(10 * S - 1) == []
+    assert channel.sizes(10 * S + TICK_NS) == [2]
+    assert channel.sizes(20 * S + TICK_NS) == [1]
+
+
+@pytest.mark.parametrize("not_before", [0, 9 * S, 11 * S])
+def test_nothing_leaves_at_or_after_its_deadline(not_before: int) -> None:
+    channel = Channel(cap=10)
+    send = channel.push(0, 2, not_before=not_before, deadline=10 * S, linger=NEVER)
+    channel.core.block(GLOBAL, 0, 10 * S)
+    assert channel.pop(10 * S - 1) == []
+    assert channel.pop(10 * S) == []
+    channel.core.next_due(10 * S + TICK_NS)
+    ended = channel.core.reap(10 * S + TICK_NS, 100)
+    assert list(ended.send) == [send, send]
+    assert list(ended.cause) == [EXPIRED, EXPIRED]
+    assert list(ended.position) == [0, 1]
+    assert channel.stat("expired") == 2
+
+
+def test_what_is_too_late_at_push_ends_at_once() -> None:
+    channel = Channel()
+    channel.push(S, 3, deadline=S)
+    assert channel.stat("flows") == 0
+    assert channel.core.next_due(S) == S
+    assert channel.core.reap(S, 100).items == 3
+
+
+def test_a_partly_sent_run_expires_for_the_rest_only() -> None:
+    channel = Channel(cap=3, slots=1)
+    channel.push(0, 5, deadline=S)
+    assert channel.sizes(0) == [3]
+    assert list(channel.core.reap(2 * S, 100).position) == [3, 4]
+    assert (channel.stat("popped"), channel.stat("expired")) == (3, 2)
+
+
+def test_time_never_goes_back() -> None:
+    channel = Channel()
+    channel.push(S, 1, deadline=2 * S)
+    assert channel.core.reap(3 * S, 10).items == 1
+    channel.push(0, 1, deadline=2 * S)
+    assert channel.core.reap(0, 10).items == 1
+
+
+def test_timers_fire_over_every_level_of_the_wheel() -> None:
+    channel = Channel(cap=1)
+    times = sorted({(64**level * digit + level) * TICK_NS for level in range(7) for digit in (1, 2, 63)})
+    for time in reversed(times):
+        channel.push(0, 1, not_before=time)
+    seen = []
+    now = channel.core.next_due(0)
+    while now != NEVER:
+        seen += [now] * len(channel.pop(now))
+        now = channel.core.next_due(now)
+    assert seen == times
+
+
+def test_next_due_is_never_when_nothing_will_happen_by_itself() -> None:
+    channel = Channel(cap=3, slots=1)
+    assert channel.core.next_due(7) == NEVER
+    channel.push(7, 1, linger=NEVER)
+    channel.push(7, 1, content=1, not_before=NEVER)
+    assert channel.core.next_due(7) == NEVER
+    channel.push(7, 9, content=2)
+    assert channel.core.next_due(7) == 7
+    assert channel.sizes(7) == [3]
+    assert channel.core.next_due(7) == NEVER
+    assert channel.core.cancel(0, 0) == 8
+    assert channel.core.next_due(8) == 8
+
+
+# --- slots ---
+
+
+def test_calls_in_flight_stay_within_the_slots_and_some_are_kept_for_system() -> None:
+    channel = Channel(slots=3, reserved=1, cap=1)
+    channel.push(0, 5, BASIC)
+    assert channel.sizes(0) == [1, 1]
+    channel.push(0, 5, SYSTEM)
+    assert [batch.tier for batch in channel.pop(0)] == [SYSTEM]
+    channel.core.release(0, SYSTEM)
+    assert [batch.tier for batch in channel.pop(0)] == [SYSTEM]
+    channel.core.release(0, BASIC)
+    assert [batch.tier for batch in channel.pop(0)] == [SYSTEM]
+    channel.core.cancel(0, 0)
+    channel.push(0, 5, BASIC)
+    assert channel.pop(0) == []
+    channel.core.release(0, SYSTEM)
+    channel.core.release(0, SYSTEM)
+    assert [batch.tier for batch in channel.pop(0)] == [BASIC]
+
+
+def test_a_full_channel_holds_up_no_other() -> None:
+    channel = Channel(slots=1, cap=1)
+    channel.core.add_channel(5, 0, 1)
+    other = channel.core.add_account(1)
+    channel.push(0, 5, account=0)
+    channel.push(0, 5, account=other)
+    assert [batch.channel for batch in channel.pop(0)] == [0, 1, 1, 1, 1, 1]
+
+
+def test_a_slot_that_nobody_took_cannot_be_released() -> None:
+    channel = Channel()
+    with pytest.raises(ValueError, match="tier 1 has no call in flight on channel 0"):
+        channel.core.release(0, TEMPLATE)
+
+
+# --- limits ---
+
+
+@pytest.mark.parametrize("scope", [GLOBAL, CHANNEL, ACCOUNT])
+@pytest.mark.parametrize(("unit", "number"), [(CALLS, 4), (RECIPIENTS, 8)])
+def test_a_limit_holds_in_any_window_and_lets_go_again(scope: int, unit: int, number: int) -> None:
+    channel = Channel(cap=2)
+    channel.core.add_limit(scope, 0, unit, number, 64 * S, 0)
+    channel.push(0, 100)
+    left = []
+    now = 0
+    while now < 1000 * S:
+        left += [now] * len(channel.pop(now))
+        now = max(channel.core.next_due(now), now + 1)
+    assert all(later - at >= 64 * S for at, later in zip(left, left[4:], strict=False))
+    assert len(left) == 50
+
+
+def test_a_used_up_limit_parks_its_account_only() -> None:
+    channel = Channel(cap=1, accounts=2)
+    channel.core.add_limit(ACCOUNT, 0, CALLS, 1, S, 0)
+    channel.push(0, 3, account=0)
+    channel.push(0, 3, account=1)
+    assert [batch.account for batch in channel.pop(0)] == [0, 1, 1, 1]
+    assert channel.stat("throttled") == 2
+    assert channel.stat("ready") == 0
+
+
+def test_part_of_a_limit_is_kept_for_system() -> None:
+    channel = Channel(cap=1)
+    channel.core.add_limit(GLOBAL, 0, RECIPIENTS, 5, S, 2)
+    channel.push(0, 9, BASIC)
+    assert len(channel.pop(0)) == 3
+    channel.push(0, 9, SYSTEM)
+    assert [batch.tier for batch in channel.pop(0)] == [SYSTEM, SYSTEM]
+
+
+def test_a_batch_is_never_larger_than_a_limit_can_ever_admit() -> None:
+    channel = Channel(cap=10)
+    channel.core.add_limit(ACCOUNT, 0, RECIPIENTS, 6, S, 2)
+    channel.push(0, 10, BASIC)
+    (batch,) = channel.pop(0)
+    assert (len(batch.items), batch.closed) == (4, CLOSED_CAP)
+
+
+def test_one_limit_that_refuses_charges_no_other() -> None:
+    channel = Channel(cap=2, accounts=2)
+    channel.core.add_limit(CHANNEL, 0, RECIPIENTS, 6, S, 0)
+    channel.core.add_limit(ACCOUNT, 0, CALLS, 1, S, 0)
+    channel.push(0, 6, account=0)
+    assert channel.sizes(0) == [2]
+    channel.push(0, 6, account=1)
+    assert channel.sizes(0) == [2, 2]
+
+
+@pytest.mark.parametrize("scope", [GLOBAL, CHANNEL, ACCOUNT])
+def test_a_block_holds_until_its_time_and_is_not_shortened(scope: int) -> None:
+    channel = Channel()
+    channel.core.block(scope, 0, 10 * S)
+    channel.core.block(scope, 0, 5 * S)
+    for tier in (SYSTEM, BASIC):
+        channel.push(0, 1, tier)
+    assert channel.pop(10 * S - 1) == []
+    assert channel.stat("throttled", SYSTEM) == 1
+    assert channel.sizes(10 * S + TICK_NS) == [1, 1]
+
+
+# --- ends ---
+
+
+def test_cancel_ends_a_campaign_in_every_tier_and_no_other() -> None:
+    channel = Channel(cap=2)
+    channel.push(0, 2, SYSTEM, campaign=1)
+    channel.push(0, 1, TEMPLATE, campaign=1, linger=S, deadline=S)
+    channel.push(0, 3, BASIC, campaign=1, not_before=S)
+    channel.push(0, 2, BASIC, campaign=2)
+    channel.push(0, 2, BASIC, campaign=1, tenant=1)
+    assert channel.core.cancel(0, 1) == 6
+    assert channel.core.cancel(0, 1) == 0
+    assert sum(channel.core.stats()["cancelled"]) == 6
+    assert [(batch.key[0], batch.key[1]) for batch in channel.pop(0)] == [(0, 2), (1, 1)]
+    ended = channel.core.reap(2 * S, 100)
+    assert set(ended.cause) == {CANCELLED}
+    assert list(ended.send) == [1, 1, 2, 3, 3, 3]
+
+
+def test_a_cancelled_campaign_can_be_pushed_again_while_its_past_is_unreaped() -> None:
+    channel = Channel(cap=2)
+    channel.push(0, 1, linger=S, deadline=S)
+    channel.core.cancel(0, 0)
+    again = channel.push(0, 1, linger=S)
+    assert channel.core.next_due(3 * S) == 3 * S
+    assert [batch.items[0][0] for batch in channel.pop(3 * S)] == [again]
+    assert channel.stat("expired") == 0
+
+
+def test_reap_splits_a_run_and_says_that_there_is_more() -> None:
+    channel = Channel(cap=2)
+    channel.push(0, 5, attempt=2, not_before=S)
+    channel.core.cancel(0, 0)
+    first, rest = channel.core.reap(0, 3), channel.core.reap(0, 3)
+    assert (list(first.position), first.more) == ([0, 1, 2], True)
+    assert (list(rest.position), rest.more) == ([3, 4], False)
+    assert list(rest.attempt) == [2, 2]
+    assert channel.core.next_due(0) == NEVER
+
+
+def test_what_is_gone_holds_no_memory() -> None:
+    channel = Channel(slots=2**20, cap=10)
+
+    def churn(start: int) -> int:
+        for i in range(2000):
+            channel.push(start, 3, tenant=i, campaign=i % 5, linger=S, deadline=start + 9 * S)
+        channel.core.cancel(3, 3)
+        while channel.core.pop_batches(start + 2 * S, 100).more:
+            pass
+        channel.core.reap(start + 2 * S, 10_000)
+        assert channel.stat("runs") == channel.stat("flows") == channel.stat("queued") == 0
+        return channel.core.stats()["memory_bytes"][0]
+
+    first = churn(0)
+    assert first < 100_000
+    assert [churn(start * S) for start in (10, 20, 30)] == [first] * 3
+
+
+# --- numbers ---
+
+
+def test_queue_wait_counts_first_attempts_from_when_they_could_go() -> None:
+    channel = Channel(cap=10)
+    channel.push(0, 2)
+    channel.push(0, 3, content=1, not_before=50 * MS)
+    channel.push(0, 4, content=2, attempt=1)
+    channel.pop(0)
+    channel.push(0, 2, content=3)
+    channel.pop(60 * MS)
+    counts, total = channel.core.queue_wait(BASIC, 0).snapshot()
+    assert counts[-1] == 7
+    assert total == 3 * 10 * MS + 2 * 60 * MS
+    assert channel.core.batch_recipients(0).snapshot()[0][-1] == 4
+
+
+def test_lateness_is_from_the_due_time() -> None:
+    channel = Channel(cap=10)
+    channel.push(0, 2, due=40 * MS, linger=S, attempt=1)
+    channel.push(0, 1, content=1, due=2 * S)
+    channel.pop(50 * MS)
+    counts, total = channel.core.lateness(BASIC).snapshot()
+    assert (counts[-1], total) == (3, 20 * MS)
+
+
+def test_times_before_the_clock_began_are_no_harm() -> None:
+    channel = Channel(cap=10)
+    channel.push(5, 1, not_before=-(2**63), due=-(2**63))
+    channel.push(5, 1, content=1, not_before=NEVER, deadline=-(2**63))
+    (batch,) = channel.pop(5)
+    assert batch.due == -(2**63)
+    assert channel.core.lateness(BASIC).snapshot()[1] == NEVER
+    assert channel.core.reap(5, 9).items == 1
+
+
+# --- what is refused ---
+
+FINE = columns([Run(1, BASIC, 0, (0, 0, 0), 0, 0, NEVER, NEVER, 0, 0, [(0, b"ab"), (1, b"c")])])
+NAMES = [
+    "send",
+    "tier",
+    "account",
+    "tenant",
+    "campaign",
+    "content",
+    "attempt",
+    "not_before",
+    "due",
+    "deadline",
+    "linger",
+    "pushed",
+    "count",
+    "position",
+    "id_length",
+]
+
+
+def refused(message: str, **changed: Any) -> None:
+    core = Channel().core
+    bad = [changed.get(name, column) for name, column in zip([*NAMES, "ids"], FINE, strict=True)]
+    with pytest.raises(ValueError, match=message):
+        core.push_many(0, *bad)
+    assert sum(core.stats()["pushed"]) == core.stats()["flows"][BASIC] == 0
+
+
+@pytest.mark.parametrize("name", NAMES[1:13])
+def test_a_column_of_another_length_is_named(name: str) -> None:
+    code = FINE[NAMES.index(name)].typecode
+    refused(f"{name} has 2 rows: 1 expected, as in send", **{name: array(code, [1, 1])})
+
+
+def test_recipient_columns_of_another_length_are_named() -> None:
+    refused("id_length has 1 rows: 2 expected, as in position", id_length=array("B", [3]))
+    refused("count adds up to 3: 2 expected, the rows of position", count=array("I", [3]))
+    refused("id_length adds up to 4: 3 expected, the bytes of ids", id_length=array("B", [2, 2]))
+    refused("id_length adds up to 3: 4 expected, the bytes of ids", ids=b"abcd")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_column_of_another_type_is_named(name: str) -> None:
+    refused(f"{name} has items 'd': '.' expected", **{name: array("d", [1.0])})
+    refused(f"{name}: a bytes-like object is required", **{name: [1]})
+
+
+def test_a_column_with_gaps_is_refused() -> None:
+    refused("position: .*not C-contiguous", position=memoryview(array("H", range(4)))[::2])
+
+
+def test_bad_rows_are_named() -> None:
+    refused(r"tier\[0\] is 3: 0, 1 or 2 expected", tier=array("B", [3]))
+    refused(r"account\[0\] is 1: a handle below 1 expected", account=array("I", [1]))
+    refused(r"count\[0\] is 0: 1\.\.65536 expected", count=array("I", [0]))
+    refused(r"linger\[0\] is -1: 0 or more expected", linger=array("q", [-1]))
+    refused(r"id_length\[1\] is 0: 1\.\.255 expected", id_length=array("B", [3, 0]))
+
+
+def test_one_bad_row_keeps_all_out() -> None:
+    core = Channel().core
+    runs = [Run(i, BASIC, i // 4, (0, 0, 0), 0, 0, NEVER, NEVER, 0, 0, [(0, b"x")]) for i in range(5)]
+    with pytest.raises(ValueError, match=r"account\[4\]"):
+        core.push_many(0, *columns(runs))
+    assert core.stats()["pushed"] == [0, 0, 0]
+    core.push_many(0, *columns(runs[:4]))
+    assert core.stats()["pushed"] == [0, 0, 4]
+
+
+@pytest.mark.parametrize(
+    ("call", "arguments", "message"),
+    [
+        ("add_channel", (0, 0, 1), "slots is 0"),
+        ("add_channel", (1, 1, 1), r"reserved is 1: 0\.\.0 expected"),
+        ("add_channel", (1, 0, 0), "cap is 0"),
+        ("add_channel", (2**70, 0, 1), "slots is 1180591620717411303424"),
+        ("add_account", (1,), r"channel is 1: 0\.\.0 expected"),
+        ("add_account", (-1,), "channel is -1"),
+        ("add_limit", (3, 0, CALLS, 1, 1, 0), "scope is 3"),
+        ("add_limit", (GLOBAL, 1, CALLS, 1, 1, 0), r"handle is 1: 0\.\.0 expected"),
+        ("add_limit", (CHANNEL, 1, CALLS, 1, 1, 0), "channel is 1"),
+        ("add_limit", (ACCOUNT, 1, CALLS, 1, 1, 0), "account is 1"),
+        ("add_limit", (GLOBAL, 0, 2, 1, 1, 0), "unit is 2"),
+        ("add_limit", (GLOBAL, 0, CALLS, 0, 1, 0), "number is 0"),
+        ("add_limit", (GLOBAL, 0, CALLS, 1, 0, 0), "per_ns is 0"),
+        ("add_limit", (GLOBAL, 0, CALLS, 1, 1, 1), "reserved is 1"),
+        ("pop_batches", (-1, 1), "now_ns is -1"),
+        ("pop_batches", (0, 0), "budget is 0"),
+        ("reap", (0, 0), "budget is 0"),
+        ("reap", (2**63, 1), "now_ns is"),
+        ("next_due", (-1,), "now_ns is -1"),
+        ("release", (1, 0), "channel is 1"),
+        ("release", (0, 3), "tier is 3"),
+        ("cancel", (-1, 0), "tenant is -1"),
+        ("cancel", (0, 2**32), "campaign is 4294967296"),
+        ("block", (GLOBAL, 0, -1), "until_ns is -1"),
+        ("queue_wait", (3, 0), "tier is 3"),
+        ("queue_wait", (0, 1), "channel is 1"),
+        ("lateness", (-1,), "tier is -1"),
+        ("batch_recipients", (1,), "channel is 1"),
+    ],
+)
+def test_bad_arguments_are_named(call: str, arguments: tuple[int, ...], message: str) -> None:
+    core = Channel().core
+    with pytest.raises(ValueError, match=message):
+        getattr(core, call)(*arguments)
+
+
+@pytest.mark.parametrize("options", [{"template_weight": 0}, {"basic_weight": 2**21}, {"deadline_lead_ns": -1}])
+def test_bad_options_are_named(options: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(options))} is "):
+        Core(**options)
+
+
+def test_columns_are_typed_read_only_and_unknown_ones_are_no_attributes() -> None:
+    channel = Channel(cap=2)
+    empty = channel.core.pop_batches(0, 1)
+    assert (list(empty.start), list(empty.id_end), list(empty.send), empty.ids) == ([0], [0], [], b"")
+    channel.push(0, 3, deadline=S)
+    popped = channel.core.pop_batches(0, 1)
+    codes = {"due": "q", "pushed": "q", "send": "I", "position": "H", "attempt": "B", "tier": "B", "closed": "B"}
+    for name, code in codes.items():
+        column = getattr(popped, name)
+        assert (column.format, column.readonly) == (code, True)
+    assert popped.send is popped.send
+    for result in (popped, channel.core.reap(2 * S, 5)):
+        assert not hasattr(result, "sent")
