@@ -84,8 +84,8 @@ def _log(config: Config) -> Found:
 def _tiers(config: Config) -> Found:
     taken = {f"{config.log.prefix}.{name}": "the engine itself" for name in OTHER_TOPICS}
     for tier, settings in config.tiers.items():
-        for index, topic in enumerate(settings.topics or (f"{config.log.prefix}.{tier}",)):
-            path = ("tiers", tier, "topics", index) if settings.topics else ("tiers", tier, "topics")
+        for index, topic in enumerate(settings.topics):
+            path = ("tiers", tier, "topics", index)
             if not TOPIC_NAME.fullmatch(topic) or topic in (".", ".."):
                 yield path, "must be a topic name: 1..200 of a-z A-Z 0-9 . _ -"
             elif topic in taken:

@@ -25,9 +25,11 @@ from engine.config import (
     Size,
     TierConfig,
     default_tiers,
+    tier_policy,
 )
 from engine.config_file import ConfigProblems, File, Problem, read
 from engine.config_lines import Path
+from engine.send import Tier
 
 MAX_SECRET_BYTES = 64 << 10
 INTERNAL = {ChannelConfig: {"account_limits", "secret_keys"}}  # fields that are no keys
@@ -82,6 +84,8 @@ class Reading:
         log_path = _table(data.get("log")).get("path")
         state = self.directory / config.state
         path = self.directory / config.log.path if log_path is not None else state / "log.db"
+        config = msgspec.structs.replace(config, tiers=tiers)
+        tiers = {tier.label: tier_policy(config, tier) for tier in Tier}
         return msgspec.structs.replace(
             config, state=str(state), tiers=tiers, log=msgspec.structs.replace(config.log, path=str(path))
         )

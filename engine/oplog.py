@@ -20,7 +20,6 @@ from engine.config import MASK, SECRET_NAME
 
 Format = Literal["auto", "json", "console"]
 LEVELS = ("debug", "info", "warning", "error", "critical")
-FORMATS = ("auto", "json", "console")
 SHORTEST_SECRET = 4  # shorter ones would be masked out of the middle of words
 IN_ADDRESS = re.compile(r"""([?&][\w-]*(?:secret|passw|token|key|sign)\w*=)[^&\s"'<>]+""", re.IGNORECASE)
 NO_SECRET = {"key", "keys"}  # as fields of an event they are those of records and of the configuration

@@ -1,0 +1,76 @@
+"""``surgetank serve``: one worker process."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import click
+import structlog
+import uvloop
+
+from engine import oplog
+from engine.cli.common import config_option
+from engine.config import Config, secret_values
+from engine.config_file import Problem
+from engine.config_load import load_with_warnings
+from engine.errors import EngineError
+from engine.send import Tier
+
+logger = structlog.get_logger("surgetank.serve")
+
+
+def tier_names(text: str) -> tuple[Tier, ...]:
+    """Tier names with commas between them, or the command's end with what would be valid."""
+    names = [name.strip() for name in text.split(",")]
+    labels = [tier.label for tier in Tier]
+    if unknown := [name for name in names if name not in labels]:
+        raise click.BadParameter(f"no tier is called {unknown[0]!r}; valid are {', '.join(labels)}, with commas")
+    return tuple(tier for tier in Tier if tier.label in names)
+
+
+@click.command()
+@config_option
+@click.option("--tiers", type=tier_names, help="Serve only these, e.g. system,template. Default: all, or [[workers]].")
+@click.option("--log-format", type=click.Choice(get_args(oplog.Format)), default="auto", show_default=True,
+              help="auto: console on a terminal, else JSON lines.")  # fmt: skip
+@click.option("--log-level", type=click.Choice(oplog.LEVELS), default="info", show_default=True)
+@click.pass_context
+def serve(
+    ctx: click.Context, config_path: str, tiers: tuple[Tier, ...] | None, log_format: oplog.Format, log_level: str
+) -> None:
+    """Deliver until SIGTERM or Ctrl-C, then finish what is under way, commit, and exit 0.
+
+    \b
+    Examples:
+      surgetank serve -c surgetank.toml
+      surgetank serve -c surgetank.toml --tiers system --log-format json
+    """
+    loaded = load_with_warnings(config_path)
+    oplog.set_up(log_level, log_format, secrets=secret_values(loaded.config))
+    for warning in loaded.warnings:
+        _warn(warning)
+    ctx.exit(_serve(loaded.config, tiers or _configured_tiers(loaded.config)))
+
+
+def _serve(config: Config, tiers: tuple[Tier, ...]) -> int:
+    from engine import pipeline  # late: the other commands need none of it
+
+    try:
+        return uvloop.run(pipeline.serve(config, tiers))
+    except EngineError as error:
+        logger.critical("cannot go on", error=str(error))
+    except OSError as error:
+        logger.critical("cannot go on", error=str(error), exc_info=True)
+    except Exception:
+        logger.critical("crashed", exc_info=True)
+    return 1
+
+
+def _configured_tiers(config: Config) -> tuple[Tier, ...]:
+    """What [[workers]] names; all when there are none."""
+    named = {name for group in config.workers for name in group.tiers}
+    return tuple(tier for tier in Tier if not named or tier.label in named)
+
+
+def _warn(warning: Problem) -> None:
+    logger.warning("configuration", file=warning.file, line=warning.line, key=warning.key, text=warning.text)
