@@ -1,9 +1,10 @@
-"""Stage decode: the bytes of one record become a send.
+"""Stage decode (pure): the bytes of one record become a send.
 
 In: a record's value. Out: a Send, or Reject with a reason of ``engine.send.REASONS``.
 Invariant: for any bytes whatever it ends with one of the two, in time linear in the record and within 32 times its
 size + 16 KiB of memory; what it let pass has only maps with string keys, valid UTF-8 and at most 64 levels.
-Never: looks at clocks or config, does I/O, reads what `content` and `data` say (``decode_map`` does, when asked).
+Never: looks at clocks or config, does I/O, reads what `content` and `data` say
+(``engine.wire.decode_map`` does, when asked).
 
 A pass over the bytes (ext.scan) comes first, then the typed decoder straight into the struct. Only what fails there is
 read once more, key by key in a fixed order, to name the reason.
@@ -33,19 +34,17 @@ from engine.send import (
     Recipient,
     Send,
 )
+from engine.wire import BROKEN, JSON_START, decode_map
 from ext.scan import ScanError, Scanner, first_byte
 
-JSON_START = b"{"[0]  # never the first byte of a msgpack map
+__all__ = ["Decoded", "decode", "decode_many", "decode_map", "unknown_keys"]
+
 ALWAYS_FITS = MAX_ID_BYTES // 4  # this many characters are within the limit whatever they are
-BROKEN = (msgspec.DecodeError, UnicodeDecodeError)
 
 _scan = Scanner(Send.__struct_fields__).scan
-_scan_plain = Scanner((), plain=True).scan
 _msgpack = msgspec.msgpack.Decoder(Send).decode
 _json = msgspec.json.Decoder(Send).decode
 _encode = msgspec.msgpack.Encoder().encode
-_map_msgpack = msgspec.msgpack.Decoder(dict[str, Any]).decode
-_map_json = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 class Decoded(NamedTuple):
@@ -80,22 +79,6 @@ def unknown_keys(value: bytes) -> int:
     Raises Reject. Cost: about 0.2 us for 240 bytes.
     """
     return _well_formed(value)
-
-
-def decode_map(raw: Raw | bytes, reason: str = "content_invalid") -> dict[str, Any]:
-    """Read a map kept raw: `content`, a recipient's `data`, in either encoding; empty is {}.
-
-    Holds only what JSON can say: no bytes, no NaN, no infinity. Raises Reject(``reason``).
-    May take 100 times the map's size in memory (a list of empty lists does).
-    """
-    value = bytes(raw)
-    if not value:
-        return {}
-    try:
-        _scan_plain(value)
-        return _map_json(value) if value[0] == JSON_START else _map_msgpack(value)
-    except (ScanError, *BROKEN) as error:
-        raise Reject(reason, str(error)) from None
 
 
 def _well_formed(value: bytes | None) -> int:

@@ -1,5 +1,6 @@
 """The records and headers surgetank writes, and reads back: receipts, headers of moved records, registered content,
-control (pure). The format is documented in docs/wire-format.md; sends are read by ``engine.decode``.
+control (pure). The format is documented in docs/wire-format.md; sends are read by ``engine.decode``. Longer than most
+files, so that what stands on the wire stands in one place.
 
 In: structs, or the bytes of a record. Out: bytes, or a struct, or Reject with a reason of ``engine.send.REASONS``.
 Invariant: what is written here can be read here; what cannot be read raises Reject and nothing else.
@@ -15,9 +16,9 @@ from urllib.parse import quote
 import msgspec
 from msgspec import Meta, Raw
 
-from engine.decode import decode_map
 from engine.errors import Reject
 from engine.send import MAX_CONTENT_BYTES, MAX_RECIPIENTS, MAX_RECORD_BYTES, NIL, WIRE_VERSION, Id, Ms, Origin, Outcome
+from ext.scan import ScanError, Scanner
 
 MAX_RECEIPT_BYTES = 256 * 1024
 MAX_TOLD_CHARS = 512  # of a platform's reason, in receipts and headers
@@ -27,7 +28,32 @@ Headers = tuple[tuple[str, bytes], ...]
 
 _encode = msgspec.msgpack.Encoder().encode
 Read = TypeVar("Read")
-_BROKEN = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
+# --- maps kept raw
+
+JSON_START = b"{"[0]  # never the first byte of a msgpack map
+BROKEN = (msgspec.DecodeError, UnicodeDecodeError)
+
+_scan_plain = Scanner((), plain=True).scan
+_map_msgpack = msgspec.msgpack.Decoder(dict[str, Any]).decode
+_map_json = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+def decode_map(raw: Raw | bytes, reason: str = "content_invalid") -> dict[str, Any]:
+    """Read a map kept raw: `content`, a recipient's `data`, in either encoding; empty is {}.
+
+    Holds only what JSON can say: no bytes, no NaN, no infinity. Raises Reject(``reason``).
+    May take 100 times the map's size in memory (a list of empty lists does).
+    """
+    value = bytes(raw)
+    if not value:
+        return {}
+    try:
+        _scan_plain(value)
+        return _map_json(value) if value[0] == JSON_START else _map_msgpack(value)
+    except (ScanError, *BROKEN) as error:
+        raise Reject(reason, str(error)) from None
 
 
 # --- receipts
@@ -84,7 +110,7 @@ def decode_receipt(value: bytes) -> Receipt:
     """Read a receipts record. Raises Reject("malformed")."""
     try:
         return _decode_receipt(value)
-    except _BROKEN as error:
+    except (*BROKEN, RecursionError) as error:
         raise Reject("malformed", str(error)) from None
 
 
