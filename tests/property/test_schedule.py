@@ -61,8 +61,8 @@ class CoreMachine(RuleBasedStateMachine):
     @initialize(
         weights=st.tuples(st.sampled_from([1, 3]), st.sampled_from([1, 3])),
         lead=st.sampled_from([0, TICK_NS // 2, 10 * TICK_NS]),
-        channels=st.lists(st.tuples(st.integers(1, 4), st.integers(0, 3), st.integers(1, 5)), min_size=1, max_size=2),
-        accounts=st.lists(st.integers(0, 1), min_size=1, max_size=3),
+        channels=st.lists(st.tuples(st.integers(1, 8), st.integers(0, 3), st.integers(1, 5)), min_size=2, max_size=2),
+        accounts=st.lists(st.integers(0, 1), min_size=2, max_size=4),
     )
     def start(
         self,
@@ -106,7 +106,7 @@ class CoreMachine(RuleBasedStateMachine):
                 runs(),
                 st.lists(NAMES, min_size=1, max_size=6),
             ),
-            max_size=4,
+            max_size=6,
         ),
     )
     def push(self, step: int, pushed: list[tuple[int, int, tuple[int, ...], list[bytes]]]) -> None:

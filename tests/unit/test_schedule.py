@@ -174,11 +174,29 @@ def test_tenants_take_turns_whatever_they_have_queued() -> None:
     assert [batch.key[0] for batch in channel.pop(0, 15)] == [0, 1, 0, 1, 0]
 
 
+def test_a_flow_that_comes_back_has_no_turns_saved_up() -> None:
+    channel = Channel(cap=3)
+    channel.push(0, "abb", tenant=0, linger=S)
+    assert channel.sizes(0) == [2]  # cut; what is left lingers
+    channel.push(0, 8, tenant=0, linger=S)
+    channel.push(0, 9, tenant=1, linger=S)
+    assert [batch.key[0] for batch in channel.pop(0)] == [0, 1, 0, 1, 0, 1]
+
+
 def test_accounts_take_turns() -> None:
     channel = Channel(cap=2, accounts=3)
     for account in (0, 0, 1, 2):
         channel.push(0, 4, account=account)
     assert [batch.account for batch in channel.pop(0, 18)] == [0, 1, 2, 0, 1, 2]
+
+
+def test_channels_take_turns() -> None:
+    channel = Channel(cap=2)
+    channel.core.add_channel(1000, 0, 2)
+    other = channel.core.add_account(1)
+    for account in (0, 0, other):
+        channel.push(0, 4, account=account)
+    assert [batch.channel for batch in channel.pop(0, 18)] == [0, 1, 0, 1, 0, 0]
 
 
 def test_the_budget_ends_a_call_and_says_so() -> None:
@@ -216,6 +234,17 @@ def test_nothing_leaves_at_or_after_its_deadline(not_before: int) -> None:
     assert list(ended.cause) == [EXPIRED, EXPIRED]
     assert list(ended.position) == [0, 1]
     assert channel.stat("expired") == 2
+
+
+def test_the_deadline_holds_inside_a_tick_too() -> None:
+    channel = Channel(cap=3, deadline_lead_ns=0)
+    channel.push(0, 1, deadline=5)
+    channel.push(0, 1, deadline=6)
+    (batch,) = channel.pop(5)
+    assert [item[0] for item in batch.items] == [2]
+    channel.push(5, 1, deadline=7)
+    assert channel.pop(7) == []
+    assert channel.core.reap(7, 9).items == 2
 
 
 def test_what_is_too_late_at_push_ends_at_once() -> None:
