@@ -1,8 +1,8 @@
 """Stage admit (pure): may this send be delivered, by which account, to whom, and when?
 
 In: a decoded send, when it was first seen, its tier's policy, the channels, the registered contents.
-Out: Admitted (addressed, its content checked, its times known), or Hold (its content is not registered yet), or a
-Reject with the named reason.
+Out: its channel and account, its checked content (or Hold: that is not registered yet), its times, its recipients
+told apart; or a Reject with the named reason.
 Invariant: what is admitted names an account of the config, carries content its driver accepted, and every recipient
 of it stands in exactly one of ``positions``, ``duplicates`` and ``refused``.
 Never: looks anything up by itself; ids seen before are told apart by the shell, which holds that table.
@@ -10,8 +10,10 @@ Never: looks anything up by itself; ids seen before are told apart by the shell,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
+
+import msgspec
 
 from engine.config import TierConfig
 from engine.decode import decode_map
@@ -32,7 +34,7 @@ class Channel(NamedTuple):
     repeats: bool  # a call whose effect is unknown may be made again
 
 
-class Times(NamedTuple):
+class Times(msgspec.Struct, frozen=True, gc=False):
     """ms since the epoch."""
 
     not_before: int
@@ -40,19 +42,14 @@ class Times(NamedTuple):
     deadline: int
 
 
-class Admitted(NamedTuple):
-    """A send that may be scheduled."""
+class Admitted(msgspec.Struct, frozen=True, gc=False):
+    """Who of a send may be scheduled. Each place of its `to` stands in one of positions, duplicates, refused."""
 
-    channel: Channel
-    account: str
-    tenant: str
-    prepared: Prepared
-    times: Times
-    ids: Sequence[bytes]  # who is to be scheduled: column, like positions and data
-    positions: Sequence[int]  # their places in the send's `to`
-    data: Sequence[Mapping[str, Any] | None]  # empty: nobody has any
-    duplicates: Sequence[int]  # places that name somebody an earlier place names
-    refused: Sequence[tuple[int, Reject]]  # places the channel cannot take
+    ids: list[bytes]  # column, like positions
+    positions: list[int]
+    data: dict[int, Mapping[str, Any]]  # values of recipients' own, by position
+    duplicates: list[int]  # places that name somebody an earlier place names
+    refused: list[tuple[int, Reject]]  # places the channel cannot take
 
 
 class Hold(NamedTuple):
@@ -104,39 +101,35 @@ def prepare(send: Send, channel: Channel, templates: Mapping[str, Template]) -> 
     return channel.driver.prepare(content, template, data)
 
 
-def admit(send: Send, channel: Channel, account: str, prepared: Prepared, when: Times) -> Admitted:
-    """Tell the recipients apart. Cost: about 1 us a recipient."""
-    ids: list[bytes] = []
-    positions: list[int] = []
-    data: list[Mapping[str, Any] | None] = []
-    duplicates: list[int] = []
-    refused: list[tuple[int, Reject]] = []
+def admit(send: Send, driver: Driver, prepared: Prepared) -> Admitted:
+    """Tell the recipients apart. Cost: about 0.5 us a recipient."""
+    check = driver.check_recipient
+    if len(send.to) == 1 and isinstance(only := send.to[0], str):  # most sends
+        try:
+            check(only, None, prepared)
+        except Reject as reject:
+            return Admitted([], [], {}, [], [(0, reject)])
+        return Admitted([only.encode()], [0], {}, [], [])
+    admitted = Admitted([], [], {}, [], [])
     seen: set[str] = set()
-    check = channel.driver.check_recipient
     for position, recipient in enumerate(send.to):
-        values = None
-        name = recipient.id if isinstance(recipient, Recipient) else recipient
+        name = recipient if isinstance(recipient, str) else recipient.id
         if name in seen:
-            duplicates.append(position)
+            admitted.duplicates.append(position)
             continue
         seen.add(name)
         try:
-            if isinstance(recipient, Recipient) and recipient.data:
-                values = _values(recipient)
+            values = None if isinstance(recipient, str) else _values(recipient)
             check(name, values, prepared)
         except Reject as reject:
-            refused.append((position, reject))
+            admitted.refused.append((position, reject))
             continue
-        ids.append(name.encode())
-        positions.append(position)
-        data.append(values)
-    if not any(data):
-        data = []
-    return Admitted(channel, account, send.tenant or account, prepared, when, ids, positions, data, duplicates, refused)
+        admitted.ids.append(name.encode())
+        admitted.positions.append(position)
+        if values:
+            admitted.data[position] = values
+    return admitted
 
 
-def _values(recipient: Recipient) -> Mapping[str, Any]:
-    try:
-        return decode_map(recipient.data)
-    except Reject as reject:
-        raise Reject("data_invalid", reject.detail) from reject
+def _values(recipient: Recipient) -> dict[str, Any] | None:
+    return decode_map(recipient.data, "data_invalid") if recipient.data else None

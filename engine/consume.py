@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import msgspec
 import structlog
 
 from engine import wire
@@ -22,10 +23,10 @@ from engine.config import TierConfig
 from engine.counters import Counters
 from engine.decode import decode_many
 from engine.dispatch import Dispatcher
-from engine.drivers import Prepared, Template
+from engine.drivers import Template
 from engine.errors import LogUnavailable, Reject
 from engine.logs import Chunk, Consumer, Headers, Partition, Position
-from engine.open_sends import OpenSend, OpenSends
+from engine.open_sends import Content, Flow, OpenSend, OpenSends
 from engine.record import Facts, Recorder
 from engine.send import Origin, Outcome, Send, Tier
 from engine.state.seen import Seen, key_of
@@ -41,7 +42,7 @@ RETRY_FIRST_S, RETRY_MOST_S = 0.2, 10.0
 NOT_KNOWN = (None, None, None, None)
 
 
-class Arrival(NamedTuple):
+class Arrival(msgspec.Struct, frozen=True, gc=False):
     """One record and where it stands."""
 
     ledger: Ledger
@@ -93,6 +94,8 @@ class Intake:
         self._columns = Columns()
         self._held: dict[str, list[Held]] = {}
         self._stopping = False
+        self._now_ns = 0  # both read once a slice
+        self._offset_ns = 0
         self.consumer: Consumer
         self.committer: Committer
 
@@ -150,13 +153,7 @@ class Intake:
         for start in range(0, len(chunk.offsets), SLICE):
             if ledger.stale:
                 return
-            rows = range(start, min(start + SLICE, len(chunk.offsets)))
-            ledger.open_many(chunk.offsets[start : rows.stop], chunk.timestamps_ms[start : rows.stop])
-            decoded = decode_many(chunk.values[start : rows.stop])
-            self._counters.unknown_keys += decoded.unknown_keys
-            for row, send in zip(rows, decoded.sends, strict=True):
-                self._record(chunk, row, ledger, send)
-            self._dispatcher.push(self._columns)
+            self._slice(chunk, start, min(start + SLICE, len(chunk.offsets)), ledger)
             await asyncio.sleep(0)
 
     async def _room(self) -> None:
@@ -183,19 +180,33 @@ class Intake:
         budget, tier = self.policy.budget, self.tier
         return self._opens.count[tier] >= budget.sends * share or self._opens.bytes[tier] >= budget.bytes * share
 
+    def _slice(self, chunk: Chunk, start: int, end: int, ledger: Ledger) -> None:
+        offsets, values, headers = chunk.offsets[start:end], chunk.values[start:end], chunk.headers[start:end]
+        stamps = chunk.timestamps_ms[start:end]
+        ledger.open_many(offsets, stamps)
+        decoded = decode_many(values)
+        counters, tier = self._counters, self.tier
+        counters.unknown_keys += decoded.unknown_keys
+        counters.consumed_sends[tier] += len(offsets)
+        self._now_ns, self._offset_ns = self._clock.now_ns(), self._clock.offset_ns()
+        for offset, stamp, value, header, send in zip(offsets, stamps, values, headers, decoded.sends, strict=True):
+            origin = Origin(chunk.topic, chunk.partition, offset)
+            arrival = Arrival(ledger, offset, origin, 0, stamp, value or b"", header)
+            counters.consumed_bytes[tier] += len(arrival.value)
+            self._record(send, arrival)
+        self._dispatcher.push(self._columns)
+
     # --- one record
 
-    def _record(self, chunk: Chunk, row: int, ledger: Ledger, send: Send | Reject) -> None:
-        value, headers, offset = chunk.values[row] or b"", chunk.headers[row], chunk.offsets[row]
-        self._counters.consumed_sends[self.tier] += 1
-        self._counters.consumed_bytes[self.tier] += len(value)
-        origin, hop, first_seen_ms = Origin(chunk.topic, chunk.partition, offset), 0, chunk.timestamps_ms[row]
-        if headers:
+    def _record(self, send: Send | Reject, arrival: Arrival) -> None:
+        if arrival.headers:
             try:
-                origin, hop, first_seen_ms = wire.moved(headers) or (origin, hop, first_seen_ms)
+                moved = wire.moved(arrival.headers)
             except Reject as reject:
                 send = reject
-        arrival = Arrival(ledger, offset, origin, hop, first_seen_ms, value, headers)
+            else:
+                if moved is not None:
+                    arrival = msgspec.structs.replace(arrival, **moved._asdict())
         if isinstance(send, Reject):
             self._counters.taken_in[self.tier] += 1
             self._undeliverable(None, arrival, send)
@@ -226,37 +237,36 @@ class Intake:
             facts = Facts(self.tier, channel.name, account, tenant, send.campaign)
             self._end_whole(facts, send, arrival, Outcome.DUPLICATE, "first seen at {}:{}:{}".format(*first))
             return
-        self._schedule(send, arrival, channel, account, prepared, raw, key)
+        if content is None:
+            content = self._opens.content(channel.name, raw, prepared)
+        flow = self._opens.flow(self.tier, channel.name, account, channel.accounts[account], tenant, send.campaign)
+        self._schedule(send, arrival, channel, flow, content, key)
 
     def _schedule(
-        self, send: Send, arrival: Arrival, channel: Channel, account: str, prepared: Prepared, raw: bytes, key: bytes
+        self, send: Send, arrival: Arrival, channel: Channel, flow: Flow, content: Content, key: bytes
     ) -> None:
         when = times(send, arrival.first_seen_ms, self.policy)
-        admitted = admit(send, channel, account, prepared, when)
-        content = self._opens.content_by_raw(channel.name, raw) or self._opens.content(channel.name, raw, prepared)
-        flow = self._opens.flow(
-            self.tier, channel.name, account, channel.accounts[account], admitted.tenant, send.campaign
-        )
-        offset_ns, now_ns = self._clock.offset_ns(), self._clock.now_ns()
-        opened = OpenSend(
-            id=send.id,
-            origin=arrival.origin,
-            flow=flow,
-            content=content,
-            ledger=arrival.ledger,
-            offset=arrival.offset,
-            key=key,
-            total=len(send.to),
-            left=len(send.to),
-            first_seen_ms=arrival.first_seen_ms,
-            pushed_ns=now_ns,
-            due_ns=when.due * NS_PER_MS + offset_ns,
-            deadline_ns=when.deadline * NS_PER_MS + offset_ns,
-            linger_ns=self.policy.linger,
-            meta=wire.meta_msgpack(send.meta),
-            value=arrival.value,
-            headers=arrival.headers,
-            data={p: data for p, data in zip(admitted.positions, admitted.data, strict=False) if data},
+        admitted = admit(send, channel.driver, content.prepared)
+        offset_ns, count = self._offset_ns, len(send.to)
+        opened = OpenSend(  # by position: by name costs half as much again
+            send.id,
+            arrival.origin,
+            flow,
+            content,
+            arrival.ledger,
+            arrival.offset,
+            key,
+            count,
+            count,
+            arrival.first_seen_ms,
+            self._now_ns,
+            when.due * NS_PER_MS + offset_ns,
+            when.deadline * NS_PER_MS + offset_ns,
+            self.policy.linger,
+            wire.meta_msgpack(send.meta),
+            arrival.value,
+            arrival.headers,
+            admitted.data,
         )
         handle = self._opens.add(opened)
         if admitted.ids:
@@ -283,9 +293,10 @@ class Intake:
         entry = wire.ReceiptSend(id, arrival.origin, None, 0, 0, meta)
         self._recorder.receipt(facts, outcome, "", reason, "", "", [entry])
         age_ns = (self._clock.wall_ms() - arrival.first_seen_ms) * NS_PER_MS
-        channel = facts.channel if facts.channel in self._channels else None
-        self._counters.ended(self.tier, channel or "_none", outcome, age_ns, count)
-        self._recorder.complete(arrival.ledger, arrival.offset)
+        channel = facts.channel if facts.channel and facts.channel in self._channels else "_none"
+        self._counters.end_to_end_of(self.tier, channel).observe(age_ns, count)
+        self._counters.outcomes[self.tier, channel, outcome] += count
+        self._recorder.complete([(arrival.ledger, arrival.offset)])
 
     def _end_some(self, handle: int, send: OpenSend, outcome: Outcome, reason: str, positions: Sequence[int]) -> None:
         to = None if len(positions) == send.total else send.recipients(positions)
@@ -302,6 +313,7 @@ class Intake:
 
     def registered(self, name: str) -> None:
         """The content ``name`` is there (anew): what waits for it goes on."""
+        self._now_ns, self._offset_ns = self._clock.now_ns(), self._clock.offset_ns()
         for held in self._held.pop(name, ()):
             if self._unhold(held):
                 self._admit(held.send, held.arrival)

@@ -61,10 +61,9 @@ class Counters:
             histogram = self.call_duration[tier, channel] = Histogram(CALL_EDGES)
         histogram.observe(took_ns)
 
-    def ended(self, tier: Tier, channel: str, outcome: Outcome, age_ns: int, count: int) -> None:
-        """``count`` recipients of one send, ``age_ns`` after it was first seen."""
+    def end_to_end_of(self, tier: Tier, channel: str) -> Histogram:
+        """From first seen to ended, ns, weighted by recipients."""
         histogram = self.end_to_end.get((tier, channel))
         if histogram is None:
             histogram = self.end_to_end[tier, channel] = Histogram(WAIT_EDGES)
-        histogram.observe(age_ns, count)
-        self.outcomes[tier, channel, outcome] += count
+        return histogram

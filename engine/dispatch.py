@@ -18,6 +18,7 @@ from engine import wire
 from engine.admit import Channel
 from engine.clock import NS_PER_MS, NS_PER_S, Clock
 from engine.columns import Batch, Columns
+from engine.commit import Ledger
 from engine.config import ChannelConfig
 from engine.counters import Counters
 from engine.deliver import Deliverer
@@ -72,7 +73,7 @@ class Dispatcher:
         self._configs = configs
         self._deliverers = deliverers
         self._seen = seen
-        self._clock = clock
+        self.clock = clock
         self._cancelled: dict[str, list[tuple[str | None, int]]] = {}  # campaign -> (tenant or all, at_ms)
         self._calls: set[asyncio.Task[None]] = set()
         self._pumping = False
@@ -84,7 +85,7 @@ class Dispatcher:
 
     def push(self, columns: Columns) -> None:
         """Hand sends to the core."""
-        columns.push(self.core, self._clock.now_ns())
+        columns.push(self.core, self.clock.now_ns())
         self.wake()
 
     def wake(self) -> None:
@@ -103,8 +104,9 @@ class Dispatcher:
 
     def is_cancelled(self, campaign: str | None, tenant: str, first_seen_ms: int) -> bool:
         """True for a send that a cancel command covers."""
-        commands = self._cancelled.get(campaign, ()) if campaign is not None else ()
-        return any(first_seen_ms <= at and whose in (None, tenant) for whose, at in commands)
+        if campaign is None or campaign not in self._cancelled:
+            return False
+        return any(first_seen_ms <= at and whose in (None, tenant) for whose, at in self._cancelled[campaign])
 
     async def stop(self, deadline_s: float) -> int:
         """Pop no more; wait for calls under way, then cut them off. Returns how many were cut off."""
@@ -125,7 +127,7 @@ class Dispatcher:
         self._pumping = False
         if self._stopped:
             return
-        now = self._clock.now_ns()
+        now = self.clock.now_ns()
         more = False
         if self.recorder.backlog < MAX_BACKLOG:
             batches = self.core.pop_batches(now, POP_BUDGET)
@@ -164,7 +166,7 @@ class Dispatcher:
         """Their partition belongs to another worker now, which reads them again."""
         self.counters.given_back[batch.tier] += len(rows)
         for row in rows:
-            self._less(batch.handles[row], batch.sends[row], 1)
+            self.less(batch.handles[row], batch.sends[row], 1)
         gone = set(rows)
         batch.only([row for row in range(len(batch.sends)) if row not in gone])
 
@@ -191,7 +193,7 @@ class Dispatcher:
     # --- settlement
 
     def _settle(self, batch: Batch, call: Call, result: CallResult) -> None:
-        now = self._clock.now_ns()
+        now = self.clock.now_ns()
         name, counters = batch.flow.channel, self.counters
         counters.call_took(batch.tier, name, now - batch.popped_ns)
         counters.attempts[name, RESULTS[result.whole.action]] += 1
@@ -217,6 +219,7 @@ class Dispatcher:
 
     def _end(self, batch: Batch, ending: Ending, name: str, platform_id: str, now: int) -> None:
         entries = []
+        told = Told(self, batch.flow, ending.outcome)
         for rows in _runs(batch.handles, ending.who):
             first = rows[0]
             send, attempts = batch.sends[first], batch.attempts[first] + 1
@@ -227,8 +230,9 @@ class Dispatcher:
             if ending.outcome is Outcome.DEAD:
                 positions = None if whole else [batch.positions[row] for row in rows]
                 self.recorder.dead(send, ending.reason or ending.code, ending.code, attempts, positions)
-            self.ended(batch.handles[first], send, ending.outcome, len(rows))
+            told.send(batch.handles[first], send, len(rows))
         self.recorder.receipt(batch.flow, ending.outcome, ending.code, ending.reason, name, platform_id, entries)
+        told.done()
 
     def _again(self, batch: Batch, again: Again, columns: Columns, now: int) -> None:
         self.counters.retried(batch.flow.channel, again.reason, len(again.who))
@@ -255,38 +259,70 @@ class Dispatcher:
         causes: list[int] = reaped.cause.tolist()
         positions: list[int] = reaped.position.tolist()
         attempts: list[int] = reaped.attempt.tolist()
-        entries: dict[tuple[Flow, Outcome], list[wire.ReceiptSend]] = {}
+        groups: dict[tuple[Flow, Outcome], tuple[Told, list[wire.ReceiptSend]]] = {}
         for rows in _runs(handles, range(reaped.items)):
             first, handle = rows[0], handles[rows[0]]
             send = self.opens.by_handle[handle]
             outcome = Outcome.CANCELLED if causes[first] == CANCELLED else Outcome.EXPIRED
+            group = groups.get((send.flow, outcome))
+            if group is None:
+                group = groups[send.flow, outcome] = (Told(self, send.flow, outcome), [])
             to = None if len(rows) == send.total else send.recipients([positions[row] for row in rows])
             queued_ms = (now - send.pushed_ns) // NS_PER_MS
-            entry = wire.ReceiptSend(send.id, send.origin, to, attempts[first], queued_ms, send.meta)
-            entries.setdefault((send.flow, outcome), []).append(entry)
-            self.ended(handle, send, outcome, len(rows))
-        for (flow, outcome), sends in entries.items():
-            self.recorder.receipt(flow, outcome, "", "", "", "", sends)
+            group[1].append(wire.ReceiptSend(send.id, send.origin, to, attempts[first], queued_ms, send.meta))
+            group[0].send(handle, send, len(rows))
+        for (flow, outcome), (told, entries) in groups.items():
+            self.recorder.receipt(flow, outcome, "", "", "", "", entries)
+            told.done()
         return reaped.more
 
     def ended(self, handle: int, send: OpenSend, outcome: Outcome, count: int) -> None:
         """``count`` recipients of the send have ended; the last ones complete its record."""
-        flow = send.flow
-        age_ns = self._clock.wall_ms() * NS_PER_MS - send.first_seen_ms * NS_PER_MS
-        self.counters.ended(flow.tier, flow.channel, outcome, age_ns, count)
-        send.taken = send.taken or outcome in KEEPS_ID
-        self._less(handle, send, count)
+        told = Told(self, send.flow, outcome)
+        told.send(handle, send, count)
+        told.done()
 
-    def _less(self, handle: int, send: OpenSend, count: int) -> None:
+    def less(self, handle: int, send: OpenSend, count: int) -> bool:
+        """``count`` recipients of the send are not ours to care for any more; True when its record is complete."""
         send.left -= count
         if send.left:
-            return
+            return False
         self.opens.remove(handle)
         if send.ledger.stale:
-            return
+            return False
         if not send.taken:
             self._seen.free(send.key, send.origin)
-        self.recorder.complete(send.ledger, send.offset)
+        return True
+
+
+class Told:
+    """Sends of one flow that ended alike: counts them together, and completes the records they finish."""
+
+    __slots__ = ("_completions", "_count", "_dispatcher", "_flow", "_keeps_id", "_observe", "_outcome", "_wall_ms")
+
+    def __init__(self, dispatcher: Dispatcher, flow: Flow, outcome: Outcome) -> None:
+        self._dispatcher = dispatcher
+        self._flow = flow
+        self._outcome = outcome
+        self._keeps_id = outcome in KEEPS_ID
+        self._observe = dispatcher.counters.end_to_end_of(flow.tier, flow.channel).observe
+        self._wall_ms = dispatcher.clock.wall_ms()
+        self._count = 0
+        self._completions: list[tuple[Ledger, int]] = []
+
+    def send(self, handle: int, send: OpenSend, count: int) -> None:
+        """``count`` recipients of it."""
+        self._observe((self._wall_ms - send.first_seen_ms) * NS_PER_MS, count)
+        self._count += count
+        if self._keeps_id:
+            send.taken = True
+        if self._dispatcher.less(handle, send, count):
+            self._completions.append((send.ledger, send.offset))
+
+    def done(self) -> None:
+        """That was all; their receipts are queued."""
+        self._dispatcher.counters.outcomes[self._flow.tier, self._flow.channel, self._outcome] += self._count
+        self._dispatcher.recorder.complete(self._completions)
 
 
 def _runs(handles: Sequence[int], who: Iterable[int]) -> Iterator[list[int]]:

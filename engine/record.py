@@ -27,13 +27,6 @@ logger = structlog.get_logger("surgetank.record")
 RETRY_FIRST_S, RETRY_MOST_S = 0.1, 5.0
 
 
-class Completion(NamedTuple):
-    """The record at ``offset`` has ended for all its recipients."""
-
-    ledger: Ledger
-    offset: int
-
-
 class Facts(NamedTuple):
     """What a receipt tells of a send that never became a flow; None: not known."""
 
@@ -53,7 +46,7 @@ class Recorder:
         self._receipts = f"{prefix}.receipts"
         self._dead = f"{prefix}.dead"
         self._records: list[Record] = []
-        self._completions: list[Completion] = []
+        self._completions: list[tuple[Ledger, int]] = []
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -96,10 +89,10 @@ class Recorder:
         self._records.append(Record(self._dead, value, headers=wire.with_headers(headers, dead)))
         self._awake()
 
-    def complete(self, ledger: Ledger, offset: int) -> None:
-        """To be completed once everything written before is acknowledged."""
-        self._completions.append(Completion(ledger, offset))
-        self.backlog += 1
+    def complete(self, records: Sequence[tuple[Ledger, int]]) -> None:
+        """These offsets are to be completed once everything queued before is acknowledged."""
+        self._completions.extend(records)
+        self.backlog += len(records)
         self._awake()
 
     async def run(self) -> None:

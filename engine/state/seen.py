@@ -32,8 +32,7 @@ CREATE TABLE segment (sequence INTEGER PRIMARY KEY, at_ms INTEGER NOT NULL, entr
 
 def key_of(tenant: str, channel: str, id: str) -> bytes:
     """The 128-bit key; lengths keep the three apart."""
-    parts = (tenant.encode(), channel.encode(), id.encode())
-    return blake2b(b"%d %d " % (len(parts[0]), len(parts[1])) + b"".join(parts), digest_size=16).digest()
+    return blake2b(f"{len(tenant)} {len(channel)} {tenant}{channel}{id}".encode(), digest_size=16).digest()
 
 
 class Seen:
