@@ -6,7 +6,9 @@ import sys
 from importlib import import_module
 
 SCENARIOS = {
+    "core": "bench.core",
     "decode": "bench.decode",
+    "demo": "bench.demo",
     "simulator": "bench.simulator",
 }
 
