@@ -63,12 +63,15 @@ class _Scan:
         self.at += 2 if array else 1
         path: Path = ()
         for name in names[:-1]:
-            path = self._within((*path, name))
+            path = (*path, name)
+            self._mark(path, start)
+            path = self._within(path)
         path = (*path, names[-1])
         if array:
             self._mark(path, start)
             self._tables[path] = self._tables.get(path, 0) + 1
             path = (*path, self._tables[path] - 1)
+        self.lines.pop(path, None)  # a table's own header is its place, not one within it that stood before
         self._mark(path, start)
         return path
 

@@ -32,7 +32,7 @@ from engine.config_lines import Path
 from engine.send import Tier
 
 MAX_SECRET_BYTES = 64 << 10
-INTERNAL = {ChannelConfig: {"account_limits", "secret_keys"}}  # fields that are no keys
+INTERNAL: dict[type[msgspec.Struct], set[str]] = {ChannelConfig: {"account_limits", "secret_keys"}}  # no keys
 
 
 class Loaded(NamedTuple):
@@ -49,7 +49,7 @@ def load_with_warnings(path: str | PathLike[str]) -> Loaded:
     file = read(str(path))
     reading = Reading(file, FilePath(path).absolute().parent)
     config = reading.config()
-    wrong = [problem.path for problem in reading.problems]
+    wrong = [_of_value(problem.path) for problem in reading.problems]
     for key, text in check(config):
         # Where a value is wrong, its default stands in for it: rules that look at it would speak of that.
         if not any(key[: len(path)] == path[: len(key)] for path in wrong):
@@ -95,7 +95,7 @@ class Reading:
         if not isinstance(data, dict):
             self.wrong(path, "must be a table")
             return base
-        types = {name: t for name, t in _fields(kind).items() if name not in INTERNAL.get(kind, ())}
+        types = {name: t for name, t in annotated_fields(kind).items() if name not in INTERNAL.get(kind, ())}
         values: dict[str, Any] = {}
         for name, value in data.items():
             if name in types:
@@ -105,7 +105,7 @@ class Reading:
         required = [one.name for one in msgspec.structs.fields(kind) if one.required]
         for name in required:
             if name not in data:
-                self.wrong((*path, name), f"missing: must be {_valid(types[name])}")
+                self.wrong((*path, name), f"missing: must be {valid(types[name])}")
         if kind is ChannelConfig:
             values |= self._accounts(values.get("accounts") or {}, path, values.get("driver") == "webhook")
         values = {name: value for name, value in values.items() if value is not None}
@@ -115,7 +115,7 @@ class Reading:
 
     def value(self, kind: Any, value: object, path: Path) -> Any:
         """One key's value; None when it is wrong."""
-        plain = _plain(kind)
+        plain = plain_type(kind)
         if path == ("tiers",) or (path[:1] == ("channels",) and path[2:] == ("accounts",)):
             return self._raw_table(value, path)
         if isinstance(plain, type) and issubclass(plain, msgspec.Struct):
@@ -141,14 +141,14 @@ class Reading:
 
     def _listed(self, kind: Any, value: object, path: Path) -> Any:
         if not isinstance(value, list):
-            self.wrong(path, f"must be a list of {_valid(kind)}")
+            self.wrong(path, f"must be a list of {valid(kind)}")
             return None
         found = tuple(self.value(kind, one, (*path, index)) for index, one in enumerate(value))
         return None if None in found else found
 
     def _leaf(self, kind: Any, value: object, path: Path) -> Any:
-        plain = _plain(kind)
-        low, high = _range(kind)
+        plain = plain_type(kind)
+        low, high = range_of(kind)
         try:
             if plain in (Duration, Size):
                 found: Any = plain.parse(value) if isinstance(value, str) else None
@@ -158,7 +158,7 @@ class Reading:
                 return found
         except (ValueError, msgspec.ValidationError):
             pass  # told below
-        self.wrong(path, f"must be {_valid(kind)}")
+        self.wrong(path, f"must be {valid(kind)}")
         return None
 
     def _accounts(self, accounts: Mapping[str, object], path: Path, webhook: bool) -> dict[str, Any]:
@@ -205,7 +205,13 @@ class Reading:
             return None
         if not text or len(text) > MAX_SECRET_BYTES:
             self.wrong(path, "the file must hold 1..65536 bytes of text")
+            return None
         return text
+
+
+def _of_value(path: Path) -> Path:
+    """The key a value is known by, wherever it was read from: X for X_file."""
+    return (*path[:-1], path[-1].removesuffix("_file")) if path and isinstance(path[-1], str) else path
 
 
 def _table(value: object) -> dict[str, Any]:
@@ -217,11 +223,12 @@ def _choices(name: str, known: list[str]) -> str:
     return f'did you mean "{close[0]}"?' if close else f"valid here: {', '.join(sorted(known))}"
 
 
-def _fields(kind: Any) -> dict[str, Any]:
+def annotated_fields(kind: Any) -> dict[str, Any]:
+    """A struct's fields with what is said of them."""
     return get_type_hints(kind, include_extras=True)
 
 
-def _plain(kind: Any) -> Any:
+def plain_type(kind: Any) -> Any:
     """The type without its annotation and without None (TOML has no null)."""
     kind = get_args(kind)[0] if hasattr(kind, "__metadata__") else kind
     if get_origin(kind) in (Union, UnionType):
@@ -229,7 +236,8 @@ def _plain(kind: Any) -> Any:
     return kind
 
 
-def _range(kind: Any) -> tuple[int | None, int | None]:
+def range_of(kind: Any) -> tuple[int | None, int | None]:
+    """Lowest and highest valid value."""
     meta = kind.__metadata__[0].extra if hasattr(kind, "__metadata__") else {}
     return meta.get("low"), meta.get("high")
 
@@ -238,10 +246,10 @@ def _all_default(kind: type[msgspec.Struct]) -> bool:
     return not any(one.required for one in msgspec.structs.fields(kind))
 
 
-def _valid(kind: Any) -> str:
+def valid(kind: Any) -> str:
     """What a key takes, for people."""
-    plain = _plain(kind)
-    low, high = _range(kind)
+    plain = plain_type(kind)
+    low, high = range_of(kind)
     if get_origin(plain) is Literal:
         return " or ".join(f'"{choice}"' for choice in get_args(plain))
     if plain in (Duration, Size):

@@ -75,7 +75,11 @@ class _Formatter(structlog.stdlib.ProcessorFormatter):
             plain = structlog.dev.plain_traceback
             renderer += [structlog.dev.ConsoleRenderer(colors=colors, timestamp_key="ts", exception_formatter=plain)]
         else:
-            renderer += [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=_plain)]
+            renderer += [
+                structlog.processors.format_exc_info,
+                _in_order,
+                structlog.processors.JSONRenderer(default=_plain),
+            ]
         super().__init__(processors=renderer, foreign_pre_chain=shared)
         self._secrets = _any_of(secrets)
 
@@ -96,6 +100,11 @@ def _mask_fields(_logger: Any, _method: str, event: Event) -> Event:
         if name not in NO_SECRET and SECRET_NAME.search(name):
             event[name] = MASK
     return event
+
+
+def _in_order(_logger: Any, _method: str, event: Event) -> Event:
+    """What every line has comes first."""
+    return {name: event.get(name) for name in ("ts", "level", "event", "logger")} | dict(event)
 
 
 def _plain(value: object) -> str:

@@ -1,0 +1,138 @@
+"""The reference of every key, made from the structs: ``python -m engine.config_doc > docs/configuration.md``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib import import_module
+from typing import Any, get_args, get_origin
+
+import msgspec
+
+from engine import drivers
+from engine.config import (
+    Budget,
+    ChannelConfig,
+    Config,
+    Duration,
+    HttpConfig,
+    Limit,
+    LogConfig,
+    Retry,
+    Size,
+    TierConfig,
+    WorkerGroup,
+    default_tiers,
+)
+from engine.config_load import INTERNAL, annotated_fields, plain_type, valid
+
+HEAD = """# Configuration
+
+One TOML file. `surgetank config check FILE` says everything that is wrong with it, each with its line and what would
+be valid; `surgetank config show FILE` prints what it amounts to. `deploy/surgetank.toml` is a commented example.
+
+- Durations are an integer and a unit: `"200ms"`, `"10m"`, `"1d"` (ns, us, ms, s, m, h, d). Sizes likewise: `"1GiB"`
+  (B, KiB, MiB, GiB).
+- Relative paths start at the directory of the configuration file, wherever the command is run.
+- A secret may stand in a file of its own: any key `X` of an account may be given as `X_file`, the path of a text file
+  (up to 64 KiB, blanks around it are cut off). Keys given so, and keys whose name has secret, passw, token, key,
+  authorization, credential or cookie in it, are shown as `***` and never written to the log.
+- A file with any unknown key or wrong value is refused as a whole, with exit code 2. Keys that are accepted but have
+  no effect in this version are said to be so below, and by a warning.
+"""
+
+TABLES: tuple[tuple[str, type[msgspec.Struct], str], ...] = (
+    ("Top level", Config, "Before the first table of the file."),
+    ("[log]", LogConfig, "Where sends come from and receipts go to."),
+    ("[tiers.system], [tiers.template], [tiers.basic]", TierConfig, "Settings of a tier."),
+    ("budget of a tier", Budget, 'Written as `budget = { sends = 500_000, bytes = "512MiB" }`.'),
+    ("[channels.NAME]", ChannelConfig, "A channel; `NAME` is what a send gives as its `channel`."),
+    ("retry of a channel", Retry, 'Written as `retry = { attempts = 8, first = "500ms", most = "1m" }`.'),
+    (
+        "limits",
+        Limit,
+        "Of everything (top level), of a channel, of an account; all of them hold. Written as "
+        '`limits = [{ calls = 100, per = "1s" }, { recipients = 30_000, per = "1d" }]`. No limit admits more than its '
+        "number in any window of its length.",
+    ),
+    ("[[workers]]", WorkerGroup, "Groups of worker processes."),
+    ("[http]", HttpConfig, "Where the engine listens."),
+)
+
+ACCOUNTS = """
+### [channels.NAME.accounts.ACCOUNT]
+
+A sending account. Its keys are the driver's own, below, besides `limits`. A `webhook` may have none: it then has one
+account called `default`. A send to a channel with several accounts must name one.
+
+| driver | key | type | default |
+| --- | --- | --- | --- |
+"""
+
+
+def render() -> str:
+    """The whole page."""
+    parts = [HEAD]
+    for title, kind, text in TABLES:
+        parts.append(f"\n## {title}\n\n{text}\n\n| key | type | default | meaning |\n| --- | --- | --- | --- |\n")
+        parts.extend(_rows(kind))
+        if kind is ChannelConfig:
+            parts.append(ACCOUNTS)
+            parts.extend(_account_rows())
+    return "".join(parts)
+
+
+def _rows(kind: type[msgspec.Struct]) -> Iterator[str]:
+    types = annotated_fields(kind)
+    for field in msgspec.structs.fields(kind):
+        if field.name not in INTERNAL.get(kind, ()):
+            one = types[field.name]
+            meaning = one.__metadata__[0].description
+            yield f"| `{field.name}` | {_type(one)} | {_default(kind, field)} | {meaning} |\n"
+
+
+def _account_rows() -> Iterator[str]:
+    for driver in drivers.known():
+        account = import_module(drivers.load(driver).__module__).Account
+        for field in msgspec.structs.fields(account):
+            text = plain_type(field.type)
+            word = {str: "text", int: "integer", bool: "true or false", float: "number"}[text]
+            default = str(_default(account, field)).replace("True", "true").replace("False", "false")
+            yield f"| `{driver}` | `{field.name}` | {word} | {default} |\n"
+
+
+def _type(kind: Any) -> str:
+    plain = plain_type(kind)
+    if get_origin(plain) is dict:
+        return "tables"
+    if get_origin(plain) is tuple:
+        return f"list of {valid(get_args(plain)[0])}"
+    if isinstance(plain, type) and issubclass(plain, msgspec.Struct):
+        return "table"
+    if plain in (Duration, Size):
+        return valid(kind).replace(' such as "10m",', "").replace(' such as "1GiB",', "").removeprefix("a ")
+    return f"integer, {valid(kind)}" if plain is int else valid(kind)
+
+
+def _default(kind: type[msgspec.Struct], field: msgspec.structs.FieldInfo) -> str:
+    if field.required:
+        return "must be given"
+    if kind is TierConfig:
+        values = {name: getattr(tier, field.name) for name, tier in default_tiers().items()}
+        if len(set(map(str, values.values()))) > 1:
+            return ", ".join(f"{_value(value)} ({name})" for name, value in values.items())
+    default = field.default if field.default is not msgspec.NODEFAULT else None
+    return _value(default)
+
+
+def _value(value: object) -> str:
+    if value is None or value == () or isinstance(value, msgspec.Struct):
+        return ""
+    if isinstance(value, tuple):
+        return "[" + ", ".join(f'`"{one}"`' for one in value) + "]"
+    if isinstance(value, Duration | Size | str):
+        return f'`"{value}"`'
+    return f"`{value}`"
+
+
+if __name__ == "__main__":
+    print(render(), end="")
