@@ -67,6 +67,16 @@ def test_receipts_are_split_at_256_kib() -> None:
     assert {receipt.reason for receipt in read} == {"user not found"}
 
 
+def test_a_receipt_may_have_exactly_256_kib() -> None:
+    """Grows byte by byte over the limit: full records are used to the last byte and never past it."""
+    fixed = [ReceiptSend(f"o-{n}", ORIGIN, None, 1, 0, msgspec.Raw(msgpack.packb("m" * 4_000))) for n in range(64)]
+    largest = set()
+    for size in range(3_000, 4_000):
+        last = ReceiptSend("o-64", ORIGIN, None, 1, 0, msgspec.Raw(msgpack.packb("m" * size)))
+        largest.add(max(map(len, wire.encode_receipts(facts(), [*fixed, last]))))
+    assert max(largest) == wire.MAX_RECEIPT_BYTES
+
+
 def test_one_large_send_is_split_within_its_recipients() -> None:
     to = [f"{n:0128}" for n in range(10_000)]
     large, small = ReceiptSend("o-1", ORIGIN, to, 1, 0), ReceiptSend("o-2", ORIGIN, ["u"], 1, 0)
@@ -211,6 +221,8 @@ def test_command_comes_back() -> None:
         "v": 1, "id": "c-1", "command": "cancel", "tenant": "team", "campaign": "spring", "at": 5, "expires": 6,
     }  # fmt: skip
     assert wire.decode_command(value) == command
+    slashed = wire.Command(id="1", command="cancel", tenant="a/b", campaign="c/d", at=1, expires=2)
+    assert wire.encode_command(slashed)[0] == b"cancel/a%2Fb/c%2Fd"
 
 
 def test_keys_of_different_campaigns_differ() -> None:
