@@ -8,6 +8,8 @@ from importlib import import_module
 SCENARIOS = {
     "core": "bench.core",
     "decode": "bench.decode",
+    "kafka": "bench.kafka",
+    "path": "bench.path",
     "demo": "bench.demo",
     "simulator": "bench.simulator",
 }

@@ -11,6 +11,14 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from ext.histogram cimport Counts
 
 
+cdef extern from *:
+    """
+    /* A run's first two cache lines: in a deep queue every one of them waits for memory. */
+    #define prefetch(run) (__builtin_prefetch(run), __builtin_prefetch((const char *)(run) + 64))
+    """
+    void prefetch(const void* run) noexcept nogil
+
+
 cdef extern from "ring.h" nogil:
     ctypedef struct Link:
         Link* next

@@ -485,6 +485,7 @@ cdef uint32_t form(Queues* q, Flow* flow, uint32_t most, BatchRow* batch) noexce
     idset_clear(&q.seen)
     while run != NULL and taken < most and not cut:
         next_run = run.next
+        prefetch(next_run)
         if run.deadline <= q.now:
             expire_queued(q, run)
             run = next_run

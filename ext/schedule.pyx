@@ -6,6 +6,7 @@ Invariant: a call that raises has changed nothing, except that time has moved on
 Never: keeps a reference to a caller's buffer, or makes a Python object for a recipient.
 """
 
+from cython cimport no_gc_clear
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.long cimport PyLong_AsLongLongAndOverflow
@@ -313,6 +314,7 @@ cdef void fill_ended(Layout layout, const EndedRow* rows, Py_ssize_t n) noexcept
 
 # --- the core ---
 
+@no_gc_clear  # q fills the Histograms in the lists for as long as it lives
 cdef class Core:
     def __cinit__(self, template_weight=1, basic_weight=1, deadline_lead_ns=1_000_000_000):
         cdef int tier
