@@ -60,7 +60,7 @@ async def _cancel(config: Config, command: wire.Command, timeout_s: float) -> Ma
     """Recipients ended, by worker; empty when nobody answered."""
     topic = f"{config.log.prefix}.control"
     key, value = wire.encode_command(command)
-    async with opened_log(config) as log:
+    async with opened_log(config, uses=[topic]) as log:
         reader = await log.reader([topic], from_end=True)
         try:
             await log.append([Record(topic, value, key)])

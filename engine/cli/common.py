@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -10,7 +10,9 @@ import click
 import msgspec
 
 from engine.config import Config, Duration
+from engine.errors import LogUnusable
 from engine.logs import Log
+from engine.topics import topic_specs
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -43,16 +45,32 @@ def duration(text: str) -> Duration:
 
 
 @asynccontextmanager
-async def opened_log(config: Config) -> AsyncIterator[Log]:
-    """The configured log, for a command beside the engine. Raises LogUnavailable, LogUnusable."""
+async def opened_log(config: Config, *, uses: Sequence[str] = ()) -> AsyncIterator[Log]:
+    """The configured log, for a command beside the engine; the topics it ``uses`` are there.
+
+    Raises LogUnavailable, LogUnusable.
+    """
     from engine.logs.open import open_log  # late: --help needs no broker client
 
     log = open_log(config.log, state=config.state, engine=False)
     try:
         await log.start()
+        if uses:
+            await _have(log, config, uses)
         yield log
     finally:
         await log.close()
+
+
+async def _have(log: Log, config: Config, topics: Sequence[str]) -> None:
+    """An embedded log gets its topics as the configuration has them; a cluster's are its owner's to make."""
+    if config.log.kind == "sqlite":
+        await log.create_topics(topic_specs(config))
+        return
+    wanted = [spec for spec in topic_specs(config) if spec.name in topics]
+    missing = [one.topic for one in await log.check_topics(wanted) if one.key == "topic"]
+    if missing:
+        raise LogUnusable(f"no such topic: {', '.join(missing)} (`surgetank topics create` makes it)")
 
 
 def tell(document: Any, text: str, as_json: bool) -> None:

@@ -108,7 +108,7 @@ class _Sending:
         if self._totals.dry_run:
             await self._all(None, lines, rate)
         else:
-            async with opened_log(self._config) as log:
+            async with opened_log(self._config, uses=[self._totals.topic]) as log:
                 await self._all(log, lines, rate)
         self._totals.seconds = round(time.monotonic() - started, 3)
 
@@ -245,9 +245,7 @@ def _words(reject: Reject) -> str:
 
 def _text(totals: Totals) -> str:
     verb = "would send" if totals.dry_run else "sent"
-    text = (
-        f"{verb} {totals.sent:,} sends to {totals.recipients:,} recipients on {totals.topic} in {totals.seconds:.1f} s"
-    )
+    text = f"{verb} {totals.sent:,} sends to {totals.recipients:,} recipients on {totals.topic}"
     if totals.refused:
         text += f"; {totals.refused:,} lines refused"
     if totals.unknown_keys:

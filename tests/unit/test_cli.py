@@ -1,0 +1,294 @@
+"""The commands over a real embedded log: what they print, write, and how they exit."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from click.testing import CliRunner, Result
+
+from engine import wire
+from engine.cli import main
+from engine.cli.cancel import _cancel
+from engine.config import load
+from engine.logs import Record
+from engine.logs.open import open_log
+from engine.topics import topic_specs
+
+CONFIG = """
+[log]
+partitions = 2
+[tiers.basic]
+pacing = "asap"
+topics = ["surgetank.basic", "surgetank.basic.big"]
+[channels.partner]
+driver = "webhook"
+base_url = "http://127.0.0.1:1/send"
+[channels.two]
+driver = "webhook"
+base_url = "http://127.0.0.1:1/send"
+[channels.two.accounts.a]
+authorization = "geheim-a"
+[channels.two.accounts.b]
+"""
+
+
+def line(id: str, **more: Any) -> str:
+    send = {"id": id, "channel": "partner", "to": ["u1", "u2"], "content": {"type": "text", "text": "hi"}, **more}
+    return json.dumps(send) + "\n"
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "surgetank.toml"
+    path.write_text(CONFIG)
+    return path
+
+
+def run(*arguments: str | Path, input: str | bytes | None = None) -> Result:
+    result = CliRunner().invoke(main, [str(one) for one in arguments], input=input)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+async def _read(path: Path, topic: str) -> list[tuple[bytes | None, Any]]:
+    config = load(path)
+    log = open_log(config.log, state=config.state, engine=False)
+    await log.start()
+    try:
+        reader = await log.reader([topic])
+        found: list[tuple[bytes | None, Any]] = []
+        while not await reader.at_end():
+            for chunk in await reader.poll(100, 1.0):
+                found += [(k, v and msgspec.msgpack.decode(v)) for k, v in zip(chunk.keys, chunk.values, strict=True)]
+        await reader.close()
+    finally:
+        await log.close()
+    return found
+
+
+def records(path: Path, topic: str) -> list[tuple[bytes | None, Any]]:
+    return asyncio.run(_read(path, topic))
+
+
+# --- config
+
+
+def test_config_check_accepts_and_says_what_it_saw(config: Path) -> None:
+    result = run("config", "check", config)
+    assert result.exit_code == 0
+    assert result.stdout.startswith(f"{config}: ok: sqlite log at ")
+    assert result.stderr == ""
+
+
+def test_config_check_refuses_with_2_and_every_problem(config: Path) -> None:
+    config.write_text(CONFIG + "limits = 3\n[http]\nmetric = 1\n")
+    result = run("config", "check", config)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert [one.split(": ")[0] for one in result.stderr.splitlines()] == [f"{config}:{n}" for n in (16, 18)]
+    document = json.loads(run("config", "check", config, "--json").stdout)
+    assert document["ok"] is False
+    assert document["problems"][1] == {
+        "file": str(config), "line": 18, "key": "http.metric", "value": "1",
+        "text": 'unknown key; did you mean "metrics"?',
+    }  # fmt: skip
+
+
+def test_config_check_tells_warnings_apart(config: Path) -> None:
+    config.write_text(CONFIG.replace("asap", "paced"))
+    result = run("config", "check", config)
+    assert result.exit_code == 0
+    assert result.stderr.startswith(f"warning: {config}:5: tiers.basic.pacing")
+    document = json.loads(run("config", "check", config, "--json").stdout)
+    assert (document["ok"], document["warnings"][0]["line"]) == (True, 5)
+
+
+def test_config_show_has_every_default_and_no_secret(config: Path, tmp_path: Path) -> None:
+    shown = run("config", "show", config)
+    assert shown.exit_code == 0
+    assert 'due_after = "10m"' in shown.stdout
+    assert "geheim" not in shown.stdout
+    again = tmp_path / "again.toml"
+    again.write_text(shown.stdout)
+    assert run("config", "show", again).stdout == shown.stdout
+    document = json.loads(run("config", "show", config, "--json").stdout)
+    assert document["channels"]["two"]["accounts"]["a"] == {"authorization": "***"}
+
+
+@pytest.mark.parametrize(
+    "command", [["config", "show"], ["topics", "check", "-c"], ["send", "basic", "-c"], ["serve", "-c"]]
+)
+def test_every_command_refuses_a_wrong_file_with_2(command: list[str], config: Path) -> None:
+    config.write_text(CONFIG + "limits = 3\n")
+    result = run(*command, config)
+    assert result.exit_code == 2
+    assert "limits = 3: must be a list of tables" in result.stderr
+
+
+def test_the_file_may_come_from_the_environment(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SURGETANK_CONFIG", str(config))
+    assert run("topics", "create").exit_code == 0
+
+
+def test_usage_errors_exit_with_2(config: Path) -> None:
+    for command in (["nope"], ["send", "-c", config, "basc"], ["cancel", "x", "-c", config, "--timeout", "5"],
+                    ["serve", "-c", config, "--tiers", "basic,basc"], ["topics", "check"],
+                    ["cancel", "x" * 129, "-c", config]):  # fmt: skip
+        assert run(*command).exit_code == 2, command
+
+
+def test_help_and_version() -> None:
+    assert run("--version").stdout.startswith("surgetank, version ")
+    for command in ([], ["serve"], ["send"], ["cancel"], ["config", "check"], ["topics", "create"]):
+        result = run(*command, "--help")
+        assert result.exit_code == 0
+        assert "surgetank " in result.stdout
+
+
+# --- topics
+
+
+def test_topics_are_missing_then_created_then_right(config: Path) -> None:
+    before = run("topics", "check", "-c", config, "--json")
+    assert before.exit_code == 1
+    missing = [one["topic"] for one in json.loads(before.stdout)["differences"]]
+    assert missing == [spec.name for spec in topic_specs(load(config))]
+    assert set(missing) == {
+        f"surgetank.{name}"
+        for name in ("system", "template", "basic", "basic.big", "receipts", "dead", "control", "content")
+    }
+    created = run("topics", "create", "-c", config)
+    assert created.exit_code == 0
+    assert "created surgetank.basic.big" in created.stdout
+    after = run("topics", "check", "-c", config)
+    assert (after.exit_code, after.stdout) == (0, "ok: 8 topics are as they should be\n")
+
+
+def test_a_topic_that_differs_is_said_and_left_alone(config: Path) -> None:
+    run("topics", "create", "-c", config)
+    config.write_text(CONFIG.replace("partitions = 2", "partitions = 3"))
+    result = run("topics", "create", "-c", config)
+    assert result.exit_code == 1
+    assert "surgetank.basic: partitions is 2, should be 3" in result.stdout
+    assert "created" not in result.stdout
+
+
+# --- send
+
+
+def test_send_appends_msgpack_keyed_by_tenant_or_id(config: Path, tmp_path: Path) -> None:
+    (tmp_path / "s.jsonl").write_text(line("1") + line("2", tenant="t") + "\n" + line("3"))
+    result = run("send", "-c", config, "basic", tmp_path / "s.jsonl")
+    assert result.exit_code == 0
+    assert result.stdout == "sent 3 sends to 6 recipients on surgetank.basic\n"
+    assert run("topics", "check", "-c", config).exit_code == 0, "a new log has its topics as configured"
+    found = records(config, "surgetank.basic")
+    assert sorted((key or b"", value["id"]) for key, value in found) == [(b"1", "1"), (b"3", "3"), (b"t", "2")]
+    assert found[0][1]["content"] == {"type": "text", "text": "hi"}
+
+
+def test_send_tells_bad_lines_and_sends_the_others(config: Path, tmp_path: Path) -> None:
+    text = line("1") + "nope\n" + line("2", channel="none") + line("3", channel="two") + line("4", account="x")
+    (tmp_path / "s.jsonl").write_text(text + line("5", channel="two", account="b") + line("6", tenent="x"))
+    result = run("send", "-c", config, "basic", "--json", tmp_path / "s.jsonl")
+    assert result.exit_code == 1
+    told = [one.removeprefix(f"{tmp_path}/s.jsonl:").split(": ")[:2] for one in result.stderr.splitlines()]
+    assert told == [["2", "not_a_map"], ["3", "channel_unknown"], ["4", "account_missing"], ["5", "account_unknown"]]
+    totals = json.loads(result.stdout)
+    assert (totals["sent"], totals["recipients"], totals["refused"], totals["unknown_keys"]) == (3, 6, 4, 1)
+    assert sorted(value["id"] for _, value in records(config, "surgetank.basic")) == ["1", "5", "6"]
+
+
+def test_send_strict_stops_at_the_first_bad_line(config: Path) -> None:
+    result = run("send", "-c", config, "basic", "--strict", input=line("1") + "nope\nnope\n" + line("2"))
+    assert result.exit_code == 1
+    assert result.stderr.splitlines() == ["<stdin>:2: not_a_map: a line must be a JSON object"]
+    assert [value["id"] for _, value in records(config, "surgetank.basic")] == ["1"]
+
+
+def test_send_dry_run_checks_and_touches_nothing(config: Path, tmp_path: Path) -> None:
+    result = run("send", "-c", config, "basic", "--dry-run", "-", input=line("1") + "nope\n")
+    assert result.exit_code == 1
+    assert result.stdout == "would send 1 sends to 2 recipients on surgetank.basic; 1 lines refused\n"
+    assert not (tmp_path / "var").exists()
+
+
+def test_send_reads_csv_by_name_and_by_option(config: Path, tmp_path: Path) -> None:
+    text = "id,channel,to,text\n1,partner,a|b,hi\n2,partner,,hi\n"
+    (tmp_path / "s.CSV").write_text(text)
+    assert run("send", "-c", config, "basic", tmp_path / "s.CSV").stderr.startswith(f"{tmp_path}/s.CSV:3: to_empty")
+    piped = run("send", "-c", config, "basic", "--format", "csv", input=text.replace("1,", "3,"))
+    assert piped.stderr.startswith("<stdin>:3: to_empty")
+    assert [value["id"] for _, value in records(config, "surgetank.basic")] == ["1", "3"]
+
+
+def test_send_with_an_unusable_header_exits_with_2(config: Path) -> None:
+    result = run("send", "-c", config, "basic", "--format", "csv", input="id,chanel,to\n")
+    assert result.exit_code == 2
+    assert 'did you mean "channel"?' in result.stderr
+
+
+def test_send_to_another_topic_of_the_tier(config: Path) -> None:
+    assert run("send", "-c", config, "basic", "--topic", "surgetank.basic.big", input=line("1")).exit_code == 0
+    assert len(records(config, "surgetank.basic.big")) == 1
+    wrong = run("send", "-c", config, "basic", "--topic", "surgetank.system", input=line("1"))
+    assert wrong.exit_code == 2
+    assert "valid are surgetank.basic, surgetank.basic.big" in wrong.stderr
+
+
+def test_send_more_than_a_batch_and_several_files(config: Path, tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).write_text("".join(line(f"{name}{n}") for n in range(1_500)))
+    result = run("send", "-c", config, "basic", "--json", "--rate", "1e6", tmp_path / "a", tmp_path / "b")
+    assert json.loads(result.stdout)["sent"] == 3_000
+    ids = {value["id"] for _, value in records(config, "surgetank.basic")}
+    assert len(ids) == 3_000
+
+
+def test_content_the_driver_refuses_is_told(config: Path) -> None:
+    config.write_text(
+        CONFIG + '[channels.wc]\ndriver = "wecom.message"\nbase_url = "http://127.0.0.1:1"\n'
+        '[channels.wc.accounts.a]\ncorpid = "x"\ncorpsecret = "y"\nagentid = 1\n'
+    )
+    text = line("1", channel="wc", content={"type": "nope"}) + line("2", channel="wc", content={"ref": "later"})
+    result = run("send", "-c", config, "basic", "--json", input=text)
+    assert result.stderr.startswith("<stdin>:1: content_invalid")
+    assert json.loads(result.stdout)["sent"] == 1
+
+
+# --- cancel
+
+
+def test_cancel_without_an_answer_leaves_the_command_standing(config: Path) -> None:
+    run("topics", "create", "-c", config)
+    result = run("cancel", "spring sale", "-c", config, "--tenant", "t/1", "--timeout", "50ms")
+    assert result.exit_code == 1
+    assert "no worker answered within 50ms. The command stands" in result.stdout
+    ((key, value),) = records(config, "surgetank.control")
+    assert key == b"cancel/t%2F1/spring%20sale"
+    assert (value["v"], value["command"], value["tenant"], value["campaign"]) == (1, "cancel", "t/1", "spring sale")
+    assert value["expires"] - value["at"] == 24 * 3_600_000
+
+
+async def test_cancel_sums_the_answers_to_its_own_command(config: Path) -> None:
+    loaded = load(config)
+    log = open_log(loaded.log, state=loaded.state, engine=False)
+    await log.start()
+    await log.create_topics(topic_specs(loaded))
+    commands = await log.reader(["surgetank.control"], from_end=True)
+    command = wire.Command(id="mine", command="cancel", campaign="c", at=1, expires=2)
+    asked = asyncio.create_task(_cancel(loaded, command, 30.0))
+    while not await commands.poll(10, 1.0):
+        assert not asked.done()
+    answers = [("other", "w9", 100), ("mine", "w1", 3), ("mine", "w2", 4)]
+    pairs = [wire.encode_reply(id, worker, count, 5) for id, worker, count in answers]
+    await log.append([Record("surgetank.control", value, key) for key, value in pairs])
+    assert await asked == {"w1": 3, "w2": 4}
+    await commands.close()
+    await log.close()
