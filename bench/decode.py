@@ -24,7 +24,7 @@ from engine.send import Origin, Outcome, Send
 from engine.wire import ReceiptFacts, ReceiptSend, encode_receipts
 from ext.scan import Scanner
 
-SMALL_LOOPS, LARGE_LOOPS, REPEATS = 20_000, 20, 7
+SMALL_LOOPS, LARGE_LOOPS, REPEATS = 2_000, 10, 50  # short runs, many: one falls between the disturbances
 RUN = 500  # records of a poll
 NAMES = ("account", "tenant", "campaign")
 TIMES = ("not_before", "due", "deadline")
