@@ -20,12 +20,12 @@ from typing import Any, NamedTuple
 
 from engine.errors import LogUnavailable, RecordRefused
 from engine.logs import Headers, Record
+from engine.logs.checks import check_record
 from engine.logs.sqlite_store import Columns, Store, find_ends, pack
 
 GROUP_RECORDS = 20_000  # most records one transaction takes from those waiting
 BATCH_RECORDS = 1_000
 BATCH_BYTES = 1 << 20
-MAX_RECORD_BYTES = 16 << 20
 NEW_PARTITIONS = 1  # of a topic nobody has created: one process reads all, more would only cost
 
 Change = Callable[[sqlite3.Connection], Any]
@@ -119,14 +119,12 @@ class Appends:
         )
 
     def _place(self, record: Record) -> _Open:
+        check_record(record)
         topic = self._topics.get(record.topic)
         if topic is None:
             topic = self._topics[record.topic] = find_or_make_topic(self._db, record.topic)
         if record.key is None and topic.compacted:
             raise RecordRefused(f"topic {topic.name} is compacted: every record needs a key")
-        size = len(record.value or b"") + len(record.key or b"")
-        if size > MAX_RECORD_BYTES:
-            raise RecordRefused(f"a record of {size} bytes for {topic.name}: at most {MAX_RECORD_BYTES} bytes")
         partition = topic.partitions[self._number(record, topic)]
         place = self._open.get(partition)
         if place is None:
