@@ -28,6 +28,11 @@ class Commands(click.Group):
         except EngineError as error:
             click.echo(f"surgetank: {error}", err=True)
             ctx.exit(1)
+        except BrokenPipeError:
+            raise  # click's: whoever read our output has gone
+        except OSError as error:
+            click.echo(f"surgetank: {error}", err=True)
+            ctx.exit(1)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import os
 import queue
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 import click
 import msgspec
@@ -186,7 +189,7 @@ def _read_ahead(inputs: Sequence[str], form: str) -> Lines:
         try:
             for line in _lines(inputs, form):
                 lines.put(line)
-        except (OSError, click.ClickException) as error:
+        except Exception as error:  # noqa: BLE001 - raised again on the command's own thread, which waits for an end
             lines.put(error)
         else:
             lines.put(None)
@@ -200,10 +203,21 @@ def _lines(inputs: Sequence[str], form: str) -> Iterator[Line]:
     before = 0
     for name in inputs:
         kind: Format = "csv" if form == "csv" or (form == "auto" and name.lower().endswith(".csv")) else "jsonl"
-        with click.open_file(name, "rb") as stream:
-            for line in read_lines("<stdin>" if name == "-" else name, cast(BinaryIO, stream), kind):
+        with _open(name) as stream:
+            for line in read_lines("<stdin>" if name == "-" else name, stream, kind):
                 yield line._replace(end=before + line.end)
         before += _size(name)
+
+
+def _open(name: str) -> BinaryIO:
+    """The input; standard input under a file object of its own: the interpreter aborts when it ends, by Ctrl-C for
+    one, while a thread still reads from its own ``sys.stdin``."""
+    if name != "-":
+        return Path(name).open("rb")
+    try:
+        return os.fdopen(os.dup(sys.stdin.fileno()), "rb")
+    except io.UnsupportedOperation:  # somebody in this process put an object there that is no file
+        return sys.stdin.buffer
 
 
 def _take(lines: Lines, most: int) -> tuple[list[Line], bool | Exception]:

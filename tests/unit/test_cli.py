@@ -234,6 +234,14 @@ def test_send_with_an_unusable_header_exits_with_2(config: Path) -> None:
     assert 'did you mean "channel"?' in result.stderr
 
 
+def test_an_input_that_breaks_off_is_said_and_what_came_before_is_sent(config: Path, tmp_path: Path) -> None:
+    (tmp_path / "good").write_text(line("1"))
+    result = run("send", "-c", config, "basic", tmp_path / "good", "/proc/self/mem")
+    assert result.exit_code == 1
+    assert result.stderr == "surgetank: [Errno 5] Input/output error\n"
+    assert [value["id"] for _, value in records(config, "surgetank.basic")] == ["1"]
+
+
 def test_send_to_another_topic_of_the_tier(config: Path) -> None:
     assert run("send", "-c", config, "basic", "--topic", "surgetank.basic.big", input=line("1")).exit_code == 0
     assert len(records(config, "surgetank.basic.big")) == 1

@@ -1,0 +1,223 @@
+"""The command as a process of its own: an engine that serves, commands beside it, a gateway over real HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+WITHIN_S = 30.0
+SOON_S = 0.02
+
+
+class Gateway:
+    """A webhook's other end; keeps who got what."""
+
+    def __init__(self) -> None:
+        self.got: list[str] = []
+        self.headers: list[str] = []
+        self.news = asyncio.Event()
+
+    async def handle(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        self.got += [recipient["id"] for recipient in body["to"]]
+        self.headers.append(request.headers["Authorization"])
+        self.news.set()
+        return web.json_response({"results": []})
+
+    async def until(self, count: int) -> None:
+        async with asyncio.timeout(WITHIN_S):
+            while len(self.got) < count:
+                self.news.clear()
+                await self.news.wait()
+
+
+@pytest.fixture
+async def gateway() -> AsyncIterator[tuple[Gateway, str]]:
+    one = Gateway()
+    app = web.Application()
+    app.router.add_post("/send", one.handle)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    port = runner.addresses[0][1]
+    yield one, f"http://127.0.0.1:{port}/send"
+    await runner.cleanup()
+
+
+@pytest.fixture
+def config(tmp_path: Path, gateway: tuple[Gateway, str]) -> Path:
+    (tmp_path / "token").write_text("Bearer geheim-value\n")
+    path = tmp_path / "surgetank.toml"
+    path.write_text(
+        '[http]\nmetrics = ""\n[log]\npartitions = 2\n[tiers.basic]\nlinger = "20ms"\n'
+        f'[channels.partner]\ndriver = "webhook"\nbase_url = "{gateway[1]}"\n'
+        '[channels.partner.accounts.a]\nauthorization_file = "token"\n'
+    )
+    return path
+
+
+class Engine:
+    """``surgetank serve`` in a process; its log is on standard error."""
+
+    def __init__(self, process: asyncio.subprocess.Process, log: Path) -> None:
+        self.process = process
+        self.log = log
+
+    def lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.log.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+    async def said(self, event: str) -> dict[str, Any]:
+        """The first line of that event. Fails when the process ends, or says nothing in time, before."""
+        async with asyncio.timeout(WITHIN_S):
+            while True:
+                found = [line for line in self.lines() if line["event"] == event]
+                if found:
+                    return found[0]
+                assert self.process.returncode is None, self.log.read_text()
+                await asyncio.sleep(SOON_S)
+
+    async def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return await asyncio.wait_for(self.process.wait(), WITHIN_S)
+
+
+@pytest.fixture
+async def engine(config: Path) -> AsyncIterator[Engine]:
+    log = config.parent / "engine.log"
+    with log.open("wb") as stream:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "engine.cli", "serve", "-c", str(config), stderr=stream, stdout=stream
+        )
+    one = Engine(process, log)
+    await one.said("serving")
+    yield one
+    if process.returncode is None:
+        process.kill()
+        await process.wait()
+
+
+async def run(*arguments: str | Path, input: str = "") -> tuple[int, str, str]:
+    """Exit code, standard output and error of ``surgetank ARGUMENTS``."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "engine.cli", *map(str, arguments), stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    out, err = await asyncio.wait_for(process.communicate(input.encode()), WITHIN_S)
+    assert process.returncode is not None
+    return process.returncode, out.decode(), err.decode()
+
+
+def line(id: str, to: list[str], **more: Any) -> str:
+    return json.dumps({"id": id, "channel": "partner", "to": to, "content": {"text": "hi"}, **more}) + "\n"
+
+
+async def test_what_is_sent_is_delivered_and_a_repeat_is_not(
+    gateway: tuple[Gateway, str], config: Path, engine: Engine
+) -> None:
+    text = line("1", ["u1", "u2"]) + line("2", ["u3"])
+    code, out, _ = await run("send", "-c", config, "system", "--json", input=text)
+    assert (code, json.loads(out)["recipients"]) == (0, 3)
+    await gateway[0].until(3)
+    assert (await run("send", "-c", config, "system", input=text + line("3", ["u4"])))[0] == 0
+    await gateway[0].until(4)
+    assert await engine.stop() == 0
+    assert sorted(gateway[0].got) == ["u1", "u2", "u3", "u4"]
+    assert set(gateway[0].headers) == {"Bearer geheim-value"}
+
+
+async def test_what_the_engine_says_is_json_with_no_secret_and_names_its_warnings(engine: Engine) -> None:
+    assert await engine.stop() == 0
+    text = engine.log.read_text()
+    assert "geheim-value" not in text
+    warning = next(one for one in engine.lines() if one["event"] == "configuration")
+    assert (warning["level"], warning["key"], warning["line"]) == ("warning", "tiers.basic.pacing", 5)
+    assert {"ts", "level", "event", "logger"} <= set(warning)
+
+
+async def test_cancel_ends_what_waits_and_says_how_much(
+    gateway: tuple[Gateway, str], config: Path, engine: Engine
+) -> None:
+    later = 4_000_000_000_000
+    waiting = line("1", ["u1", "u2", "u3"], campaign="c", not_before=later)
+    assert (await run("send", "-c", config, "basic", input=waiting + line("2", ["u9"])))[0] == 0
+    await gateway[0].until(1)  # of one partition or another; the waiting send is in when a cancel counts it
+    ended = 0
+    async with asyncio.timeout(WITHIN_S):
+        while not ended:
+            code, out, err = await run("cancel", "c", "-c", config, "--json")
+            assert (code, err) == (0, "")
+            ended = json.loads(out)["recipients"]
+    assert ended == 3
+    assert gateway[0].got == ["u9"]
+
+
+async def test_a_trickle_is_sent_while_standard_input_stays_open(
+    gateway: tuple[Gateway, str], config: Path, engine: Engine
+) -> None:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "engine.cli", "send", "-c", str(config), "system", stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdin is not None
+    try:
+        process.stdin.write(line("1", ["u1"]).encode())
+        await process.stdin.drain()
+        await gateway[0].until(1)
+        assert process.returncode is None
+        process.send_signal(signal.SIGINT)
+        assert await asyncio.wait_for(process.wait(), WITHIN_S) == 1
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def test_a_second_engine_on_one_embedded_log_says_why_it_cannot(config: Path, engine: Engine) -> None:
+    code, out, err = await run("serve", "-c", config, "--log-format", "json")
+    assert (code, out) == (1, "")
+    last = json.loads(err.splitlines()[-1])
+    assert (last["level"], last["event"]) == ("critical", "cannot go on")
+    assert engine.process.returncode is None
+
+
+def busy(config: Path, address: str) -> None:
+    config.write_text(config.read_text().replace('metrics = ""', f'metrics = "{address}"'))
+
+
+async def test_an_address_in_use_is_said(config: Path, engine: Engine, gateway: tuple[Gateway, str]) -> None:
+    address = gateway[1].removeprefix("http://").removesuffix("/send")
+    busy(config, address)
+    code, _, err = await run("serve", "-c", config, "--log-format", "json")
+    assert code == 1
+    assert address.rpartition(":")[2] in json.loads(err.splitlines()[-1])["error"]
+
+
+async def test_no_such_file_is_2_and_one_line(tmp_path: Path) -> None:
+    code, out, err = await run("serve", "-c", tmp_path / "none.toml")
+    assert (code, out, err) == (2, "", f"{tmp_path}/none.toml:1: cannot be read: No such file or directory\n")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a pseudo-terminal")
+async def test_send_shows_progress_on_a_terminal(config: Path, tmp_path: Path) -> None:
+    (tmp_path / "s.jsonl").write_text("".join(line(str(n), ["u"]) for n in range(3)))
+    terminal, other = os.openpty()
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "engine.cli", "send", "-c", str(config), "basic", str(tmp_path / "s.jsonl"),
+        stderr=other, stdout=asyncio.subprocess.PIPE, env={**os.environ, "TERM": "xterm", "COLUMNS": "100"},
+    )  # fmt: skip
+    os.close(other)
+    out, _ = await asyncio.wait_for(process.communicate(), WITHIN_S)
+    shown = os.read(terminal, 1 << 16).decode()
+    os.close(terminal)
+    assert out == b"sent 3 sends to 3 recipients on surgetank.basic\n"
+    assert "3 sent, 0 refused" in shown
