@@ -8,7 +8,6 @@ from typing import Any, get_args, get_origin
 
 import msgspec
 
-from engine import drivers
 from engine.config import (
     Budget,
     ChannelConfig,
@@ -91,6 +90,8 @@ def _rows(kind: type[msgspec.Struct]) -> Iterator[str]:
 
 
 def _account_rows() -> Iterator[str]:
+    from engine import drivers  # late: they are built on the structs
+
     for driver in drivers.known():
         account = import_module(drivers.load(driver).__module__).Account
         for field in msgspec.structs.fields(account):

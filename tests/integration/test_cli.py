@@ -10,6 +10,7 @@ import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from aiohttp import web
@@ -221,3 +222,38 @@ async def test_send_shows_progress_on_a_terminal(config: Path, tmp_path: Path) -
     os.close(terminal)
     assert out == b"sent 3 sends to 3 recipients on surgetank.basic\n"
     assert "3 sent, 0 refused" in shown
+
+
+@pytest.mark.kafka
+async def test_topics_send_and_cancel_on_a_real_kafka(kafka_bootstrap: str, config: Path) -> None:
+    kafka(config, kafka_bootstrap)
+    code, _, err = await run("send", "-c", config, "basic", input=line("1", ["u1"]))
+    assert code == 1
+    assert "no such topic: " in err
+    assert ".basic (`surgetank topics create` makes it)" in err
+    assert (await run("topics", "check", "-c", config))[0] == 1
+    code, out, err = await run("topics", "create", "-c", config, "--json")
+    assert (code, err) == (0, "")
+    assert len(json.loads(out)["created"]) == 7
+    assert (await run("topics", "check", "-c", config, "--json"))[:2] == (
+        0, '{"ok":true,"created":[],"differences":[]}\n',
+    )  # fmt: skip
+    code, out, err = await run("send", "-c", config, "basic", "--json", input=line("1", ["u" * 128] * 9_999))
+    assert (code, err) == (0, "")
+    assert json.loads(out)["bytes"] > 1 << 20, "more than Kafka takes unless a topic says so"
+    assert (await run("cancel", "c", "-c", config, "--timeout", "300ms"))[0] == 1
+
+
+def kafka(config: Path, bootstrap: str) -> None:
+    text = config.read_text().replace(
+        "[log]\n", f'[log]\nkind = "kafka"\nbootstrap = "{bootstrap}"\nprefix = "{uuid4().hex}"\n'
+    )
+    config.write_text(text)
+
+
+async def test_a_kafka_that_is_not_there_is_said(config: Path) -> None:
+    kafka(config, "127.0.0.1:1")
+    code, out, err = await run("topics", "check", "-c", config)
+    assert (code, out) == (1, "")
+    assert "127.0.0.1:1" in err.splitlines()[-1]
+    assert "Traceback" not in err
