@@ -105,6 +105,7 @@ def _typed(value: bytes) -> Send:
         or len(send.meta) > MAX_META_BYTES
         or not _is_map(send.content, json)
     ) and _unfit(send, json):
+        del send  # else it and its second reading are in memory together
         _explain(value, "larger than allowed")
     if send.deadline is not None or send.due is not None:
         _check_times(send.not_before, send.due, send.deadline)

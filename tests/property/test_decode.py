@@ -174,6 +174,16 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     "one-letter recipients": lambda: filled("to", array(b"\xa1u", 10_000)),
     "one-letter recipients json": lambda: filled_json("to", json_array(b'"u"', 10_000)),
     "small recipients": lambda: filled("to", array(b"\xa2uu", 10_000)),
+    "wide one-letter recipients": lambda: filled("to", array(b"\xa2\xc4\x80", 10_000)),
+    "wide one-letter recipients, the last too long": lambda: filled(
+        "to", b"\xdc\x27\x10" + b"\xa2\xc4\x80" * 9_999 + b"\xd9\x82" + b"\xc3\xa9" * 65
+    ),
+    "wide one-letter recipients, the last a number": lambda: filled(
+        "to", b"\xdc\x27\x10" + b"\xa2\xc4\x80" * 9_999 + b"\x01"
+    ),
+    "wide one-letter recipients, then no content": lambda: filled(
+        "content", b"\xc0\xa2to" + array(b"\xa2\xc4\x80", 10_000)
+    ).replace(b"\x85", b"\x86", 1),
     "recipient maps": lambda: filled("to", array(b"\x81\xa2id\xa1u", 10_000)),
     "recipient maps with data": lambda: filled("to", array(b"\x82\xa2id\xa1u\xa4data\x80", 10_000)),
     "recipients then a bad one": lambda: filled(
