@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
@@ -14,6 +14,8 @@ from bench.simulator_platforms import query_of
 
 if TYPE_CHECKING:
     from bench.simulator import Simulator
+
+Query = Mapping[str, str]
 
 STEP = 2000  # lines made at once: a few milliseconds of the loop that also serves the platforms
 HELP = b"""\
@@ -47,37 +49,37 @@ def _json(value: Any, status: int = 200) -> web.Response:
     return web.Response(status=status, body=msgspec.json.encode(value), content_type="application/json")
 
 
-def _get_options(sim: Simulator, query: dict[str, str], body: bytes) -> Any:
+def _get_options(sim: Simulator, query: Query, body: bytes) -> Any:
     return sim.options
 
 
-def _set_options(sim: Simulator, query: dict[str, str], body: bytes) -> Any:
+def _set_options(sim: Simulator, query: Query, body: bytes) -> Any:
     sim.change(msgspec.json.decode(body))
     return sim.options
 
 
-def _recipient(sim: Simulator, query: dict[str, str], body: bytes) -> Any:
+def _recipient(sim: Simulator, query: Query, body: bytes) -> Any:
     if "recipient" not in query:
         raise ValueError("which recipient? GET /sim/ledger?recipient=ID")
     return [entry._asdict() for entry in sim.ledger.of(query["recipient"])]
 
 
-def _counts(sim: Simulator, query: dict[str, str], body: bytes) -> Any:
+def _counts(sim: Simulator, query: Query, body: bytes) -> Any:
     return sim.ledger.counts()
 
 
-def _outage(sim: Simulator, query: dict[str, str], body: bytes) -> Any:
+def _outage(sim: Simulator, query: Query, body: bytes) -> Any:
     outages = msgspec.json.decode(body, type=Outage | list[Outage])
     sim.disturb([outages] if isinstance(outages, Outage) else outages)
     return {"ok": True}
 
 
-def _end_outages(sim: Simulator, query: dict[str, str], body: bytes) -> Any:
+def _end_outages(sim: Simulator, query: Query, body: bytes) -> Any:
     sim.outages.clear()
     return {"ok": True}
 
 
-def _expire(sim: Simulator, query: dict[str, str], body: bytes) -> Any:
+def _expire(sim: Simulator, query: Query, body: bytes) -> Any:
     endpoint = query.get("endpoint", "")
     if endpoint not in ENDPOINTS:
         raise ValueError(f"which endpoint? one of {', '.join(ENDPOINTS)}")
@@ -85,7 +87,7 @@ def _expire(sim: Simulator, query: dict[str, str], body: bytes) -> Any:
     return {"ok": True}
 
 
-def _reset(sim: Simulator, query: dict[str, str], body: bytes) -> Any:
+def _reset(sim: Simulator, query: Query, body: bytes) -> Any:
     sim.reset()
     return {"ok": True}
 
@@ -107,7 +109,7 @@ def _calls(sim: Simulator) -> Iterator[Iterable[Any]]:
     return (ledger.call_entries(start, min(start + STEP, count)) for start in range(0, count, STEP))
 
 
-async def _stream(request: web.BaseRequest, steps: Iterator[Iterable[Any]], only: dict[str, str]) -> web.StreamResponse:
+async def _stream(request: web.BaseRequest, steps: Iterator[Iterable[Any]], only: Query) -> web.StreamResponse:
     response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
     await response.prepare(request)
     encoder = msgspec.json.Encoder()
@@ -121,7 +123,7 @@ async def _stream(request: web.BaseRequest, steps: Iterator[Iterable[Any]], only
     return response
 
 
-Handler = Callable[["Simulator", dict[str, str], bytes], Any]
+Handler = Callable[["Simulator", Query, bytes], Any]
 
 HANDLERS: dict[tuple[str, str], Handler | Lines] = {
     ("GET", "/options"): _get_options,

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from hashlib import blake2b
+from types import MappingProxyType
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
@@ -46,9 +48,10 @@ def answer(code: int, text: str, **more: Any) -> Answer:
     return Answer(200, msgspec.json.encode({"errcode": code, "errmsg": text, **more}))
 
 
-def query_of(raw: str) -> dict[str, str]:
-    """The query of a request target, decoded."""
-    return dict(parse_qsl(raw, keep_blank_values=True))
+@lru_cache(maxsize=256)
+def query_of(raw: str) -> Mapping[str, str]:
+    """The query of a request target, decoded. Kept: a caller's differ only with its token."""
+    return MappingProxyType(dict(parse_qsl(raw, keep_blank_values=True)))
 
 
 def digest(content: bytes) -> str:
