@@ -76,7 +76,7 @@ async def judge(log: Log, prefix: str, fed: Input, deliveries: AsyncIterator[Any
             arrived[row["recipient"]] += 1
             tier, appended_ms = fed.appended_ms.get(row["recipient"], ("", 0))
             if tier:
-                verdict.latency_ms.setdefault(tier, []).append(row["arrived_ms"] - appended_ms)
+                verdict.latency_ms.setdefault(tier, []).append(row["arrived_ns"] / 1e6 - appended_ms)
             else:
                 verdict.unexplained.append(row["recipient"])
     for origin, names in fed.items():

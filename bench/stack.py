@@ -137,12 +137,14 @@ class Samples:
 
 @asynccontextmanager
 async def simulator(
-    folder: Path, options: Mapping[str, Any], session: aiohttp.ClientSession
+    folder: Path, options: Mapping[str, Any], session: aiohttp.ClientSession, ledger: bool = True
 ) -> AsyncIterator[Simulator]:
-    """Started with ``options`` and a ledger in ``folder``."""
+    """Started with ``options``; its ledger in memory and, if asked for, in ``folder``."""
     config = folder / "simulator.json"
     config.write_text(json.dumps(options))
-    arguments = ["bench", "simulator", "--port", "0", "--config", str(config), "--ledger", str(folder / "ledger.db")]
+    arguments = ["bench", "simulator", "--port", "0", "--config", str(config)]
+    if ledger:
+        arguments += ["--ledger", str(folder / "ledger.db")]
     child = await Child.start("simulator", arguments, folder)
     try:
         assert child.process.stdout is not None
