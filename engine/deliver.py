@@ -27,12 +27,11 @@ CONNECT_S = 5.0
 CONNECT_SHARE = 0.9  # of the whole timeout, so that one that could not connect is never taken for one that hung
 TOKEN_REFUSED_S = 10.0  # rest when the platform refuses a token it has just given
 # The circuit breaker: after a few calls in a row that did not even reach the platform, or found it out of service, the
-# next ones cost nobody an attempt. The account rests, longer with each, but never so long that an urgent send would
-# wait for it after the outage.
+# next ones cost nobody an attempt: the account rests, but never so long that an urgent send would wait for it after
+# the outage.
 OUT_OF_SERVICE = "http_503"
 MISSES = 3
-REST_STEP_S = 0.5
-MAX_REST_S = 5.0
+REST_S = 1.0
 
 HEADERS = {"User-Agent": "surgetank", "Accept": "application/json", "Accept-Encoding": "identity"}
 
@@ -108,7 +107,7 @@ class Deliverer:
         self._misses += 1
         if self._misses <= MISSES:
             return result
-        rest_s = max(result.whole.after_s or 0.0, min(MAX_REST_S, self._misses * REST_STEP_S))
+        rest_s = max(result.whole.after_s or 0.0, REST_S)
         return CallResult(Verdict(Action.PARK, result.whole.code, "the platform cannot be reached", rest_s))
 
     async def _with_token(self, call: Call) -> CallResult:

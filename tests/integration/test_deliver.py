@@ -218,7 +218,7 @@ async def test_an_outage_costs_no_attempts_but_rests_the_account() -> None:
             again = await deliverer.call(call())
     assert [verdict.action for verdict in outage] == [Action.RETRY] * 3 + [Action.PARK] * 9
     assert {verdict.code for verdict in outage} == {"connect"}
-    assert [verdict.after_s for verdict in outage[3:]] == [2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0, 5.0, 5.0]
+    assert [verdict.after_s for verdict in outage[3:]] == [1.0] * 9
     assert said(again) == (Action.RETRY, "connect"), "an answer ends the row"
 
 
@@ -232,7 +232,7 @@ async def test_out_of_service_rests_as_long_as_the_platform_wishes() -> None:
     async with platform(web.post("/", send)) as url, delivering("webhook", url) as deliverer:
         got = [(await deliverer.call(call())).whole for _ in range(10)]
     retry, park = (Action.RETRY, 9.0), Action.PARK
-    assert [(v.action, v.after_s) for v in got[:5]] == [retry, retry, retry, (park, 9.0), (park, 2.5)]
+    assert [(v.action, v.after_s) for v in got[:5]] == [retry, retry, retry, (park, 9.0), (park, 1.0)]
     assert [v.action for v in got[5:]] == [Action.ACCEPTED] + [Action.RETRY] * 4
 
 
