@@ -108,13 +108,19 @@ class Broker:
         return f"127.0.0.1:{self._port}"
 
     @property
+    def running(self) -> bool:
+        """False before the start, after kill and stop."""
+        return self._process is not None
+
+    @property
     def pid(self) -> int:
         """Of the running node."""
         assert self._process is not None, "the broker is not running"
         return self._process.pid
 
     def __enter__(self) -> Broker:
-        self.start()
+        if self._folder is None:
+            self.start()
         return self
 
     def __exit__(

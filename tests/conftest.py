@@ -10,18 +10,29 @@ import pytest
 from bench.kafka import Broker, Unavailable
 
 
-@pytest.fixture(scope="session")
-def kafka_broker() -> Iterator[Broker]:
-    """A real Apache Kafka, started once a run. None on this machine: skipped, but a failure where CI is set."""
-    broker = Broker()
+def started(broker: Broker) -> Broker:
+    """The broker, started. None on this machine: the test is skipped, but fails where CI is set."""
     try:
         broker.start()
     except Unavailable as error:
         if os.environ.get("CI"):
             pytest.fail(f"no Kafka: {error}", pytrace=False)
         pytest.skip(f"no Kafka: {error}")
-    yield broker
-    broker.stop()
+    return broker
+
+
+@pytest.fixture(scope="session")
+def kafka_broker() -> Iterator[Broker]:
+    """A real Apache Kafka, started once a run."""
+    with started(Broker()) as broker:
+        yield broker
+
+
+@pytest.fixture(scope="module")
+def mortal_broker() -> Iterator[Broker]:
+    """One that tests may kill."""
+    with started(Broker()) as broker:
+        yield broker
 
 
 @pytest.fixture(scope="session")
