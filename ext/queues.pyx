@@ -7,6 +7,9 @@ Invariants: pushed = popped + expired + cancelled + queued + waiting, per tier; 
 a node is in its parent's ring iff it is OPEN and its own ring is not empty; no window is ever over its number.
 Never: reads a clock, walks flows to find work, allocates while a timer fires, or lets a recipient leave after its
 deadline.
+
+One file of more than 500 lines, because the records are one state machine and the compiler sees it as a whole; what
+stands alone (rings, wheel, windows, tables) is in the headers.
 """
 
 from libc.stdint cimport INT64_MAX
