@@ -33,6 +33,7 @@ from engine.logs.open import open_log
 from engine.topics import topic_specs
 
 GIVE_UP_S = 180.0
+SCRAPE_S = 0.25  # a scrape takes some 10 ms of the engine's own time
 CONFIG = """
 state = "{folder}/state"
 [log]
@@ -139,26 +140,26 @@ class Bench:
     async def _measure(self, engine: stack.Engine, count: int, folder: Path, profile: bool) -> tuple[float, float]:
         pid = engine.child.process.pid
         spy = await _spy(pid, folder / "spy.txt") if profile else None
-        points: list[tuple[float, float]] = []
+        points: list[tuple[float, float, float]] = []  # when, recipients ended, CPU seconds
         deadline = time.monotonic() + GIVE_UP_S
         while not points or points[-1][1] < count:
             engine.child.check()
             ended = (await engine.samples()).sum("recipients_total")
-            points.append((time.monotonic(), ended))
+            points.append((time.monotonic(), ended, _cpu_s(pid)))
             if points[-1][0] > deadline:
                 raise RuntimeError(f"{count - ended:.0f} of {count} not ended after {GIVE_UP_S:.0f} s")
-            await asyncio.sleep(0.05)
-        cpu = _cpu_s(pid)
+            await asyncio.sleep(SCRAPE_S)
         if spy is not None:
             spy.send_signal(2)
             await spy.wait()
             self.stages.update(_by_stage(folder / "spy.txt"))
-        # Readiness is seen some ms after the first poll: the line through the middle half is the rate.
-        lower = next(point for point in points if point[1] >= count * 0.2)
-        upper = next(point for point in points if point[1] >= count * 0.9)
-        if upper[0] == lower[0]:
-            raise RuntimeError(f"{count} is too few to measure: all ended between two scrapes")
-        return (upper[1] - lower[1]) / (upper[0] - lower[0]), cpu / count * 1e6
+        # From the first sign of work to the last but one: neither the start nor the idle end belongs to the rate.
+        lower = next(point for point in points if point[1] > 0)
+        upper = points[-2]
+        ended = upper[1] - lower[1]
+        if len(points) < 4 or ended < count / 4:
+            raise RuntimeError(f"{count} is too few to measure: it was over within {len(points)} scrapes")
+        return ended / (upper[0] - lower[0]), (upper[2] - lower[2]) / ended * 1e6
 
     def _config(self, folder: Path, url: str) -> tuple[Config, int]:
         port, prefix = stack.free_port(), f"path{os.getpid()}x{self._runs}"
@@ -278,7 +279,7 @@ async def _all(options: argparse.Namespace, folder: Path, kind: str, bootstrap: 
                 continue
             rates, bares, cpus = [], [], []
             for run in range(options.runs):
-                rate, bare, cpu = await bench.run(make, tier, count, profile=run == 0 and name == "sends")
+                rate, bare, cpu = await bench.run(make, tier, count, profile=run == 0)
                 print(
                     f"{kind} {name}: {rate:,.0f} recipients/s, bare reader {bare:,.0f} sends/s, {cpu:.1f} us CPU each"
                 )

@@ -16,12 +16,13 @@ from typing import Any, NamedTuple
 import msgspec
 
 from engine.config import TierConfig
-from engine.decode import decode_map
 from engine.drivers import Driver, Prepared, Template
 from engine.errors import Reject
 from engine.send import Recipient, Send
+from engine.wire import decode_map
 
 NS_PER_MS = 1_000_000
+LATEST_MS = 2**62 // NS_PER_MS  # in the year 2116: later times would not fit the core's 64 bits
 
 
 class Channel(NamedTuple):
@@ -74,12 +75,12 @@ def address(send: Send, channels: Mapping[str, Channel]) -> tuple[Channel, str]:
 
 
 def times(send: Send, first_seen_ms: int, policy: TierConfig) -> Times:
-    """When it may leave, should have left, must have left. Raises Reject."""
+    """When it may leave, should have left, must have left; nothing later than LATEST_MS."""
     start = max(first_seen_ms, send.not_before or 0)
     due = start + policy.due_after // NS_PER_MS if send.due is None else send.due
     oldest = start + policy.max_age // NS_PER_MS
     deadline = oldest if send.deadline is None else min(send.deadline, oldest)
-    return Times(send.not_before or 0, due, deadline)
+    return Times(min(send.not_before or 0, LATEST_MS), min(due, LATEST_MS), min(deadline, LATEST_MS))
 
 
 def prepare(send: Send, channel: Channel, templates: Mapping[str, Template]) -> Prepared | Hold:

@@ -14,7 +14,6 @@ from engine.open_sends import Flow, OpenSend
 from engine.send import Tier
 from ext.schedule import Batches, Core
 
-
 CODES = "IBIIIIBqqqqqI"  # of the core's columns, one a row's place
 
 

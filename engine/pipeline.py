@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -39,6 +40,7 @@ from engine.topics import topic_specs
 from ext.schedule import ACCOUNT, CALLS, CHANNEL, GLOBAL, RECIPIENTS, Core
 
 logger = structlog.get_logger("surgetank.pipeline")
+GC_EVERY = 50_000  # objects
 DRAIN_S = 25.0  # for calls under way; Kubernetes ends a process 30 s after SIGTERM
 MARGIN_NS = 50 * NS_PER_MS  # a call is charged when it leaves and counted where it arrives
 WATCH_NS = 100 * NS_PER_MS
@@ -161,6 +163,9 @@ async def serve(config: Config, tiers: Sequence[Tier]) -> int:
         pipeline = await _until(stopped, _started(config, tiers, log, clock))
         if pipeline is None:
             return 0
+        # Open sends are many, live long and hold no cycles: looking through them costs more than it finds.
+        gc.freeze()
+        gc.set_threshold(GC_EVERY, 50, 50)
         probes.serve(Snapshot(pipeline), pipeline)
         logger.info("serving", tiers=[tier.label for tier in tiers], channels=list(config.channels), pid=os.getpid())
         await asyncio.wait({stopped, *pipeline.tasks}, return_when=asyncio.FIRST_COMPLETED)

@@ -24,6 +24,7 @@ from engine.open_sends import Flow, OpenSend
 from engine.send import Outcome, Tier
 
 logger = structlog.get_logger("surgetank.record")
+GATHER_S = 0.01  # what ends within it goes with one append: nobody waits for a receipt, and an append has its price
 RETRY_FIRST_S, RETRY_MOST_S = 0.1, 5.0
 
 
@@ -99,6 +100,7 @@ class Recorder:
         """Append until cancelled; what is queued while one append is under way goes with the next."""
         while True:
             await self._wake.wait()
+            await asyncio.sleep(GATHER_S)
             self._wake.clear()
             records, self._records = self._records, []
             completions, self._completions = self._completions, []

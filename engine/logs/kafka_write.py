@@ -23,6 +23,7 @@ from engine.errors import EngineError, LogUnavailable, RecordRefused
 from engine.logs import Record
 from engine.logs.checks import check_record
 
+KEYLESS_RUN = 64  # records without a key that go to one partition before the next: fewer, larger batches
 LOGGER = logging.getLogger(__name__)
 BATCH_BYTES = 512 << 10
 METADATA_S = 10.0  # to learn a topic's partitions
@@ -127,7 +128,7 @@ class KafkaWriter:
         self._keyless.add(topic)
 
     def _number(self, record: Record, partitions: int) -> int:
-        """The same as Kafka's own clients choose for a key; the next in turn without one."""
+        """The same as Kafka's own clients choose for a key; without one a partition in turn, for a run of records."""
         if record.partition is not None:
             if not 0 <= record.partition < partitions:
                 raise RecordRefused(
@@ -135,7 +136,7 @@ class KafkaWriter:
                 )
             return record.partition
         if record.key is None:
-            return next(self._spread) % partitions
+            return next(self._spread) // KEYLESS_RUN % partitions
         number: int = (murmur2(record.key) & 0x7FFF_FFFF) % partitions
         return number
 
