@@ -15,6 +15,7 @@ extensions = [
     Extension(
         f"ext.{path.stem}",
         [str(path)],
+        depends=[str(header) for header in sorted(Path("ext").glob("*.h"))],
         extra_compile_args=(["-O1", "-g", "-UNDEBUG"] if DEBUG else ["-O3"]) + SANITIZERS,
         extra_link_args=SANITIZERS,
     )
