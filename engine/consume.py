@@ -189,9 +189,11 @@ class Intake:
         counters.unknown_keys += decoded.unknown_keys
         counters.consumed_sends[tier] += len(offsets)
         self._now_ns, self._offset_ns = self._clock.now_ns(), self._clock.offset_ns()
+        now_ms = self._clock.wall_ms()
         for offset, stamp, value, header, send in zip(offsets, stamps, values, headers, decoded.sends, strict=True):
             origin = Origin(chunk.topic, chunk.partition, offset)
-            arrival = Arrival(ledger, offset, origin, 0, stamp, value or b"", header)
+            # Timestamps are the producer's: one in the future must not make the send younger than it can be.
+            arrival = Arrival(ledger, offset, origin, 0, min(stamp, now_ms), value or b"", header)
             counters.consumed_bytes[tier] += len(arrival.value)
             self._record(send, arrival)
         self._dispatcher.push(self._columns)
@@ -206,7 +208,10 @@ class Intake:
                 send = reject
             else:
                 if moved is not None:
-                    arrival = msgspec.structs.replace(arrival, **moved._asdict())
+                    first_seen_ms = min(moved.first_seen_ms, arrival.first_seen_ms)
+                    arrival = msgspec.structs.replace(
+                        arrival, origin=moved.origin, hop=moved.hop, first_seen_ms=first_seen_ms
+                    )
         if isinstance(send, Reject):
             self._counters.taken_in[self.tier] += 1
             self._undeliverable(None, arrival, send)
@@ -274,9 +279,9 @@ class Intake:
             self._columns.add(handle, opened, 0, not_before_ns, admitted.positions, admitted.ids)
         if admitted.duplicates:
             self._end_some(handle, opened, Outcome.DUPLICATE, "twice in one `to`", admitted.duplicates)
-        for position, reject in admitted.refused:
-            self._recorder.dead(opened, reject.reason, reject.detail, 0, [position])
-            self._end_some(handle, opened, Outcome.DEAD, reject.reason, [position])
+        for reason, (detail, positions) in _by_reason(admitted.refused).items():
+            self._recorder.dead(opened, reason, detail, 0, positions)
+            self._end_some(handle, opened, Outcome.DEAD, reason, positions)
 
     # --- what ends here
 
@@ -336,3 +341,11 @@ class Intake:
         if held.arrival.ledger.stale:
             self._counters.given_back[self.tier] += len(held.send.to)
         return not held.arrival.ledger.stale
+
+
+def _by_reason(refused: Sequence[tuple[int, Reject]]) -> dict[str, tuple[str, list[int]]]:
+    """The places of each reason, with the first one's detail: the dead topic gets the record once a reason."""
+    found: dict[str, tuple[str, list[int]]] = {}
+    for position, reject in refused:
+        found.setdefault(reject.reason, (reject.detail, []))[1].append(position)
+    return found
