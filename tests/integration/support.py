@@ -189,7 +189,7 @@ def record(tier: str, value: bytes | None, headers: Headers = (), **keys: Any) -
     return Record(f"surgetank.{tier}", value, headers=headers, **keys)
 
 
-def registered(name: str, content: Mapping[str, Any], channel: str = "partner", **fields: Any) -> Record:
+def registered(name: str, content: Mapping[str, Any], channel: str = "partner", /, **fields: Any) -> Record:
     """A record of the content topic."""
     value = msgpack.packb({"channel": channel, "content": content, "fields": fields})
     return Record("surgetank.content", value, name.encode())

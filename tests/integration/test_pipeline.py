@@ -44,7 +44,7 @@ async def sometimes(call: Arrived) -> web.Response:
     if dice.random() < 0.1:
         return web.Response(status=500)
     await asyncio.sleep(0)
-    results = []
+    results: list[dict[str, Any]] = []
     for id in call.ids:
         if id.startswith("gone"):
             results.append({"id": id, "code": "failed", "reason": "gone"})
