@@ -12,6 +12,7 @@ SCENARIOS = {
     "path": "bench.path",
     "demo": "bench.demo",
     "simulator": "bench.simulator",
+    "urgent": "bench.urgent",
 }
 
 
