@@ -80,6 +80,8 @@ class Dispatcher:
         self._stopped = False
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
+        # Done only by a defect: what was popped and not settled stays uncommitted, and a restart does it again.
+        self.failure: asyncio.Future[None] = self._loop.create_future()
 
     # --- in
 
@@ -124,9 +126,16 @@ class Dispatcher:
     # --- the pump
 
     def _pump(self) -> None:
+        """One turn; runs as a callback of the loop, so a defect in it must be carried to ``failure``."""
         self._pumping = False
-        if self._stopped:
+        if self._stopped or self.failure.done():
             return
+        try:
+            self._turn()
+        except Exception as error:  # noqa: BLE001  the shell's outer edge: serve says it, drains and ends
+            self.failure.set_exception(error)
+
+    def _turn(self) -> None:
         now = self.clock.now_ns()
         more = False
         if self.recorder.backlog < MAX_BACKLOG:
@@ -172,8 +181,9 @@ class Dispatcher:
 
     def _called(self, task: asyncio.Task[None]) -> None:
         self._calls.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            logger.critical("a call could not be settled; its sends stay open", exc_info=task.exception())
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not self.failure.done():
+            self.failure.set_exception(error)
 
     async def _call(self, batch: Batch) -> None:
         flow = batch.flow

@@ -109,6 +109,7 @@ class Pipeline:
             await intake.consumer.close()
         for reader in self.readers:
             await reader.close()
+        self.dispatcher.failure.cancel()
         for deliverer in self.deliverers.values():
             await deliverer.close()
         self.seen.close()
@@ -168,9 +169,10 @@ async def serve(config: Config, tiers: Sequence[Tier]) -> int:
         gc.set_threshold(GC_EVERY, 50, 50)
         probes.serve(Snapshot(pipeline), pipeline)
         logger.info("serving", tiers=[tier.label for tier in tiers], channels=list(config.channels), pid=os.getpid())
-        await asyncio.wait({stopped, *pipeline.tasks}, return_when=asyncio.FIRST_COMPLETED)
+        watched: list[asyncio.Future[Any]] = [*pipeline.tasks, pipeline.dispatcher.failure]
+        await asyncio.wait([stopped, *watched], return_when=asyncio.FIRST_COMPLETED)
         probes.draining = True
-        failed = [task for task in pipeline.tasks if task.done() and not task.cancelled() and task.exception()]
+        failed = [task for task in watched if task.done() and not task.cancelled() and task.exception()]
         for task in failed:
             logger.critical("a stage failed; draining", exc_info=task.exception())
         drained = await pipeline.stop()
