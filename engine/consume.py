@@ -50,6 +50,7 @@ class Arrival(msgspec.Struct, frozen=True, gc=False):
     origin: Origin
     hop: int
     first_seen_ms: int
+    key: bytes | None  # the record's own
     value: bytes
     headers: Headers
 
@@ -93,6 +94,8 @@ class Intake:
         self._clock = clock
         self._columns = Columns()
         self._held: dict[str, list[Held]] = {}
+        self._held_sends = 0
+        self._held_bytes = 0
         self._stopping = False
         self._now_ns = 0  # both read once a slice
         self._offset_ns = 0
@@ -163,26 +166,30 @@ class Intake:
             return
         started = self._clock.now_ns()
         paused = False
-        while self._full(0.75) and not self._stopping:
-            await asyncio.sleep(BUDGET_WAIT_S)
-            self._expire_held()
-            if self._clock.now_ns() - started > PAUSE_AFTER_S * NS_PER_S:
-                if not paused:
-                    paused = True
-                    self.consumer.pause()
-                for chunk in await self.consumer.poll(1, POLL_TIMEOUT_S):
-                    await self.take(chunk)
+        try:
+            while self._full(0.75) and not self._stopping:
+                await asyncio.sleep(BUDGET_WAIT_S)
+                self._expire_held()
+                if self._clock.now_ns() - started > PAUSE_AFTER_S * NS_PER_S:
+                    if not paused:
+                        paused = True
+                        self.consumer.pause()
+                    for chunk in await self.consumer.poll(1, POLL_TIMEOUT_S):
+                        await self.take(chunk)
+        finally:
+            pass
         if paused:
             self.consumer.resume()
-        self._counters.backpressure_ns["consume"] += self._clock.now_ns() - started
+            self._counters.backpressure_ns["consume"] += self._clock.now_ns() - started
 
     def _full(self, share: float) -> bool:
         budget, tier = self.policy.budget, self.tier
-        return self._opens.count[tier] >= budget.sends * share or self._opens.bytes[tier] >= budget.bytes * share
+        sends, size = self._opens.count[tier] + self._held_sends, self._opens.bytes[tier] + self._held_bytes
+        return sends >= budget.sends * share or size >= budget.bytes * share
 
     def _slice(self, chunk: Chunk, start: int, end: int, ledger: Ledger) -> None:
         offsets, values, headers = chunk.offsets[start:end], chunk.values[start:end], chunk.headers[start:end]
-        stamps = chunk.timestamps_ms[start:end]
+        stamps, keys = chunk.timestamps_ms[start:end], chunk.keys[start:end]
         ledger.open_many(offsets, stamps)
         decoded = decode_many(values)
         counters, tier = self._counters, self.tier
@@ -190,10 +197,12 @@ class Intake:
         counters.consumed_sends[tier] += len(offsets)
         self._now_ns, self._offset_ns = self._clock.now_ns(), self._clock.offset_ns()
         now_ms = self._clock.wall_ms()
-        for offset, stamp, value, header, send in zip(offsets, stamps, values, headers, decoded.sends, strict=True):
+        for offset, stamp, key, value, header, send in zip(
+            offsets, stamps, keys, values, headers, decoded.sends, strict=True
+        ):
             origin = Origin(chunk.topic, chunk.partition, offset)
             # Timestamps are the producer's: one in the future must not make the send younger than it can be.
-            arrival = Arrival(ledger, offset, origin, 0, min(stamp, now_ms), value or b"", header)
+            arrival = Arrival(ledger, offset, origin, 0, min(stamp, now_ms), key, value or b"", header)
             counters.consumed_bytes[tier] += len(arrival.value)
             self._record(send, arrival)
         self._dispatcher.push(self._columns)
@@ -269,6 +278,7 @@ class Intake:
             when.deadline * NS_PER_MS + offset_ns,
             self.policy.linger,
             wire.meta_msgpack(send.meta),
+            arrival.key,
             arrival.value,
             arrival.headers,
             admitted.data,
@@ -288,7 +298,7 @@ class Intake:
     def _undeliverable(self, send: Send | None, arrival: Arrival, reject: Reject) -> None:
         self._counters.invalid[self.tier, reject.reason] += 1
         dead = wire.dead_headers(reject.reason, reject.detail, arrival.origin, 0, arrival.first_seen_ms, None)
-        self._recorder.dead_record(arrival.value, arrival.headers, dead)
+        self._recorder.dead_record(arrival.key, arrival.value, arrival.headers, dead)
         facts = Facts(self.tier, *((send.channel, send.account, send.tenant, send.campaign) if send else NOT_KNOWN))
         self._end_whole(facts, send, arrival, Outcome.DEAD, reject.reason)
 
@@ -313,6 +323,8 @@ class Intake:
 
     def _hold(self, send: Send, arrival: Arrival, hold: Hold) -> None:
         self._counters.held[self.tier] += len(send.to)
+        self._held_sends += 1
+        self._held_bytes += len(arrival.value)
         until = self._clock.now_ns() + HOLD_NS
         self._held.setdefault(hold.content, []).append(Held(send, arrival, until))
 
@@ -338,6 +350,8 @@ class Intake:
     def _unhold(self, held: Held) -> bool:
         """It waits no longer; False when its partition was taken away meanwhile."""
         self._counters.held[self.tier] -= len(held.send.to)
+        self._held_sends -= 1
+        self._held_bytes -= len(held.arrival.value)
         if held.arrival.ledger.stale:
             self._counters.given_back[self.tier] += len(held.send.to)
         return not held.arrival.ledger.stale

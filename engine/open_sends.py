@@ -77,7 +77,8 @@ class OpenSend(msgspec.Struct, gc=False):
     deadline_ns: int
     linger_ns: int
     meta: msgspec.Raw
-    value: bytes  # as it came, for the dead-letter topic
+    record_key: bytes | None  # this and the next two as they came, for the dead-letter topic
+    value: bytes
     headers: Headers
     data: Mapping[int, Mapping[str, Any]]  # by position
     taken: bool = False  # somebody was accepted (or may have been): the id stays claimed

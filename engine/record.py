@@ -83,11 +83,11 @@ class Recorder:
     def dead(self, send: OpenSend, reason: str, detail: str, attempts: int, positions: Sequence[int] | None) -> None:
         """Keep what has no way on of a send (``positions`` None: all of it), as it came."""
         dead = wire.dead_headers(reason, detail, send.origin, attempts, send.first_seen_ms, positions)
-        self.dead_record(send.value, send.headers, dead)
+        self.dead_record(send.record_key, send.value, send.headers, dead)
 
-    def dead_record(self, value: bytes | None, headers: Headers, dead: Headers) -> None:
+    def dead_record(self, key: bytes | None, value: bytes | None, headers: Headers, dead: Headers) -> None:
         """Keep a record; ``dead`` takes the place of older headers of ours."""
-        self._records.append(Record(self._dead, value, headers=wire.with_headers(headers, dead)))
+        self._records.append(Record(self._dead, value, key, headers=wire.with_headers(headers, dead)))
         self._awake()
 
     def complete(self, records: Sequence[tuple[Ledger, int]]) -> None:
