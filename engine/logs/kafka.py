@@ -18,7 +18,8 @@ from aiokafka.errors import KafkaError, for_code
 from engine.errors import LogUnavailable, LogUnusable
 from engine.logs import AssignmentListener, Consumer, Partition, Position, Reader, Record, TopicDifference, TopicSpec
 from engine.logs.kafka_quiet import quieten
-from engine.logs.kafka_read import KafkaConsumer, KafkaReader
+from engine.logs.kafka_read import KafkaConsumer
+from engine.logs.kafka_reader import KafkaReader
 from engine.logs.kafka_write import KafkaWriter
 
 ADMIN_S = 15.0

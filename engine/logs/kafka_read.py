@@ -1,6 +1,6 @@
-"""Consumers and readers of Kafka.
+"""Members of Kafka groups.
 
-In: an assignment by the group's coordinator (or, for a reader, all partitions). Out: chunks. Invariants: no record is
+In: assignments by the group's coordinator. Out: chunks. Invariants: no record is
 handed out before the listener's ``assigned`` has returned, nor one below the position it was told; each offset at most
 once in an epoch; what a poll held when the assignment changed is dropped and read again.
 Never: resets a position silently. Where a group starts, and every jump over what is no longer there, is said.
@@ -31,6 +31,7 @@ from aiokafka.structs import OffsetAndMetadata
 from engine.errors import LogUnavailable, StaleEpoch
 from engine.logs import AssignmentListener, Chunk, Partition, Position
 from engine.logs.checks import check_metadata
+from engine.logs.kafka_source import CONSUMER, Source, say_gone
 
 if TYPE_CHECKING:
     from engine.logs.kafka import KafkaLog
@@ -38,108 +39,7 @@ if TYPE_CHECKING:
 LOGGER = logging.getLogger(__name__)
 JOIN_S = 90.0  # a group that rebalances may take rebalance_timeout_ms
 ASSIGN_S = 20.0  # to learn positions; less than the session timeout, as no heartbeats leave meanwhile
-STOP_S = 10.0
 ERRORS_IN_A_ROW = 3  # then the consumer is made anew
-CONSUMER = {
-    "enable_auto_commit": False,
-    "auto_offset_reset": "none",  # where to start is decided here, and said
-    "isolation_level": "read_committed",
-    "session_timeout_ms": 30_000,
-    "rebalance_timeout_ms": 60_000,
-    "heartbeat_interval_ms": 3_000,
-    "max_poll_interval_ms": 300_000,
-    "max_poll_records": 500,  # the fastest of those tried: 415k records/s, unbounded 263k
-}
-
-
-class _Source:
-    """One aiokafka consumer and the next offset to hand out of each of its partitions."""
-
-    def __init__(self, kafka: AIOKafkaConsumer) -> None:
-        self.kafka = kafka
-        self.nexts: dict[Partition, int] = {}
-        self.ends: dict[Partition, int] = {}
-
-    def seek(self, positions: Mapping[Partition, int]) -> None:
-        """Start there."""
-        for partition, offset in positions.items():
-            self.kafka.seek(TopicPartition(*partition), offset)
-        self.nexts.update(positions)
-
-    def chunks(self, found: Mapping[Any, Sequence[Any]], epoch: int) -> list[Chunk]:
-        """What getmany gave, as columns."""
-        chunks = []
-        for (topic, number), records in found.items():
-            partition = Partition(topic, number)
-            at = self.nexts[partition]
-            fresh = records if records[0].offset >= at else [record for record in records if record.offset >= at]
-            if fresh:
-                chunks.append(_chunk(partition, epoch, fresh))
-                self.nexts[partition] = fresh[-1].offset + 1
-        return chunks
-
-    def lag(self) -> dict[Partition, int]:
-        """Records not handed out, as last seen."""
-        assigned = self.kafka.assignment()
-        for partition in self.nexts:
-            place = TopicPartition(*partition)
-            if place in assigned and (end := self.kafka.highwater(place)) is not None:
-                self.ends[partition] = max(end, self.ends.get(partition, 0))
-        return {partition: max(0, self.ends.get(partition, at) - at) for partition, at in self.nexts.items()}
-
-    async def bounds(self, partitions: Iterable[Partition]) -> tuple[dict[Partition, int], dict[Partition, int]]:
-        """First offsets still there, and those after the last. Raises KafkaError."""
-        places = [TopicPartition(*partition) for partition in partitions]
-        if not places:
-            return {}, {}
-        first, end = await asyncio.gather(self.kafka.beginning_offsets(places), self.kafka.end_offsets(places))
-        return (
-            {Partition(*place): offset for place, offset in first.items()},
-            {Partition(*place): offset for place, offset in end.items()},
-        )
-
-    async def jump(self, lost: Iterable[Any]) -> None:
-        """The broker no longer has these positions: go on at the first record there is."""
-        partitions = [Partition(*place) for place in lost]
-        first, end = await self.bounds(partitions)
-        for partition in partitions:
-            _say_gone(partition, self.nexts[partition], first[partition])
-        self.ends.update(end)
-        self.seek(first)
-
-    async def stop(self) -> None:
-        """Leave; given STOP_S, as it waits for a broker that may be gone."""
-        stopping = asyncio.create_task(self.kafka.stop())
-        done, _ = await asyncio.wait({stopping}, timeout=STOP_S)
-        if not done:
-            stopping.cancel()
-            await asyncio.wait({stopping})
-
-
-def _chunk(partition: Partition, epoch: int, records: Sequence[Any]) -> Chunk:
-    return Chunk(
-        partition.topic,
-        partition.number,
-        epoch,
-        [record.offset for record in records],
-        [record.timestamp for record in records],
-        [record.key for record in records],
-        [record.value for record in records],
-        # Kafka allows a header without a value.
-        [tuple((name, value or b"") for name, value in record.headers) if record.headers else () for record in records],
-    )
-
-
-def _say_gone(partition: Partition, wanted: int, first: int) -> None:
-    if first > wanted:
-        LOGGER.error(
-            "%s/%d: %d records were removed by retention before they were read; going on at offset %d",
-            *partition,
-            first - wanted,
-            first,
-        )
-    else:
-        LOGGER.error("%s/%d ends before offset %d: made anew? Reading it from %d", *partition, wanted, first)
 
 
 class _Callbacks(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no types
@@ -161,7 +61,7 @@ class KafkaConsumer:
         self._group = group
         self._topics = tuple(topics)
         self._listener = listener
-        self._source: _Source | None = None
+        self._source: Source | None = None
         self._epoch = 0
         self._owned = asyncio.Event()  # set while the assignment is in effect
         self._changing = asyncio.Lock()
@@ -182,7 +82,7 @@ class KafkaConsumer:
             **CONSUMER,
         )
         kafka.subscribe(self._topics, listener=_Callbacks(self))
-        self._source = source = _Source(kafka)
+        self._source = source = Source(kafka)
         try:
             async with asyncio.timeout(JOIN_S):
                 await kafka.start()
@@ -268,7 +168,7 @@ class KafkaConsumer:
             finally:
                 source.nexts = {}
 
-    async def _gain(self, source: _Source, partitions: Sequence[Partition]) -> None:
+    async def _gain(self, source: Source, partitions: Sequence[Partition]) -> None:
         self._epoch += 1
         async with asyncio.timeout(ASSIGN_S):
             positions = await self._positions(source, partitions)
@@ -280,7 +180,7 @@ class KafkaConsumer:
         source.seek({partition: position.offset for partition, position in positions.items()})
         self._owned.set()
 
-    async def _positions(self, source: _Source, partitions: Sequence[Partition]) -> dict[Partition, Position]:
+    async def _positions(self, source: Source, partitions: Sequence[Partition]) -> dict[Partition, Position]:
         committed = await self._log.committed_of(self._group, partitions)
         first, end = await source.bounds(partitions)
         source.ends.update(end)
@@ -294,7 +194,7 @@ class KafkaConsumer:
             committed.update(begun)
         for partition, position in committed.items():
             if not first[partition] <= position.offset <= end[partition]:
-                _say_gone(partition, position.offset, first[partition])
+                say_gone(partition, position.offset, first[partition])
                 committed[partition] = Position(first[partition])
         return committed
 
@@ -322,14 +222,14 @@ class KafkaConsumer:
             source.seek({partition: source.nexts[partition] for partition in places})
         return []
 
-    async def _jump(self, source: _Source, lost: Iterable[Any]) -> None:
+    async def _jump(self, source: Source, lost: Iterable[Any]) -> None:
         mine = [place for place in lost if Partition(*place) in source.nexts]
         try:
             await source.jump(mine)
         except (KafkaError, IllegalStateError) as error:
             raise LogUnavailable(f"{self._log.bootstrap}: group {self._group}: {error!r}") from error
 
-    async def _sound(self) -> _Source:
+    async def _sound(self) -> Source:
         """The consumer, made anew when it is past help. Raises LogUnavailable, or what the listener raised."""
         if self._closing:
             raise LogUnavailable(f"group {self._group}: this member has left")
@@ -361,67 +261,3 @@ def _offsets(positions: Mapping[Partition, Position]) -> dict[Any, Any]:
 
 def _spoken(partitions: Sequence[Partition]) -> str:
     return ", ".join(f"{topic}/{number}" for topic, number in partitions)
-
-
-class KafkaReader:
-    """Reads whole topics without a group. See ``engine.logs.Reader``."""
-
-    def __init__(self, log: KafkaLog) -> None:
-        self._log = log
-        self._source: _Source | None = None
-
-    async def start(self, partitions: Sequence[Partition], *, from_end: bool) -> None:
-        """Stand at the beginning or the present end of ``partitions``. Raises LogUnavailable."""
-        kafka = AIOKafkaConsumer(bootstrap_servers=self._log.bootstrap, **CONSUMER)
-        kafka.assign([TopicPartition(*partition) for partition in partitions])
-        source = _Source(kafka)
-        try:
-            async with asyncio.timeout(ASSIGN_S):
-                await kafka.start()
-                source.seek((await source.bounds(partitions))[from_end])
-        except (KafkaError, OSError, TimeoutError) as error:
-            await source.stop()
-            raise LogUnavailable(f"{self._log.bootstrap}: {error!r}") from error
-        except BaseException:
-            await source.stop()
-            raise
-        self._source = source
-        self._log.opened(self)
-
-    async def poll(self, max_records: int, timeout_s: float) -> list[Chunk]:
-        """See Reader.poll."""
-        if max_records < 1:
-            raise ValueError(f"max_records is {max_records}: at least 1")
-        source = self._open()
-        try:
-            found = await source.kafka.getmany(timeout_ms=int(timeout_s * 1_000), max_records=max_records)
-            return source.chunks(found, 0)
-        except OffsetOutOfRangeError as error:
-            await source.jump(error.args[0])
-            return []
-        except (KafkaError, ConsumerStoppedError) as error:
-            raise LogUnavailable(f"{self._log.bootstrap}: {error!r}") from error
-
-    async def at_end(self) -> bool:
-        """True when everything that stands in the topics now has been polled."""
-        source = self._open()
-        try:
-            async with asyncio.timeout(ASSIGN_S):
-                _, ends = await source.bounds(source.nexts)
-                # Offsets without a record (transaction markers) are passed by the position, not by what was polled.
-                places = [await source.kafka.position(TopicPartition(*partition)) for partition in ends]
-        except (KafkaError, TimeoutError) as error:
-            raise LogUnavailable(f"{self._log.bootstrap}: {error!r}") from error
-        return all(at >= end for at, end in zip(places, ends.values(), strict=True))
-
-    async def close(self) -> None:
-        """Free the connection."""
-        source, self._source = self._source, None
-        if source is not None:
-            await source.stop()
-            self._log.closed(self)
-
-    def _open(self) -> _Source:
-        if self._source is None:
-            raise LogUnavailable(f"{self._log.bootstrap}: the reader is closed")
-        return self._source

@@ -1,9 +1,5 @@
 """The file of the embedded log: opening, its schema, its lock, its connections.
 
-Appended records lie in *batches*: one row for a run of records of one partition, packed as columns. A batch costs one
-SQL statement whatever it holds, and each statement gives up and takes back the interpreter lock, so fewer and larger
-rows are what keeps a busy event loop and the log's threads out of each other's way.
-
 Invariant: within a partition, batches neither overlap nor leave offsets out; a row's range never changes, though
 compaction may thin out what lies in it.
 """
@@ -18,12 +14,8 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
-
-import msgpack
 
 from engine.errors import EngineError, LogUnavailable, LogUnusable
-from engine.logs import Headers
 
 APPLICATION_ID = 0x53544C47  # "STLG"
 SCHEMA = 1
@@ -61,39 +53,6 @@ CREATE TABLE position (
     PRIMARY KEY (group_name, partition)
 ) WITHOUT ROWID;
 """
-
-
-class Columns(NamedTuple):
-    """The records of one batch."""
-
-    offsets: Sequence[int]
-    timestamps_ms: Sequence[int]
-    keys: Sequence[bytes | None]
-    values: Sequence[bytes | None]
-    headers: Sequence[Headers]
-
-
-def pack(columns: Columns) -> bytes:
-    """One batch as bytes; what all records share (consecutive offsets, no keys, no headers) is left out."""
-    offsets: Sequence[int] | None = columns.offsets
-    if isinstance(offsets, range):
-        offsets = None
-    keys = columns.keys if any(key is not None for key in columns.keys) else None
-    headers = columns.headers if any(columns.headers) else None
-    packed: bytes = msgpack.packb((offsets, columns.timestamps_ms, keys, columns.values, headers))
-    return packed
-
-
-def unpack(first: int, data: bytes) -> Columns:
-    """What ``pack`` made. Raises LogUnusable when it is anything else."""
-    try:
-        offsets, timestamps_ms, keys, values, headers = msgpack.unpackb(data, use_list=False)
-    except (ValueError, msgpack.UnpackException) as error:
-        raise LogUnusable(f"the batch at offset {first} is damaged: {error}") from error
-    count = len(values)
-    if offsets is None:
-        offsets = range(first, first + count)
-    return Columns(offsets, timestamps_ms, keys or (None,) * count, values, headers or ((),) * count)
 
 
 def find_ends(db: sqlite3.Connection, ids: Sequence[int]) -> dict[int, int]:

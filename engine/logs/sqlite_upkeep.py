@@ -14,7 +14,8 @@ import logging
 import sqlite3
 from typing import NamedTuple
 
-from engine.logs.sqlite_store import Columns, Store, pack, unpack
+from engine.logs.sqlite_batch import Columns, pack, unpack
+from engine.logs.sqlite_store import Store
 
 LOGGER = logging.getLogger(__name__)
 ROWS_AT_ONCE = 200

@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 from engine.errors import LogUnavailable, RecordRefused
 from engine.logs import Headers, Record
 from engine.logs.checks import check_record
-from engine.logs.sqlite_store import Columns, Store, find_ends, pack
+from engine.logs.sqlite_batch import Columns, pack
+from engine.logs.sqlite_store import Store, find_ends
 
 GROUP_RECORDS = 20_000  # most records one transaction takes from those waiting
 BATCH_RECORDS = 1_000

@@ -80,7 +80,7 @@ async def test_appends_and_consumers_outlive_the_broker(broker: Broker, opened: 
     consumer = log.consumer(f"g-{topic}", [topic], listener)
     await consumer.start()
     await wait_for(lambda: bool(listener.owned), consumer)
-    appended, stop = 0, asyncio.Event()
+    appended, stop, all_appended = 0, asyncio.Event(), asyncio.Event()
     found: list[bytes | None] = []
 
     async def append() -> None:
@@ -89,9 +89,10 @@ async def test_appends_and_consumers_outlive_the_broker(broker: Broker, opened: 
             await log.append([Record(topic, b"%d" % (appended + n), b"%d" % n) for n in range(10)])
             appended += 10
             await asyncio.sleep(0)
+        all_appended.set()
 
     async def consume() -> None:
-        while not (stop.is_set() and len(found) >= appended):
+        while not (all_appended.is_set() and len(found) >= appended):
             try:
                 found.extend(row[3] for row in rows(await consumer.poll(500, 0.2)))
             except LogUnavailable:
@@ -182,7 +183,7 @@ async def test_closing_without_a_broker_ends(
     broker: Broker, opened: Opener, topic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("engine.logs.kafka_write.CLOSE_S", 0.2)
-    monkeypatch.setattr("engine.logs.kafka_read.STOP_S", 2.0)
+    monkeypatch.setattr("engine.logs.kafka_source.STOP_S", 2.0)
     log = await opened()
     await log.create_topics([TopicSpec(topic)])
     listener = Listener()
