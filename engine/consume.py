@@ -177,9 +177,8 @@ class Intake:
                     for chunk in await self.consumer.poll(1, POLL_TIMEOUT_S):
                         await self.take(chunk)
         finally:
-            pass
-        if paused:
-            self.consumer.resume()
+            if paused:
+                self.consumer.resume()
             self._counters.backpressure_ns["consume"] += self._clock.now_ns() - started
 
     def _full(self, share: float) -> bool:
