@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import shutil
 import signal
 import struct
@@ -296,30 +297,46 @@ async def test_other_clients_write_sends_and_read_receipts(place: Place) -> None
     assert await place.kcat_read("dead", "%R%s") == b""
 
 
-async def test_a_malformed_record_is_kept_as_it_came(place: Place) -> None:
+async def test_what_is_dead_is_kept_as_it_came(place: Place) -> None:
     engine = await place.serve("engine")
     bad, good = b'{"id":"broken', partner("good")
-    await place.kcat_send("basic", [bad], "-p", "2", "-H", f"traceparent={TRACEPARENT}", "-H", "mine=too")
+    text = {"type": "text", "text": "hello"}
+    part = json.dumps({"id": "part", "channel": "notice", "to": ["u", "v|w"], "content": text, "meta": 7}).encode()
+    await place.kcat_send("basic", [bad], "-p", "2", "-k", "first", "-H", f"traceparent={TRACEPARENT}", "-H", "my=own")
+    await place.kcat_send("basic", [part], "-p", "2", "-k", "second")
     await place.kcat_send("basic", [json.dumps(good).encode()], "-p", "2")
-    await until_receipts(place, engine, 2)
-    (value,) = values_of(await place.kcat_read("dead", "%R%s"))
-    headers = dict(pair.split("=", 1) for pair in (await place.kcat_read("dead", "%h")).decode().split(","))
-    first_seen = (await place.kcat_read("basic", "%p %o %T\n")).decode().splitlines()[0].split()
-    assert first_seen[:2] == ["2", "0"]
-    assert value == bad
-    assert headers.pop("surgetank-detail")
-    assert headers == {
+    await until_receipts(place, engine, 4)
+    stamps = (await place.kcat_read("basic", "%T\n")).decode().split()
+    keys = (await place.kcat_read("dead", "%k\n")).decode().split()
+    kept = dict(zip(keys, values_of(await place.kcat_read("dead", "%R%s")), strict=True))
+    assert kept == {"first": bad, "second": part}
+    lines = (await place.kcat_read("dead", "%h\n")).decode().splitlines()
+    headers = dict(zip(keys, map(headers_of, lines), strict=True))
+    assert all(found.pop("surgetank-detail") for found in headers.values())
+    ours = {"surgetank-attempts": "0", "surgetank-hop": "0"}
+    assert headers["first"] == ours | {
         "traceparent": TRACEPARENT,
-        "mine": "too",
+        "my": "own",
         "surgetank-reason": "malformed",
         "surgetank-origin": f"{place.prefix}.basic:2:0",
-        "surgetank-attempts": "0",
-        "surgetank-first-seen": first_seen[2],
-        "surgetank-hop": "0",
+        "surgetank-first-seen": stamps[0],
+    }
+    assert headers["second"] == ours | {
+        "surgetank-reason": "recipient_forbidden",
+        "surgetank-origin": f"{place.prefix}.basic:2:1",
+        "surgetank-first-seen": stamps[1],
+        "surgetank-open": "\x02",
     }
     told = {(receipt["outcome"], receipt["reason"]): receipt["sends"] for receipt in await place.receipts()}
     assert told["dead", "malformed"] == [[None, [f"{place.prefix}.basic", 2, 0], None, 0, 0, None]]
-    assert [send[0] for send in told["accepted", ""]] == ["good"]
+    assert told["dead", "recipient_forbidden"] == [["part", [f"{place.prefix}.basic", 2, 1], ["v|w"], 0, 0, 7]]
+    assert await place.delivered() == Counter(["u", *good["to"]])
+
+
+def headers_of(line: str) -> dict[str, str]:
+    """kcat's %h: NAME=VALUE with commas between them, and commas in our detail too."""
+    pairs = re.split(r",(?=surgetank-|traceparent=|my=)", line)
+    return dict(pair.split("=", 1) for pair in pairs)
 
 
 async def until_receipts(place: Place, engine: Engine, count: int) -> None:
