@@ -324,6 +324,8 @@ class Worker:
             if task.done():
                 task.result()
                 raise AssertionError(f"{task} has ended")
+        if self.pipeline.dispatcher.failure.done():
+            self.pipeline.dispatcher.failure.result()
         assert self.snapshot.difference() == [0, 0, 0]
         self.instants += 1
 

@@ -8,10 +8,15 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pytest
 from aiohttp import web
 
+from engine.clock import NS_PER_S
+from engine.errors import LogUnavailable
+from engine.logs import Chunk
 from engine.send import Outcome
 from tests.integration.support import (
+    Ahead,
     Arrived,
     Worker,
     as_json,
@@ -184,3 +189,37 @@ async def test_at_the_budget_intake_stops_and_goes_on(tmp_path: Path) -> None:
             await worker.judged()
             assert partner.ids.total() == 5001
             assert worker.pipeline.counters.backpressure_ns["consume"] > 0
+
+
+async def test_intake_goes_on_though_the_log_failed_while_it_was_paused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released, failed = asyncio.Event(), asyncio.Event()
+
+    async def hang(_: Arrived) -> web.Response:
+        await released.wait()
+        return web.json_response({"results": []})
+
+    tiers = '[tiers.basic]\npacing = "asap"\nlinger = "0s"\nbudget = { sends = 10, bytes = "4MiB" }\n'
+    clock = Ahead()
+    async with gateway(answer=hang) as partner:
+        config = configured(tmp_path, channel("partner", partner.url, 'timeout = "1m"'), tiers=tiers)
+        async with working(config, clock) as worker:
+            consumer = worker.pipeline.intakes[2].consumer
+            poll = consumer.poll
+
+            async def fails_once_paused(most: int, timeout_s: float) -> list[Chunk]:
+                if most == 1 and not failed.is_set():
+                    failed.set()
+                    released.set()
+                    raise LogUnavailable("for once")
+                return await poll(most, timeout_s)
+
+            monkeypatch.setattr(consumer, "poll", fails_once_paused)
+            await worker.send("basic", *(send(f"b{n}", f"b{n}") for n in range(10)))
+            await worker.until(lambda: _left(worker) >= 10, "the budget is used")
+            clock.ahead_ns += 2 * NS_PER_S
+            await worker.until(failed.is_set, "paused")
+            await worker.send("basic", *(send(f"c{n}", f"c{n}") for n in range(10)))
+            await worker.judged()
+            assert partner.ids.total() == 20
