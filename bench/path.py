@@ -33,7 +33,7 @@ from engine.logs.open import open_log
 from engine.topics import topic_specs
 
 GIVE_UP_S = 180.0
-SCRAPE_S = 0.25  # a scrape takes some 10 ms of the engine's own time
+SCRAPE_S = 0.5  # a scrape takes some 10 ms of the engine's own time
 CONFIG = """
 state = "{folder}/state"
 [log]
@@ -320,7 +320,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--log", choices=["sqlite", "kafka", "both"], default="both", help="default: %(default)s")
     what = ["sends", "batches", "calls"]
     parser.add_argument("--what", nargs="+", choices=what, default=what, help="default: all")
-    parser.add_argument("--sends", type=int, default=200_000, help="one-recipient sends a run (default: %(default)s)")
+    parser.add_argument("--sends", type=int, default=300_000, help="one-recipient sends a run (default: %(default)s)")
     parser.add_argument("--runs", type=int, default=3, help="default: %(default)s")
     options = parser.parse_args(argv)
     print(stack.machine())

@@ -58,7 +58,9 @@ class Seen:
 
     def claim(self, key: bytes, origin: Origin, hop: int = 0) -> Origin | None:
         """Take ``key`` for ``origin``; None when it is ours now (or was: a redelivery), else the first origin."""
-        place = self._place(origin.topic, origin.partition)
+        place = self._places.get(origin[:2])
+        if place is None:
+            place = self._place(origin.topic, origin.partition)
         entry = (place, hop, origin.offset, self._sequence)
         taken = self._taken.setdefault(key, entry)
         if taken is entry:
