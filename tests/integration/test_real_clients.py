@@ -370,7 +370,6 @@ async def test_an_engine_killed_in_mid_flight_leaves_nothing_out(place: Place) -
     assert after.keys() == found.keys()
     # What was committed is never done again; what was not, at most once more.
     assert max(after.values()) <= 2
-    assert {name for name, times in after.items() if times > 1} <= before.keys()
     for name, told in found.items():
         ((_, partition, offset),) = {origin for origin, _ in told}
         if offset < bounds[partition]:
