@@ -158,10 +158,10 @@ async def serve(config: Config, tiers: Sequence[Tier]) -> int:
         loop.add_signal_handler(number, stop.set)
     probes = Probes()
     await probes.start(config.http.metrics)
-    log = open_log(config.log, state=config.state, engine=True)
     stopped = loop.create_task(stop.wait())
+    pipeline: Pipeline | None = None
     try:
-        pipeline = await _until(stopped, _started(config, tiers, log, clock))
+        pipeline = await _until(stopped, _started(config, tiers, clock))
         if pipeline is None:
             return 0
         # Open sends are many, live long and hold no cycles: looking through them costs more than it finds.
@@ -178,32 +178,42 @@ async def serve(config: Config, tiers: Sequence[Tier]) -> int:
         drained = await pipeline.stop()
         return 0 if drained and not failed else 1
     finally:
-        await log.close()
+        if pipeline is not None:
+            await pipeline.log.close()
         await probes.close()
 
 
-async def _started(config: Config, tiers: Sequence[Tier], log: Log, clock: Clock) -> Pipeline:
-    """Try until the log answers and its topics are there."""
+async def _started(config: Config, tiers: Sequence[Tier], clock: Clock) -> Pipeline:
+    """Try until the log answers and its topics are there, each time with a new one: a log that was closed stays so."""
     wait = RETRY_FIRST_S
     while True:
+        log = open_log(config.log, state=config.state, engine=True)
         try:
-            await log.start()
-            missing = [d.topic for d in await log.check_topics(topic_specs(config)) if d.key == "topic"]
-            if missing and config.log.kind == "sqlite":
-                await log.create_topics(topic_specs(config))
-            elif missing:
-                raise LogUnavailable(f"no such topic: {', '.join(missing)} (`surgetank topics create` makes them)")
-            pipeline = Pipeline(config, tiers, log, clock)
-            try:
-                await pipeline.start()
-            except BaseException:
-                await pipeline.close()
-                raise
-            return pipeline
+            return await _start(config, tiers, log, clock)
         except LogUnavailable as error:
             logger.warning("waiting for the log", error=str(error), again_in_s=wait)
-            await asyncio.sleep(wait)
-            wait = min(wait * 2, RETRY_MOST_S)
+        except BaseException:
+            await log.close()
+            raise
+        await log.close()
+        await asyncio.sleep(wait)
+        wait = min(wait * 2, RETRY_MOST_S)
+
+
+async def _start(config: Config, tiers: Sequence[Tier], log: Log, clock: Clock) -> Pipeline:
+    await log.start()
+    missing = [d.topic for d in await log.check_topics(topic_specs(config)) if d.key == "topic"]
+    if missing and config.log.kind == "sqlite":
+        await log.create_topics(topic_specs(config))
+    elif missing:
+        raise LogUnavailable(f"no such topic: {', '.join(missing)} (`surgetank topics create` makes them)")
+    pipeline = Pipeline(config, tiers, log, clock)
+    try:
+        await pipeline.start()
+    except BaseException:
+        await pipeline.close()
+        raise
+    return pipeline
 
 
 async def _until(stopped: asyncio.Task[bool], work: Coroutine[Any, Any, Pipeline]) -> Pipeline | None:
