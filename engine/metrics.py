@@ -115,6 +115,12 @@ class Snapshot:
         yield ended
         yield _by_pair("dispatch_attempts", "Calls to platforms", ("channel", "result"), c.attempts)
         yield _by_pair("retries", "Recipients to be tried again", ("channel", "reason"), c.retries)
+        faults = CounterMetricFamily(
+            "surgetank_internal_faults", "Calls that a defect of ours ended", labels=["channel"]
+        )
+        for name, deliverer in pipeline.deliverers.items():
+            faults.add_metric([name], deliverer.faults)
+        yield faults
         rest = {(channel, "platform"): count for channel, count in c.throttled.items()}
         yield _by_pair("throttled", "Calls answered with an order to rest", ("channel", "limiter"), rest)
         in_flight = GaugeMetricFamily("surgetank_platform_connections", "Calls under way", labels=["channel"])
@@ -161,6 +167,9 @@ class Snapshot:
         yield _by_tier("kafka_commit_errors", "Commits that did not get through", c.commit_errors)
         took = [({"tier": tier.label}, c.commit_duration[tier]) for tier in Tier]
         yield _histogram("kafka_commit_duration_seconds", "Commits", took)
+        yield _counter(
+            "refused_records", "Receipts and dead letters the log will never take", pipeline.recorder.refused
+        )
         yield _counter("dedupe_shortened", "Ids forgotten before their window was over", pipeline.seen.shortened)
         yield _gauge("dedupe_ids", "Ids remembered", {}, len(pipeline.seen))
 

@@ -49,6 +49,8 @@ def set_up(
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
+    # At info aiokafka tells each step of joining a group: eight lines a tier that nobody can act on.
+    logging.getLogger("aiokafka").setLevel(max(logging.WARNING, root.level) if root.level > logging.DEBUG else 0)
     logging.captureWarnings(capture=True)
     structlog.configure(
         processors=[

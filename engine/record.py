@@ -18,7 +18,7 @@ import structlog
 from engine import wire
 from engine.clock import Clock
 from engine.commit import Ledger
-from engine.errors import LogUnavailable
+from engine.errors import LogUnavailable, RecordRefused
 from engine.logs import Headers, Log, Record
 from engine.open_sends import Flow, OpenSend
 from engine.send import Outcome, Tier
@@ -51,6 +51,7 @@ class Recorder:
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
+        self.refused = 0  # records the log will never take: see docs/operations.md
         self.backlog = 0  # completions not yet acknowledged
 
     def receipt(
@@ -129,8 +130,20 @@ class Recorder:
         while True:
             try:
                 return await self._log.append(records)
+            except RecordRefused as error:
+                return await self._without_refused(records, error)
             except LogUnavailable as error:
                 # Some may have been written: told twice is allowed, told never is not.
                 logger.warning("receipts wait for the log", records=len(records), error=str(error), again_in_s=wait)
                 await asyncio.sleep(wait)
                 wait = min(wait * 2, RETRY_MOST_S)
+
+    async def _without_refused(self, records: list[Record], error: RecordRefused) -> None:
+        """One record that the log will never take (too large for its topic, say) must not hold up all others."""
+        if len(records) > 1:
+            for record in records:
+                await self._append([record])
+            return
+        self.refused += 1
+        record = records[0]
+        logger.critical("the log refuses a record; it is not kept", topic=record.topic, why=str(error))
