@@ -34,11 +34,19 @@ budget = {{ sends = 1_000_000, bytes = "2GiB" }}
 driver = "wecom.message"
 base_url = "{url}/wecom"
 in_flight = 16
-limits = [{{ calls = 40, per = "1s" }}]
 [channels.wecom.accounts.corp]
 corpid = "ww"
 corpsecret = "s"
 agentid = 1
+[channels.wecom-mass]
+driver = "wecom.message"
+base_url = "{url}/wecom"
+in_flight = 16
+limits = [{{ calls = 100, per = "1s" }}]
+[channels.wecom-mass.accounts.corp]
+corpid = "ww"
+corpsecret = "s"
+agentid = 2
 [http]
 metrics = "127.0.0.1:{port}"
 admin = ""
@@ -79,7 +87,7 @@ async def _queue(log: Log, engine: stack.Engine, backlog: int) -> None:
     """Queue ``backlog`` basic recipients: one-recipient sends with a content each, which the limit lets out slowly."""
     for first in range(0, backlog, 1000):
         sends = [
-            {"id": f"b{n}", "channel": "wecom", "to": [f"user{n}"], "campaign": f"c{n % 20}",
+            {"id": f"b{n}", "channel": "wecom-mass", "to": [f"user{n}"], "campaign": f"c{n % 20}",
              "content": {"type": "text", "text": f"offer {n}"}}
             for n in range(first, first + 1000)
         ]  # fmt: skip
