@@ -22,7 +22,7 @@ from engine.commit import Committer, Ledger
 from engine.config import TierConfig
 from engine.counters import Counters
 from engine.decode import decode_many
-from engine.dispatch import Dispatcher
+from engine.dispatch import MAX_BACKLOG, Dispatcher
 from engine.drivers import Template
 from engine.errors import LogUnavailable, Reject
 from engine.logs import Chunk, Consumer, Headers, Partition, Position
@@ -160,8 +160,8 @@ class Intake:
             await asyncio.sleep(0)
 
     async def _room(self) -> None:
-        """Wait while the tier is over its budget. After a second the partitions are paused and polled for the group's
-        sake only: a member that does not poll is expelled."""
+        """Wait while the tier is over its budget, or too much is not told yet. After a second the partitions are paused
+        and polled for the group's sake only: a member that does not poll is expelled."""
         if not self._full(1.0):
             return
         started = self._clock.now_ns()
@@ -184,7 +184,8 @@ class Intake:
     def _full(self, share: float) -> bool:
         budget, tier = self.policy.budget, self.tier
         sends, size = self._opens.count[tier] + self._held_sends, self._opens.bytes[tier] + self._held_bytes
-        return sends >= budget.sends * share or size >= budget.bytes * share
+        untold = self._recorder.backlog >= MAX_BACKLOG * share  # what ends at intake has no other bound
+        return sends >= budget.sends * share or size >= budget.bytes * share or untold
 
     def _slice(self, chunk: Chunk, start: int, end: int, ledger: Ledger) -> None:
         offsets, values, headers = chunk.offsets[start:end], chunk.values[start:end], chunk.headers[start:end]
