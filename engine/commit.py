@@ -90,6 +90,7 @@ class Committer:
         self._clock = clock
         self._unwritten: list[Segment] = []
         self._lock = asyncio.Lock()
+        self._finished = False
 
     async def run(self) -> None:
         """Commit what is new, several times a second, until cancelled."""
@@ -98,9 +99,18 @@ class Committer:
             for source in self.sources:
                 await self.commit(source)
 
+    async def finish(self) -> bool:
+        """The last commits, before the groups are left; the first that does not get through is the last one tried."""
+        for source in self.sources:
+            if not await self.commit(source):
+                self._finished = True
+        return not self._finished
+
     async def commit(self, source: Source) -> bool:
         """Commit one tier's watermarks; False when it did not get through (it is tried again)."""
         async with self._lock:
+            if self._finished:
+                return False
             dirty = [ledger for ledger in source.ledgers.values() if ledger.watermark != ledger.committed]
             if not dirty:
                 return True
