@@ -12,8 +12,11 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
+import engine.commit
+import engine.consume
 from engine.clock import NS_PER_S, Clock
 from engine.logs import Record
+from engine.logs.sqlite_read import SqliteConsumer
 from engine.send import Outcome
 from tests.integration.support import (
     DEADLINE_S,
@@ -314,3 +317,43 @@ async def test_drained_within_its_deadline_though_the_log_cannot_be_written(tmp_
             assert set(told.outcomes()) == set(told.wanted())
             assert {end.outcome for ends in told.outcomes().values() for end in ends} == {Outcome.ACCEPTED}
             assert set(partner.ids.values()) == {2}
+
+
+async def test_drained_within_its_deadline_though_nothing_can_be_committed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine.commit, "COMMIT_EVERY_S", 3600.0)
+    monkeypatch.setattr(SqliteConsumer.commit, "__defaults__", (1.0,))  # how long a commit may take
+    async with gateway() as partner:
+        config = configured(tmp_path, channel("partner", partner.url))
+        async with opened(config) as log:
+            worker = Worker(config, log, Clock())
+            await worker.pipeline.start()
+            for tier in ("system", "template", "basic"):
+                await worker.send(tier, send(tier))
+            await worker.all_ended(3)
+            with unwritable(tmp_path / "log.db"), within(5.0):  # one commit's time, not one for each tier and more
+                assert not await worker.pipeline.stop(1.0)
+        monkeypatch.undo()
+        async with working(config) as worker:
+            # The one that was tried may have got through after all; the others are done again.
+            ends = (await worker.told()).ends
+            async with asyncio.timeout(DEADLINE_S):
+                while await worker.committed() != ends:
+                    worker.check()
+            assert partner.ids["u"] in (5, 6)
+
+
+async def test_what_cannot_be_told_is_not_read_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine.consume, "MAX_BACKLOG", 100)
+    async with partnered(tmp_path) as (partner, worker):
+        consumed = worker.pipeline.counters.consumed_sends
+        await worker.send("basic", *[b"junk"] * 5000, send("last"))
+        with unwritable(tmp_path / "log.db"):
+            await worker.until(lambda: worker.pipeline.recorder.backlog > 100, "nothing can be told")
+            before = list(consumed)
+            polled = worker.pipeline.intakes[0].last_poll_ms
+            await worker.until(lambda: worker.pipeline.intakes[0].last_poll_ms > polled + 400, "time passes")
+            assert consumed[2] <= before[2] + 1000 < 5001
+        await worker.judged()
+        assert partner.ids == {"u": 1}
