@@ -379,7 +379,7 @@ class Worker:
 
     async def committed(self) -> dict[Partition, int]:
         """Where the groups stand; partitions nothing stands in are left out."""
-        groups = [await self.log.committed(f"surgetank.{tier}") for tier in TIERS]
+        groups = [await self.log.committed(f"{self.config.log.prefix}.{tier}") for tier in TIERS]
         return {where: position.offset for group in groups for where, position in group.items() if position.offset}
 
     def nothing_left(self) -> None:
@@ -404,7 +404,8 @@ class Worker:
 async def read(log: Log, config: Config) -> Told:
     """Every topic of the log, from its beginning."""
     topics = [topic for tier in Tier for topic in tier_policy(config, tier).topics]
-    reader = await log.reader([*topics, *(f"surgetank.{name}" for name in ("receipts", "dead", "control", "content"))])
+    prefix = config.log.prefix
+    reader = await log.reader([*topics, *(f"{prefix}.{name}" for name in ("receipts", "dead", "control", "content"))])
     told = Told()
     while not await reader.at_end():
         for chunk in await reader.poll(10_000, 0.2):
