@@ -395,6 +395,9 @@ class Worker:
         for names in (opens._tenant_names, opens._campaign_names):
             assert not names._table
             assert not names._counts
+        names_handles = (opens._tenant_names._handles, opens._campaign_names._handles)
+        for handles in (opens._handles, opens._content_handles, *names_handles):
+            assert sorted(handles._free) == list(range(handles._next)), "each is free, once"
         counters = pipeline.counters
         assert (counters.in_flight, counters.held) == ([0, 0, 0], [0, 0, 0])
         assert not counters.calls_in_flight.total()
