@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -16,6 +15,8 @@ from typing import Any
 
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
+
+from bench.kafka import free_port as free_port
 
 READY_WITHIN_S = 60.0
 STOP_WITHIN_S = 40.0
@@ -173,14 +174,6 @@ async def engine(folder: Path, config: Path, port: int, session: aiohttp.ClientS
         yield running
     finally:
         await child.stop()
-
-
-def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on right now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def machine() -> str:

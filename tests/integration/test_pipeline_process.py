@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import sqlite3
 import sys
 from collections.abc import AsyncIterator
@@ -18,6 +17,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from bench.kafka import free_port
 from engine.clock import Clock
 from engine.config import load
 from engine.errors import LogUnavailable
@@ -40,13 +40,6 @@ from tests.integration.support import (
 )
 
 WITHIN_S = 40.0  # a process starts in about a second on a machine at rest
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class Engine:
