@@ -60,6 +60,8 @@ class Held(NamedTuple):
 
     send: Send
     arrival: Arrival
+    account: str
+    tenant: str
     until_ns: int
 
 
@@ -243,7 +245,8 @@ class Intake:
             self._undeliverable(send, arrival, reject)
             return
         if isinstance(prepared, Hold):
-            self._hold(send, arrival, prepared)
+            until = self._clock.now_ns() + HOLD_NS
+            self._hold(Held(send, arrival, account, tenant, until), prepared)
             return
         key = key_of(tenant, channel.name, send.id)
         first = self._seen.claim(key, arrival.origin, arrival.hop)
@@ -321,12 +324,11 @@ class Intake:
 
     # --- what waits for its content
 
-    def _hold(self, send: Send, arrival: Arrival, hold: Hold) -> None:
-        self._counters.held[self.tier] += len(send.to)
+    def _hold(self, held: Held, hold: Hold) -> None:
+        self._counters.held[self.tier] += len(held.send.to)
         self._held_sends += 1
-        self._held_bytes += len(arrival.value)
-        until = self._clock.now_ns() + HOLD_NS
-        self._held.setdefault(hold.content, []).append(Held(send, arrival, until))
+        self._held_bytes += len(held.arrival.value)
+        self._held.setdefault(hold.content, []).append(held)
 
     def registered(self, name: str) -> None:
         """The content ``name`` is there (anew): what waits for it goes on."""
@@ -335,6 +337,23 @@ class Intake:
             if self._unhold(held):
                 self._admit(held.send, held.arrival)
         self._dispatcher.push(self._columns)
+
+    def end_cancelled(self) -> int:
+        """A cancel command has come: end what it covers of what waits; how many recipients."""
+        ended = 0
+        for name, waiting in list(self._held.items()):
+            kept = []
+            for held in waiting:
+                send, arrival, account, tenant, _ = held
+                if not self._dispatcher.is_cancelled(send.campaign, tenant, arrival.first_seen_ms):
+                    kept.append(held)
+                elif self._unhold(held):
+                    facts = Facts(self.tier, send.channel, account, tenant, send.campaign)
+                    self._end_whole(facts, send, arrival, Outcome.CANCELLED, "")
+                    ended += len(send.to)
+            self._held[name] = kept
+        self._held = {name: waiting for name, waiting in self._held.items() if waiting}
+        return ended
 
     def _expire_held(self) -> None:
         now = self._clock.now_ns()

@@ -6,11 +6,12 @@ ended here. A record that cannot be understood is said in the log and ignored.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import structlog
 
 from engine import wire
 from engine.clock import Clock
-from engine.dispatch import Dispatcher
 from engine.errors import Reject
 from engine.logs import Chunk, Record
 
@@ -19,13 +20,16 @@ ANSWER_WITHIN_MS = 60_000  # nobody waits longer for an answer
 
 
 class Control:
-    """One worker's ear. ``answers``: what is to be appended; the caller empties it."""
+    """One worker's ear. ``answers``: what is to be appended; the caller empties it.
 
-    def __init__(self, topic: str, worker: str, dispatcher: Dispatcher, clock: Clock) -> None:
+    ``cancel`` ends what it can of what the command covers, and says how many recipients that were.
+    """
+
+    def __init__(self, topic: str, worker: str, cancel: Callable[[wire.Command], int], clock: Clock) -> None:
         self.answers: list[Record] = []
         self._topic = topic
         self._worker = worker
-        self._dispatcher = dispatcher
+        self._cancel = cancel
         self._clock = clock
 
     def take(self, chunk: Chunk) -> None:
@@ -42,7 +46,7 @@ class Control:
         now = self._clock.wall_ms()
         if command.expires <= now:
             return
-        ended = self._dispatcher.cancel(command.campaign, command.tenant, command.at)
+        ended = self._cancel(command)
         logger.info("campaign cancelled", campaign=command.campaign, tenant=command.tenant, recipients=ended)
         if now - command.at <= ANSWER_WITHIN_MS:
             key, value = wire.encode_reply(command.id, self._worker, ended, now)

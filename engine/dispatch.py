@@ -16,6 +16,7 @@ import structlog
 
 from engine import wire
 from engine.admit import Channel
+from engine.cancelled import Cancelled, Standing
 from engine.clock import NS_PER_MS, NS_PER_S, Clock
 from engine.columns import Batch, Columns
 from engine.commit import Ledger
@@ -74,7 +75,7 @@ class Dispatcher:
         self._deliverers = deliverers
         self._seen = seen
         self.clock = clock
-        self._cancelled: dict[str, list[tuple[str | None, int]]] = {}  # campaign -> (tenant or all, at_ms)
+        self._cancelled = Cancelled()
         self._calls: set[asyncio.Task[None]] = set()
         self._pumping = False
         self._stopped = False
@@ -96,9 +97,10 @@ class Dispatcher:
             self._pumping = True
             self._loop.call_soon(self._pump)
 
-    def cancel(self, campaign: str, tenant: str | None, at_ms: int) -> int:
-        """End what is queued of a campaign, and what was first seen by ``at_ms`` whenever it comes; how many ended."""
-        self._cancelled.setdefault(campaign, []).append((tenant, at_ms))
+    def cancel(self, campaign: str, command: Standing) -> int:
+        """End what is queued of a campaign, and from now on what the command covers; how many ended."""
+        self._cancelled.add(campaign, command, self.clock.wall_ms())
+        tenant = command.tenant
         pairs = {(flow.tenant_handle, flow.campaign_handle) for flow in self.opens.of_campaign(campaign, tenant)}
         ended = sum(self.core.cancel(*pair) for pair in pairs)
         self.wake()
@@ -106,9 +108,9 @@ class Dispatcher:
 
     def is_cancelled(self, campaign: str | None, tenant: str, first_seen_ms: int) -> bool:
         """True for a send that a cancel command covers."""
-        if campaign is None or campaign not in self._cancelled:
+        if campaign is None or not self._cancelled.names(campaign):
             return False
-        return any(first_seen_ms <= at and whose in (None, tenant) for whose, at in self._cancelled[campaign])
+        return self._cancelled.covers(campaign, tenant, first_seen_ms, self.clock.wall_ms())
 
     async def stop(self, deadline_s: float) -> int:
         """Pop no more; wait for calls under way, then cut them off. Returns how many were cut off."""

@@ -17,7 +17,9 @@ from typing import Any
 
 import structlog
 
+from engine import wire
 from engine.admit import Channel
+from engine.cancelled import Standing
 from engine.clock import NS_PER_MS, NS_PER_S, Clock
 from engine.commit import Committer
 from engine.config import Config, Limit, account_limits, tier_policy
@@ -72,7 +74,7 @@ class Pipeline:
         )  # fmt: skip
         self.contents = Contents(self._registered)
         worker = f"{socket.gethostname()}-{os.getpid()}"
-        self.control = Control(f"{config.log.prefix}.control", worker, self.dispatcher, clock)
+        self.control = Control(f"{config.log.prefix}.control", worker, self._cancel, clock)
         self.committer = Committer(self.seen, self.counters, clock)
         self.intakes = [self._intake(tier) for tier in tiers]
         self.tasks: list[asyncio.Task[None]] = []
@@ -147,6 +149,10 @@ class Pipeline:
             self.opens.forget_encodings(channel)
         for intake in self.intakes:
             intake.registered(name)
+
+    def _cancel(self, command: wire.Command) -> int:
+        ended = self.dispatcher.cancel(command.campaign, Standing(command.tenant, command.at, command.expires))
+        return ended + sum(intake.end_cancelled() for intake in self.intakes)
 
     async def _answer(self) -> None:
         if self.control.answers:

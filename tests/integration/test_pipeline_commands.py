@@ -14,7 +14,7 @@ from aiohttp import web
 
 import engine.commit
 import engine.consume
-from engine.clock import NS_PER_S, Clock
+from engine.clock import NS_PER_MS, NS_PER_S, Clock
 from engine.logs import Record
 from engine.logs.sqlite_read import SqliteConsumer
 from engine.send import Outcome
@@ -59,15 +59,16 @@ async def test_a_campaign_is_cancelled_wherever_it_waits(tmp_path: Path) -> None
         await worker.send("template", send("scheduled", ["c"], campaign="k", not_before=later))
         await worker.send("system", send("theirs", ["d"], campaign="k", tenant="t"), send("none"))
         await worker.until(lambda: worker.pipeline.counters.taken_in == [2, 1, 4], "taken in")
-        await worker.append(cancel("k", now_ms()))
+        at = now_ms()
+        await worker.append(cancel("k", at))
         await worker.until(lambda: worker.ended()[Outcome.CANCELLED] == 4, "cancelled")
         # First seen before the command, read after it; and another that came later.
         await worker.append(record("basic", send("old", campaign="k"), timestamp_ms=now_ms() - 5000))
         await worker.until(lambda: worker.ended()[Outcome.CANCELLED] == 5, "cancelled too")
-        at = worker.pipeline.dispatcher._cancelled["k"][0][1]
         await worker.append(record("basic", send("new", ["e"], campaign="k"), timestamp_ms=at + 1))
         await worker.until(lambda: worker.pipeline.counters.taken_in[2] == 6, "taken in")
         assert len(worker.pipeline.opens.by_handle) == 3
+        await worker.until(lambda: not worker.pipeline.recorder.backlog, "told")
         told = await told_of(worker)
         assert [reply.recipients for reply in told.replies] == [4]
         assert {reply.reply_to for reply in told.replies} == {"c1"}
@@ -138,6 +139,35 @@ async def test_a_command_is_obeyed_after_a_restart(tmp_path: Path) -> None:
             await worker.all_ended(2)
             assert outcomes(await worker.told(), "i") == {Outcome.CANCELLED}
             assert partner.ids == {"v": 1}
+
+
+async def test_what_waits_for_its_content_is_cancelled_and_counted(tmp_path: Path) -> None:
+    async with partnered(tmp_path) as (partner, worker):
+        ref = {"ref": "never"}
+        await worker.send("basic", send("held", ["a", "b"], campaign="k", content=ref))
+        await worker.send("system", send("too", ["c"], campaign="k", content=ref))
+        await worker.send("basic", send("other", ["d"], campaign="l", content=ref), send("none", ["e"], content=ref))
+        await worker.until(lambda: worker.pipeline.counters.held == [1, 0, 4], "held")
+        await worker.append(cancel("k", now_ms()))
+        assert [reply.recipients for reply in (await told_of(worker)).replies] == [3]
+        assert worker.pipeline.counters.held == [0, 0, 2]
+        await worker.append(registered("never", {"text": "now"}))
+        told = await worker.judged()
+        assert outcomes(told, "held") == outcomes(told, "too") == {Outcome.CANCELLED}
+        assert partner.ids == {"d": 1, "e": 1}
+
+
+async def test_a_command_stands_until_it_expires(tmp_path: Path) -> None:
+    clock = Ahead()
+    async with partnered(tmp_path, clock=clock) as (partner, worker):
+        at = now_ms()
+        await worker.append(cancel("k", at), record("basic", send("before", campaign="k"), timestamp_ms=at))
+        await worker.all_ended(1)
+        assert worker.ended() == {Outcome.CANCELLED: 1}
+        clock.ahead_ns += 2 * HOUR_MS * NS_PER_MS
+        await worker.append(record("basic", send("after", "v", campaign="k"), timestamp_ms=at))
+        await worker.judged()
+        assert partner.ids == {"v": 1}
 
 
 async def test_an_expired_command_is_not_obeyed(tmp_path: Path) -> None:
