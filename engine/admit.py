@@ -18,7 +18,7 @@ import msgspec
 from engine.config import TierConfig
 from engine.drivers import Driver, Prepared, Template
 from engine.errors import Reject
-from engine.send import Recipient, Send
+from engine.send import MAX_ID_BYTES, Recipient, Send
 from engine.wire import decode_map
 
 NS_PER_MS = 1_000_000
@@ -86,14 +86,17 @@ def times(send: Send, first_seen_ms: int, policy: TierConfig) -> Times:
 def prepare(send: Send, channel: Channel, templates: Mapping[str, Template]) -> Prepared | Hold:
     """Check the content with the channel's driver, a registered one with its template. Raises Reject."""
     content = decode_map(send.content)
-    name = content.get("ref")
-    if name is None and channel.driver.registered_only:
-        name = content.get("template")
+    by = "ref"
+    if content.get(by) is None and channel.driver.registered_only:
+        by = "template"
+    name = content.get(by)
     if name is None:
         return channel.driver.prepare(content, None, {})
-    template = templates.get(name) if isinstance(name, str) else None
+    if not isinstance(name, str) or not 0 < len(name.encode()) <= MAX_ID_BYTES:
+        raise Reject("content_invalid", f"`content.{by}` is not a string of 1..{MAX_ID_BYTES} bytes")
+    template = templates.get(name)
     if template is None:
-        return Hold(str(name))
+        return Hold(name)
     if template.channel != send.channel:
         raise Reject("content_other_channel", f"{name} is registered for {template.channel}")
     data = content.get("data", {})

@@ -40,6 +40,7 @@ REFUSED: list[tuple[str, bytes | None]] = [
     ("account_missing", send("which", channel="notice")),
     ("times_contradict", send("before", not_before=NOW + 1000, deadline=NOW + 999)),
     ("content_invalid", send("content", channel="notice", account="a", content={"type": "song"})),
+    ("content_invalid", send("ref", content={"ref": 7})),
     ("content_other_channel", send("other", content={"ref": "theirs"})),
     ("field_missing", send("field", content={"ref": "ours"})),
     ("field_invalid", send("field", content={"ref": "ours", "data": {"name": "n", "x": 1}})),

@@ -134,10 +134,20 @@ def test_what_is_not_registered_waits() -> None:
         ({"ref": "welcome"}, "field_missing"),
         ({"ref": "welcome", "data": {"name": "n", "x": 1}}, "field_invalid"),
         ({"ref": "welcome", "text": "typo"}, "content_invalid"),
+        ({"ref": 7}, "content_invalid"),
+        ({"ref": ["welcome"]}, "content_invalid"),
+        ({"ref": {}, "data": {}}, "content_invalid"),
+        ({"ref": ""}, "content_invalid"),
+        ({"ref": "王" * 43}, "content_invalid"),
     ],
 )
 def test_a_content_that_cannot_be_sent(content: Mapping[str, Any], why: str) -> None:
     assert reason(prepare, made(content=content), PARTNER, TEMPLATES) == why
+
+
+def test_a_template_whose_name_is_none_does_not_wait_for_it() -> None:
+    assert reason(prepare, made(channel="order", content={"template": 7}), ORDER, TEMPLATES) == "content_invalid"
+    assert prepare(made(channel="order", content={"template": "t" * 128}), ORDER, TEMPLATES) == Hold("t" * 128)
 
 
 # --- the recipients
