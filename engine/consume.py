@@ -51,8 +51,13 @@ class Arrival(msgspec.Struct, frozen=True, gc=False):
     hop: int
     first_seen_ms: int
     key: bytes | None  # the record's own
-    value: bytes
+    value: bytes | None  # None: a tombstone, which decodes to no send
     headers: Headers
+
+    @property
+    def size(self) -> int:
+        """Bytes of the record's value."""
+        return len(self.value) if self.value else 0
 
 
 class Held(NamedTuple):
@@ -204,8 +209,8 @@ class Intake:
         ):
             origin = Origin(chunk.topic, chunk.partition, offset)
             # Timestamps are the producer's: one in the future must not make the send younger than it can be.
-            arrival = Arrival(ledger, offset, origin, 0, min(stamp, now_ms), key, value or b"", header)
-            counters.consumed_bytes[tier] += len(arrival.value)
+            arrival = Arrival(ledger, offset, origin, 0, min(stamp, now_ms), key, value, header)
+            counters.consumed_bytes[tier] += len(value) if value else 0
             self._record(send, arrival)
         self._dispatcher.push(self._columns)
 
@@ -262,6 +267,7 @@ class Intake:
     def _schedule(
         self, send: Send, arrival: Arrival, channel: Channel, flow: Flow, content: Content, key: bytes
     ) -> None:
+        assert arrival.value is not None  # noqa: S101 - for the type checker
         when = times(send, arrival.first_seen_ms, self.policy)
         admitted = admit(send, channel.driver, content.prepared)
         offset_ns, count = self._offset_ns, len(send.to)
@@ -327,7 +333,7 @@ class Intake:
     def _hold(self, held: Held, hold: Hold) -> None:
         self._counters.held[self.tier] += len(held.send.to)
         self._held_sends += 1
-        self._held_bytes += len(held.arrival.value)
+        self._held_bytes += held.arrival.size
         self._held.setdefault(hold.content, []).append(held)
 
     def registered(self, name: str) -> None:
@@ -370,7 +376,7 @@ class Intake:
         """It waits no longer; False when its partition was taken away meanwhile."""
         self._counters.held[self.tier] -= len(held.send.to)
         self._held_sends -= 1
-        self._held_bytes -= len(held.arrival.value)
+        self._held_bytes -= held.arrival.size
         if held.arrival.ledger.stale:
             self._counters.given_back[self.tier] += len(held.send.to)
         return not held.arrival.ledger.stale

@@ -73,7 +73,7 @@ async def test_what_is_refused_is_kept_and_costs_nobody_else(tmp_path: Path, tie
                 ends = [end for (where, _), (end,) in told.outcomes().items() if where == origin]
                 assert [(end.outcome, end.reason) for end in ends] == [(Outcome.DEAD, reason)]
                 (dead,) = [dead for dead in told.dead if dead.said.origin == origin]
-                assert (dead.value or b"", dead.said.reason) == (value or b"", reason)
+                assert (dead.value, dead.said.reason) == (value, reason)
                 assert dead.headers[: len(traced)] == traced
                 assert dead.said.positions is None
                 assert dead.said.first_seen_ms >= NOW
