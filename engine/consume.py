@@ -16,6 +16,7 @@ import structlog
 
 from engine import wire
 from engine.admit import Channel, Hold, address, admit, prepare, times
+from engine.backoff import Backoff
 from engine.clock import NS_PER_MS, NS_PER_S, Clock
 from engine.columns import Columns
 from engine.commit import Committer, Ledger
@@ -38,7 +39,6 @@ SLICE = 100  # records taken between two turns of the loop, about 1 ms
 HOLD_NS = 30 * NS_PER_S  # how long a send waits for its content to be registered
 BUDGET_WAIT_S = 0.01
 PAUSE_AFTER_S = 1.0
-RETRY_FIRST_S, RETRY_MOST_S = 0.2, 10.0
 NOT_KNOWN = (None, None, None, None)
 
 
@@ -135,16 +135,17 @@ class Intake:
 
     async def run(self) -> None:
         """Poll and take in until ``stop``."""
-        wait = RETRY_FIRST_S
+        backoff = Backoff(0.2, 10.0)
         while not self._stopping:
             try:
                 await self._room()
                 chunks = await self.consumer.poll(POLL_RECORDS, POLL_TIMEOUT_S)
-                wait = RETRY_FIRST_S
+                backoff.reset()
             except LogUnavailable as error:
-                logger.warning("the log does not answer", tier=self.tier.label, error=str(error), again_in_s=wait)
-                await asyncio.sleep(wait)
-                wait = min(wait * 2, RETRY_MOST_S)
+                logger.warning(
+                    "the log does not answer", tier=self.tier.label, error=str(error), again_in_s=backoff.next_s
+                )
+                await backoff.wait()
                 continue
             self.last_poll_ms = self._clock.wall_ms()
             for chunk in chunks:

@@ -19,6 +19,7 @@ import structlog
 
 from engine import wire
 from engine.admit import Channel
+from engine.backoff import Backoff
 from engine.cancelled import Standing
 from engine.clock import NS_PER_MS, NS_PER_S, Clock
 from engine.commit import Committer
@@ -50,7 +51,6 @@ TELL_S = 2.0  # of it, at least for receipts
 MARGIN_NS = 50 * NS_PER_MS  # a call is charged when it leaves and counted where it arrives
 WATCH_NS = 100 * NS_PER_MS
 FOLLOW_RECORDS = 1000
-RETRY_FIRST_S, RETRY_MOST_S = 0.5, 15.0
 
 
 class Pipeline:
@@ -199,19 +199,18 @@ async def serve(config: Config, tiers: Sequence[Tier]) -> int:
 
 async def _started(config: Config, tiers: Sequence[Tier], clock: Clock) -> Pipeline:
     """Try until the log answers and its topics are there, each time with a new one: a log that was closed stays so."""
-    wait = RETRY_FIRST_S
+    backoff = Backoff(0.5, 15.0)
     while True:
         log = open_log(config.log, state=config.state, engine=True)
         try:
             return await _start(config, tiers, log, clock)
         except LogUnavailable as error:
-            logger.warning("waiting for the log", error=str(error), again_in_s=wait)
+            logger.warning("waiting for the log", error=str(error), again_in_s=backoff.next_s)
         except BaseException:
             await log.close()
             raise
         await log.close()
-        await asyncio.sleep(wait)
-        wait = min(wait * 2, RETRY_MOST_S)
+        await backoff.wait()
 
 
 async def _start(config: Config, tiers: Sequence[Tier], log: Log, clock: Clock) -> Pipeline:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import structlog
 
 from engine import wire
+from engine.backoff import Backoff
 from engine.clock import Clock
 from engine.commit import Ledger
 from engine.errors import LogUnavailable, RecordRefused
@@ -25,7 +26,6 @@ from engine.send import Outcome, Tier
 
 logger = structlog.get_logger("surgetank.record")
 GATHER_S = 0.01  # what ends within it goes with one append: nobody waits for a receipt, and an append has its price
-RETRY_FIRST_S, RETRY_MOST_S = 0.1, 5.0
 
 
 class Facts(NamedTuple):
@@ -126,7 +126,7 @@ class Recorder:
         self._idle.clear()
 
     async def _append(self, records: list[Record]) -> None:
-        wait = RETRY_FIRST_S
+        backoff = Backoff(0.1, 5.0)
         while True:
             try:
                 return await self._log.append(records)
@@ -134,9 +134,9 @@ class Recorder:
                 return await self._without_refused(records, error)
             except LogUnavailable as error:
                 # Some may have been written: told twice is allowed, told never is not.
-                logger.warning("receipts wait for the log", records=len(records), error=str(error), again_in_s=wait)
-                await asyncio.sleep(wait)
-                wait = min(wait * 2, RETRY_MOST_S)
+                waits = {"records": len(records), "error": str(error), "again_in_s": backoff.next_s}
+                logger.warning("receipts wait for the log", **waits)
+                await backoff.wait()
 
     async def _without_refused(self, records: list[Record], error: RecordRefused) -> None:
         """One record that the log will never take (too large for its topic, say) must not hold up all others."""

@@ -18,7 +18,7 @@ PURE = {"errors", "send", "config", "wire", "decode", "admit", "settle", "column
 FORBIDDEN = {"asyncio", "aiokafka", "aiohttp", "time", "random", "prometheus_client", "sqlite3", "socket", "threading"}
 # Each layer may import itself and the ones before it.
 LAYERS = [
-    {"errors", "send", "config", "clock", "wire"},
+    {"errors", "send", "config", "clock", "backoff", "wire"},
     {"decode", "drivers", "logs", "counters", "state"},
     {"admit", "cancelled", "settle", "commit", "open_sends", "columns", "topics", "tokens"},
     {"deliver", "record", "content", "probes", "oplog"},
