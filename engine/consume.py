@@ -23,7 +23,7 @@ from engine.commit import Committer, Ledger
 from engine.config import TierConfig
 from engine.counters import Counters
 from engine.decode import decode_many
-from engine.dispatch import MAX_BACKLOG, Dispatcher
+from engine.dispatch import Dispatcher
 from engine.drivers import Template
 from engine.errors import LogUnavailable, Reject
 from engine.logs import Chunk, Consumer, Headers, Partition, Position
@@ -192,7 +192,7 @@ class Intake:
     def _full(self, share: float) -> bool:
         budget, tier = self.policy.budget, self.tier
         sends, size = self._opens.count[tier] + self._held_sends, self._opens.bytes[tier] + self._held_bytes
-        untold = self._recorder.backlog >= MAX_BACKLOG * share  # what ends at intake has no other bound
+        untold = self._recorder.full(share)  # what ends at intake has no other bound
         return sends >= budget.sends * share or size >= budget.bytes * share or untold
 
     def _slice(self, chunk: Chunk, start: int, end: int, ledger: Ledger) -> None:

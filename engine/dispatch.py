@@ -34,7 +34,6 @@ from ext.schedule import ACCOUNT, CANCELLED, NEVER, Core
 logger = structlog.get_logger("surgetank.dispatch")
 POP_BUDGET = 256  # steps of the core a pop, about 10 us; urgent work never waits behind more
 REAP_BUDGET = 4096
-MAX_BACKLOG = 200_000  # sends that ended and whose receipts are not acknowledged: no more calls until they are
 
 
 # Outcomes after which an id stays taken.
@@ -140,7 +139,7 @@ class Dispatcher:
     def _turn(self) -> None:
         now = self.clock.now_ns()
         more = False
-        if self.recorder.backlog < MAX_BACKLOG:
+        if not self.recorder.full():
             batches = self.core.pop_batches(now, POP_BUDGET)
             for number in range(batches.count):
                 self._start(Batch(batches, number, self.opens.by_handle, now))
@@ -155,7 +154,7 @@ class Dispatcher:
             self._timer.cancel()
             self._timer = None
         due = self.core.next_due(now)
-        if self.recorder.backlog >= MAX_BACKLOG:
+        if self.recorder.full():
             due = now + 100 * NS_PER_MS
         if due != NEVER:
             self._timer = self._loop.call_later(max(due - now, 0) / NS_PER_S, self.wake)

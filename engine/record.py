@@ -3,14 +3,14 @@
 In: endings (who, how) and the records they complete. Out: receipts and dead-letter records, acknowledged; after that,
 and only then, completions.
 Invariant: a record completes only after every receipt of it was acknowledged.
-Never: blocks delivery. While the log does not answer, what is to be written waits here; ``backlog`` tells the pump
-when to stop making calls.
+Never: blocks delivery. While the log does not answer, what is to be written waits here; ``full`` tells the pump when
+to stop making calls, and intake when to stop reading.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import structlog
@@ -25,6 +25,8 @@ from engine.open_sends import Flow, OpenSend
 from engine.send import Outcome, Tier
 
 logger = structlog.get_logger("surgetank.record")
+MAX_BACKLOG = 200_000  # sends that ended and whose receipts are not acknowledged
+MAX_BACKLOG_BYTES = 256 << 20  # of those receipts and dead letters
 GATHER_S = 0.01  # what ends within it goes with one append: nobody waits for a receipt, and an append has its price
 
 
@@ -53,6 +55,11 @@ class Recorder:
         self._idle.set()
         self.refused = 0  # records the log will never take: see docs/operations.md
         self.backlog = 0  # completions not yet acknowledged
+        self.backlog_bytes = 0  # of records not yet acknowledged
+
+    def full(self, share: float = 1.0) -> bool:
+        """Whether as much waits to be acknowledged as may, or ``share`` of it."""
+        return self.backlog >= MAX_BACKLOG * share or self.backlog_bytes >= MAX_BACKLOG_BYTES * share
 
     def receipt(
         self,
@@ -78,8 +85,7 @@ class Recorder:
             platform_id=platform_id,
             at=self._clock.wall_ms(),
         )
-        self._records.extend(Record(self._receipts, value) for value in wire.encode_receipts(facts, sends))
-        self._awake()
+        self._queue(Record(self._receipts, value) for value in wire.encode_receipts(facts, sends))
 
     def dead(self, send: OpenSend, reason: str, detail: str, attempts: int, positions: Sequence[int] | None) -> None:
         """Keep what has no way on of a send (``positions`` None: all of it), as it came."""
@@ -88,8 +94,7 @@ class Recorder:
 
     def dead_record(self, key: bytes | None, value: bytes | None, headers: Headers, dead: Headers) -> None:
         """Keep a record; ``dead`` takes the place of older headers of ours."""
-        self._records.append(Record(self._dead, value, key, headers=wire.with_headers(headers, dead)))
-        self._awake()
+        self._queue([Record(self._dead, value, key, headers=wire.with_headers(headers, dead))])
 
     def complete(self, records: Sequence[tuple[Ledger, int]]) -> None:
         """These offsets are to be completed once everything queued before is acknowledged."""
@@ -104,12 +109,14 @@ class Recorder:
             await asyncio.sleep(GATHER_S)
             self._wake.clear()
             records, self._records = self._records, []
+            size = self.backlog_bytes
             completions, self._completions = self._completions, []
             if records:
                 await self._append(records)
             for ledger, offset in completions:
                 ledger.complete(offset)
             self.backlog -= len(completions)
+            self.backlog_bytes -= size
             if not self._wake.is_set():
                 self._idle.set()
 
@@ -120,6 +127,12 @@ class Recorder:
         except TimeoutError:
             return False
         return True
+
+    def _queue(self, records: Iterable[Record]) -> None:
+        for record in records:
+            self._records.append(record)
+            self.backlog_bytes += _size(record)
+        self._awake()
 
     def _awake(self) -> None:
         self._wake.set()
@@ -147,3 +160,8 @@ class Recorder:
         self.refused += 1
         record = records[0]
         logger.critical("the log refuses a record; it is not kept", topic=record.topic, why=str(error))
+
+
+def _size(record: Record) -> int:
+    headers = sum(len(name) + len(value) for name, value in record.headers)
+    return len(record.value or b"") + len(record.key or b"") + headers

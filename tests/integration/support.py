@@ -401,7 +401,7 @@ class Worker:
         counters = pipeline.counters
         assert (counters.in_flight, counters.held) == ([0, 0, 0], [0, 0, 0])
         assert not counters.calls_in_flight.total()
-        assert pipeline.recorder.backlog == 0
+        assert (pipeline.recorder.backlog, pipeline.recorder.backlog_bytes) == (0, 0)
 
 
 async def read(log: Log, config: Config) -> Told:

@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 
 import engine.commit
-import engine.consume
+import engine.record
 from engine.clock import NS_PER_MS, NS_PER_S, Clock
 from engine.logs import Record
 from engine.logs.sqlite_read import SqliteConsumer
@@ -374,8 +374,11 @@ async def test_drained_within_its_deadline_though_nothing_can_be_committed(
             assert partner.ids["u"] in (5, 6)
 
 
-async def test_what_cannot_be_told_is_not_read_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine.consume, "MAX_BACKLOG", 100)
+@pytest.mark.parametrize(("bound", "most"), [("MAX_BACKLOG", 100), ("MAX_BACKLOG_BYTES", 25_000)])
+async def test_what_cannot_be_told_is_not_read_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bound: str, most: int
+) -> None:
+    monkeypatch.setattr(engine.record, bound, most)
     async with partnered(tmp_path) as (partner, worker):
         consumed = worker.pipeline.counters.consumed_sends
         await worker.send("basic", *[b"junk"] * 5000, send("last"))
