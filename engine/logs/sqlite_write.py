@@ -190,6 +190,7 @@ class Writer:
         if self._closed:
             raise LogUnavailable(f"{self._store.path} is closed")
         future = asyncio.get_running_loop().create_future()
+        future.add_done_callback(_heard)
         self._queue.put(_Work(records, change, now_ms, future))
         # Shielded: work once queued is done; a caller that stops waiting must not have its future set twice.
         return await asyncio.shield(future)
@@ -249,6 +250,12 @@ class Writer:
         for loop, ended in by_loop.items():
             if not loop.is_closed():
                 loop.call_soon_threadsafe(_resolve, ended)
+
+
+def _heard(future: asyncio.Future[Any]) -> None:
+    """Its caller may have stopped waiting: a failure nobody hears of is no defect for asyncio to report."""
+    if not future.cancelled():
+        future.exception()
 
 
 def _resolve(ended: list[tuple[asyncio.Future[Any], Any]]) -> None:

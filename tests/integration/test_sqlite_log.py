@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -288,6 +290,23 @@ async def test_topics_nobody_created_have_one_partition(opened: Opener) -> None:
     await log.append([Record("t", b"x", key=b"a"), Record("t", b"y", key=b"b")])
     assert values(await poll_until(await log.reader(["t"]), 2)) == {("t", 0): [b"x", b"y"]}
     assert await log.check_topics([TopicSpec("t", partitions=1)]) == []
+
+
+async def test_a_commit_given_up_fails_in_silence(
+    path: str, opened: Opener, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("engine.logs.sqlite_store.BUSY_MS", 100)
+    log = await opened(engine=True)
+    consumer = log.consumer("g", ["t"], Listener())
+    await consumer.start()
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(LogUnavailable, match="no commit"):
+            await consumer.commit({Partition("t", 0): Position(0)}, timeout_s=0.01)
+        with pytest.raises(LogUnavailable, match="locked"):  # what was given up has failed by then
+            await log.append([Record("t", b"x")])
+    gc.collect()
+    assert "never retrieved" not in caplog.text
 
 
 async def test_a_lock_held_too_long_may_pass(path: str, opened: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
