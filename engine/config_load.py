@@ -36,10 +36,11 @@ INTERNAL: dict[type[msgspec.Struct], set[str]] = {ChannelConfig: {"account_limit
 
 
 class Loaded(NamedTuple):
-    """A valid file: what it says, and what its owner should know."""
+    """A valid file: what it says, and what its owner should know. ``file`` tells where a key of it stands."""
 
     config: Config
     warnings: tuple[Problem, ...]
+    file: File
 
 
 def load_with_warnings(path: str | PathLike[str]) -> Loaded:
@@ -56,7 +57,7 @@ def load_with_warnings(path: str | PathLike[str]) -> Loaded:
             reading.wrong(key, text)
     if reading.problems:
         raise ConfigProblems(sorted(reading.problems, key=lambda problem: problem.line))
-    return Loaded(config, tuple(file.problem(key, text) for key, text in warn(config, file.lines)))
+    return Loaded(config, tuple(file.problem(key, text) for key, text in warn(config, file.lines)), file)
 
 
 class Reading:

@@ -7,6 +7,7 @@ assignment and the worker is not draining.
 
 from __future__ import annotations
 
+import os
 import time
 from typing import TYPE_CHECKING
 
@@ -55,7 +56,8 @@ class Probes:
         try:
             await site.start()
         except OSError as error:
-            raise ConfigError(f"cannot listen on {address}: {error.strerror}", ("http", "metrics")) from error
+            why = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror  # < 0: no such name
+            raise ConfigError(f"cannot listen on {address}: {why}", ("http", "metrics")) from error
         bound = self._runner.addresses[0]
         self.address = f"http://{bound[0]}:{bound[1]}"
 

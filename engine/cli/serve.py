@@ -11,9 +11,9 @@ import uvloop
 from engine import oplog
 from engine.cli.common import config_option
 from engine.config import Config, secret_values
-from engine.config_file import Problem
+from engine.config_file import ConfigProblems, Problem
 from engine.config_load import load_with_warnings
-from engine.errors import EngineError
+from engine.errors import ConfigError, EngineError
 from engine.send import Tier
 
 logger = structlog.get_logger("surgetank.serve")
@@ -49,7 +49,10 @@ def serve(
     oplog.set_up(log_level, log_format, secrets=secret_values(loaded.config))
     for warning in loaded.warnings:
         _warn(warning)
-    ctx.exit(_serve(loaded.config, tiers or _configured_tiers(loaded.config)))
+    try:
+        ctx.exit(_serve(loaded.config, tiers or _configured_tiers(loaded.config)))
+    except ConfigError as error:  # seen only when it was tried, such as a port in use
+        raise ConfigProblems([loaded.file.problem(error.key, str(error))]) from error
 
 
 def _serve(config: Config, tiers: tuple[Tier, ...]) -> int:
@@ -57,6 +60,8 @@ def _serve(config: Config, tiers: tuple[Tier, ...]) -> int:
 
     try:
         return uvloop.run(pipeline.serve(config, tiers))
+    except ConfigError:
+        raise
     except EngineError as error:
         logger.critical("cannot go on", error=str(error))
     except OSError as error:

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
@@ -225,6 +226,25 @@ async def test_a_broken_configuration_is_told(tmp_path: Path, config: str, words
         assert await engine.ended() == 2
         assert all(word in engine.said for word in words), engine.said
         assert "Traceback" not in engine.said
+
+
+@pytest.mark.parametrize(
+    ("host", "why"), [("127.0.0.1", "Address already in use"), ("192.0.2.1", "Cannot assign requested address")]
+)
+async def test_a_place_to_listen_that_cannot_be_had_is_told(tmp_path: Path, host: str, why: str) -> None:
+    async with gateway() as taken:
+        address = f"{host}:{urlsplit(taken.url).port}"
+        config = f"""[http]
+metrics = "{address}"
+[channels.partner]
+driver = "webhook"
+base_url = "{taken.url}"
+"""
+        async with serving(tmp_path, config=config) as engine:
+            assert await engine.ended() == 2
+            told = f'surgetank.toml:2: http.metrics = "{address}": cannot listen on {address}: {why}'
+            assert told in engine.said
+            assert "Traceback" not in engine.said
 
 
 @pytest.mark.parametrize(
