@@ -121,6 +121,15 @@ class LogConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     retention: Annotated[
         Duration, about("How long records are kept; set on topics when they are created.", NS["m"], 100 * YEAR)
     ] = Duration(7 * 86_400_000_000_000)
+    max_bytes: Annotated[
+        Size | None,
+        about(
+            "Size the embedded log may have: above it records every group has read go, oldest first, whatever "
+            "`retention` says; what was not read yet stays. Not given: no bound.",
+            1 << 20,
+            1 << 50,
+        ),
+    ] = None
 
 
 class TierConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

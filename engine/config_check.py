@@ -40,6 +40,8 @@ def check(config: Config) -> Found:
 
 def warn(config: Config, given: Container[Path]) -> Found:
     """What is accepted but not in effect yet, or likely not meant; ``given``: the keys that stand in the file."""
+    if config.log.kind == "kafka" and config.log.max_bytes is not None:
+        yield ("log", "max_bytes"), "means nothing on Kafka: see `retention.bytes` of its topics"
     for tier, settings in config.tiers.items():
         if settings.pacing != "asap":
             yield (

@@ -23,4 +23,6 @@ def open_log(config: LogConfig, *, state: str, engine: bool) -> Log:
 
     path = config.path if config.path != LogConfig().path else str(Path(state) / "log.db")
     retention_ms = config.retention // NS_PER_MS
-    return SqliteLog(path, engine=engine, first_start=config.first_start, retention_ms=retention_ms)
+    return SqliteLog(
+        path, engine=engine, first_start=config.first_start, retention_ms=retention_ms, max_bytes=config.max_bytes
+    )

@@ -17,8 +17,10 @@ from typing import Any
 import pytest
 
 from engine.clock import Clock
+from engine.config import LogConfig, Size
 from engine.errors import LogUnavailable, LogUnusable
 from engine.logs import Partition, Position, Record, TopicSpec
+from engine.logs.open import open_log
 from engine.logs.sqlite import SqliteLog
 from tests.contract.log_kit import Listener, poll_until, rows, values
 
@@ -258,6 +260,18 @@ async def test_a_file_over_its_size_gives_up_what_was_read(opened: Opener, caplo
     await consumed(log, "g", 40)
     await log.keep_up()
     assert log.store.size() <= 1 << 20
+
+
+async def test_the_size_is_what_the_configuration_says(path: str) -> None:
+    log = open_log(LogConfig(path=path, max_bytes=Size(1 << 20)), state="", engine=True)
+    assert isinstance(log, SqliteLog)
+    await log.start()
+    for _ in range(20):
+        await log.append([Record("t", os.urandom(100_000))])
+    await consumed(log, "g", 20)
+    await log.keep_up()
+    assert log.store.size() <= 1 << 20
+    await log.close()
 
 
 async def test_compaction_keeps_the_newest_of_each_key(opened: Opener) -> None:
