@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
 
@@ -32,11 +33,11 @@ PROPERTIES = """\
 process.roles=broker,controller
 node.id=1
 controller.quorum.bootstrap.servers=127.0.0.1:{controller}
-listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
-advertised.listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
+listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}{listeners}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}{listeners}
 controller.listener.names=CONTROLLER
 inter.broker.listener.name=PLAINTEXT
-listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT
+listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT{protocols}
 log.dirs={data}
 offsets.topic.replication.factor=1
 offsets.topic.num.partitions=8
@@ -94,11 +95,22 @@ class Broker:
     """One node with a data folder of its own. A context manager: gone at the end, whatever happens.
 
     It also dies with the *thread* that started it (Linux counts the parent death signal so), hence: start it from the
-    main thread. ``kill`` and ``restart`` are for crash tests; address and data stay the same.
+    main thread. ``kill`` and ``restart`` are for crash tests; address and data stay the same. ``listeners`` are further
+    ones, protocol -> port; ``properties`` are added to the node's, ``format`` to what formats its data folder.
     """
 
-    def __init__(self, port: int | None = None) -> None:
+    def __init__(
+        self,
+        port: int | None = None,
+        *,
+        listeners: Mapping[str, int] | None = None,
+        properties: Mapping[str, str] | None = None,
+        format: Sequence[str] = (),
+    ) -> None:
         self._port = port or free_port()
+        self._listeners = dict(listeners or {})
+        self._more = dict(properties or {})
+        self._format = tuple(format)
         self._process: subprocess.Popen[bytes] | None = None
         self._folder: Path | None = None
 
@@ -134,10 +146,9 @@ class Broker:
         self._libs = fetch_jars()
         self._folder = Path(tempfile.mkdtemp(prefix="surgetank-kafka-"))
         try:
-            text = PROPERTIES.format(port=self._port, controller=free_port(), data=self._folder / "data")
-            self._properties.write_text(text)
+            self._properties.write_text(self._text(self._folder / "data"))
             cluster = self._tool("random-uuid").strip()
-            self._tool("format", "--standalone", "-t", cluster, "-c", str(self._properties))
+            self._tool("format", "--standalone", "-t", cluster, "-c", str(self._properties), *self._format)
             self.restart()
         except BaseException:
             self.stop()
@@ -179,6 +190,14 @@ class Broker:
     def _properties(self) -> Path:
         assert self._folder is not None
         return self._folder / "server.properties"
+
+    def _text(self, data: Path) -> str:
+        more = "".join(f",{name}://127.0.0.1:{port}" for name, port in self._listeners.items())
+        protocols = "".join(f",{name}:{name}" for name in self._listeners)
+        text = PROPERTIES.format(
+            port=self._port, controller=free_port(), data=data, listeners=more, protocols=protocols
+        )
+        return text + "".join(f"{name}={value}\n" for name, value in self._more.items())
 
     def _tool(self, *arguments: str) -> str:
         command = [self._java, "-XX:TieredStopAtLevel=1", "-cp", f"{self._libs}/*", "kafka.tools.StorageTool"]

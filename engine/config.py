@@ -102,6 +102,30 @@ class Retry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     most: Annotated[Duration, about("Longest wait before any call.", NS["ms"], NS["d"])] = Duration(60_000_000_000)
 
 
+class Security(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How brokers and clients know each other (Kafka). Over TLS a broker's name must be the one it was called by."""
+
+    protocol: Annotated[
+        Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"],
+        about("The listener's kind: `SSL` is TLS, `SASL_` asks for user and password."),
+    ] = "PLAINTEXT"
+    mechanism: Annotated[
+        Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"], about("How the password is proven (SASL).")
+    ] = "SCRAM-SHA-512"
+    user: Annotated[str | None, about("Who we are (SASL).")] = None
+    password: Annotated[str | None, about("Its password; also as `password_file`.")] = None
+    ca_file: Annotated[
+        str | None, about("Certificates that vouch for the brokers, PEM (TLS). Not given: those of the system.")
+    ] = None
+    cert_file: Annotated[str | None, about("Our own certificate, PEM, where brokers ask for one (TLS).")] = None
+    key_file: Annotated[str | None, about("The key of `cert_file`, PEM. Not given: it stands in `cert_file` too.")] = (
+        None
+    )
+    key_password: Annotated[
+        str | None, about("What the key is encrypted with, if it is; also as `key_password_file`.")
+    ] = None
+
+
 class LogConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where sends come from and receipts go to."""
 
@@ -130,6 +154,7 @@ class LogConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             1 << 50,
         ),
     ] = None
+    security: Annotated[Security, about("TLS and SASL (Kafka): see `[log.security]`.")] = Security()
 
 
 class TierConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -253,11 +278,16 @@ def default_tiers() -> dict[str, TierConfig]:
     }
 
 
+def is_secret(name: str) -> bool:
+    """Whether a key's value must not be shown; where a file is, may be."""
+    return not name.endswith("_file") and SECRET_NAME.search(name) is not None
+
+
 def masked(keys: dict[str, Any], secret_keys: frozenset[str] = frozenset()) -> dict[str, Any]:
     """``keys`` with every secret, at any depth, as "***"."""
     return {
         name: MASK
-        if name in secret_keys or SECRET_NAME.search(name)
+        if name in secret_keys or is_secret(name)
         else masked(value, secret_keys)
         if isinstance(value, dict)
         else value
@@ -266,8 +296,9 @@ def masked(keys: dict[str, Any], secret_keys: frozenset[str] = frozenset()) -> d
 
 
 def secret_values(config: Config) -> set[str]:
-    """Every secret text of every account, for the log to keep out."""
+    """Every secret text of every account and of the log, for the engine's own log to keep out."""
     found: set[str] = set()
+    _gather_secrets(msgspec.structs.asdict(config.log.security), frozenset(), found)
     for channel in config.channels.values():
         for keys in channel.accounts.values():
             _gather_secrets(keys, channel.secret_keys, found)
@@ -278,7 +309,7 @@ def _gather_secrets(keys: dict[str, Any], secret_keys: frozenset[str], found: se
     for name, value in keys.items():
         if isinstance(value, dict):
             _gather_secrets(value, secret_keys, found)
-        elif isinstance(value, str) and (name in secret_keys or SECRET_NAME.search(name)):
+        elif isinstance(value, str) and (name in secret_keys or is_secret(name)):
             found.add(value)
 
 

@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from urllib.parse import urlsplit
 from zoneinfo import available_timezones
 
-from engine.config import ChannelConfig, Config, Limit
+from engine.config import ChannelConfig, Config, Limit, Security
 from engine.config_lines import Path
 from engine.errors import ConfigError
 
@@ -40,6 +40,8 @@ def check(config: Config) -> Found:
 
 def warn(config: Config, given: Container[Path]) -> Found:
     """What is accepted but not in effect yet, or likely not meant; ``given``: the keys that stand in the file."""
+    if config.log.kind == "kafka" and config.log.security.protocol == "SASL_PLAINTEXT":
+        yield ("log", "security", "protocol"), "nothing is encrypted, and PLAIN shows the password to whoever listens"
     if config.log.kind == "kafka" and config.log.max_bytes is not None:
         yield ("log", "max_bytes"), "means nothing on Kafka: see `retention.bytes` of its topics"
     for tier, settings in config.tiers.items():
@@ -81,6 +83,31 @@ def _log(config: Config) -> Found:
     brokers = config.log.bootstrap.split(",")
     if config.log.kind == "kafka" and not all(_is_address(broker.strip()) for broker in brokers):
         yield ("log", "bootstrap"), 'must be "host:port", several with commas'
+    if config.log.kind == "kafka":
+        yield from _security(config.log.security)
+
+
+def _security(security: Security) -> Found:
+    from engine.logs.kafka_security import client_keys  # late: an embedded log needs no broker client
+
+    path = ("log", "security")
+    sasl, tls = security.protocol.startswith("SASL_"), security.protocol.endswith("SSL")
+    for name in ("user", "password"):
+        given = getattr(security, name) is not None
+        if sasl and not given:
+            yield (*path, name), f'missing: protocol "{security.protocol}" needs it'
+        elif given and not sasl:
+            yield (*path, name), f'means nothing with protocol "{security.protocol}"'
+    for name in ("ca_file", "cert_file", "key_file", "key_password"):
+        if getattr(security, name) is not None and not tls:
+            yield (*path, name), f'means nothing with protocol "{security.protocol}"'
+    for name in ("key_file", "key_password"):
+        if getattr(security, name) is not None and security.cert_file is None:
+            yield (*path, name), "means nothing without cert_file"
+    try:
+        client_keys(security)
+    except ConfigError as error:
+        yield error.key, str(error)
 
 
 def _tiers(config: Config) -> Found:

@@ -17,6 +17,7 @@ from engine.config import (
     Limit,
     LogConfig,
     Retry,
+    Security,
     Size,
     TierConfig,
     WorkerGroup,
@@ -32,9 +33,10 @@ be valid; `surgetank config show FILE` prints what it amounts to. `deploy/surget
 - Durations are an integer and a unit: `"200ms"`, `"10m"`, `"1d"` (ns, us, ms, s, m, h, d). Sizes likewise: `"1GiB"`
   (B, KiB, MiB, GiB).
 - Relative paths start at the directory of the configuration file, wherever the command is run.
-- A secret may stand in a file of its own: any key `X` of an account may be given as `X_file`, the path of a text file
-  (up to 64 KiB, blanks around it are cut off). Keys given so, and keys whose name has secret, passw, token, key,
-  authorization, credential or cookie in it, are shown as `***` and never written to the log.
+- A secret may stand in a file of its own: any key `X` of an account, and the passwords of `[log.security]`, may be
+  given as `X_file`, the path of a text file (up to 64 KiB, blanks around it are cut off). Keys given so, and keys whose
+  name has secret, passw, token, key, authorization, credential or cookie in it, are shown as `***` and never written to
+  the log.
 - A file with any unknown key or wrong value is refused as a whole, with exit code 2. Keys that are accepted but have
   no effect in this version are said to be so below, and by a warning.
 """
@@ -42,6 +44,11 @@ be valid; `surgetank config show FILE` prints what it amounts to. `deploy/surget
 TABLES: tuple[tuple[str, type[msgspec.Struct], str], ...] = (
     ("Top level", Config, "Before the first table of the file."),
     ("[log]", LogConfig, "Where sends come from and receipts go to."),
+    (
+        "[log.security]",
+        Security,
+        "How brokers and clients know each other. Certificates are always verified, and so is the broker's name.",
+    ),
     ("[tiers.system], [tiers.template], [tiers.basic]", TierConfig, "Settings of a tier."),
     ("budget of a tier", Budget, 'Written as `budget = { sends = 500_000, bytes = "512MiB" }`.'),
     ("[channels.NAME]", ChannelConfig, "A channel; `NAME` is what a send gives as its `channel`."),

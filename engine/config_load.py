@@ -22,6 +22,8 @@ from engine.config import (
     Config,
     Duration,
     Limit,
+    LogConfig,
+    Security,
     Size,
     TierConfig,
     default_tiers,
@@ -32,6 +34,8 @@ from engine.config_lines import Path
 from engine.send import Tier
 
 MAX_SECRET_BYTES = 64 << 10
+PASSWORDS = {"password", "key_password"}  # of [log.security]
+FILES = ("ca_file", "cert_file", "key_file")
 INTERNAL: dict[type[msgspec.Struct], set[str]] = {ChannelConfig: {"account_limits", "secret_keys"}}  # no keys
 
 
@@ -88,14 +92,21 @@ class Reading:
         config = msgspec.structs.replace(config, tiers=tiers)
         tiers = {tier.label: tier_policy(config, tier) for tier in Tier}
         return msgspec.structs.replace(
-            config, state=str(state), tiers=tiers, log=msgspec.structs.replace(config.log, path=str(path))
+            config, state=str(state), tiers=tiers, log=self._log(msgspec.structs.replace(config.log, path=str(path)))
         )
+
+    def _log(self, log: LogConfig) -> LogConfig:
+        named = {name: getattr(log.security, name) for name in FILES}
+        found = {name: str(self.directory / path) for name, path in named.items() if path}
+        return msgspec.structs.replace(log, security=msgspec.structs.replace(log.security, **found))
 
     def struct(self, kind: Any, data: object, path: Path, base: Any = None) -> Any:
         """A struct from a table; keys not given come from ``base`` or are the defaults."""
         if not isinstance(data, dict):
             self.wrong(path, "must be a table")
             return base
+        if kind is Security:
+            data = self._passwords(data, path)
         types = {name: t for name, t in annotated_fields(kind).items() if name not in INTERNAL.get(kind, ())}
         values: dict[str, Any] = {}
         for name, value in data.items():
@@ -178,6 +189,12 @@ class Reading:
         if not keys and webhook:
             keys["default"] = {}
         return {"accounts": keys, "account_limits": limits, "secret_keys": frozenset(secret)}
+
+    def _passwords(self, given: Mapping[str, Any], path: Path) -> dict[str, Any]:
+        secrets = {key: value for key, value in given.items() if key.removesuffix("_file") in PASSWORDS}
+        read = self._secrets(secrets, path, set())
+        others = {key: value for key, value in given.items() if key not in secrets}
+        return others | {key: value for key, value in read.items() if value is not None}
 
     def _secrets(self, given: Mapping[str, Any], path: Path, secret: set[str]) -> dict[str, Any]:
         keys: dict[str, Any] = {}

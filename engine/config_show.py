@@ -8,12 +8,13 @@ from typing import Any
 
 import msgspec
 
-from engine.config import ChannelConfig, Config, Duration, Size, masked_url
+from engine.config import ChannelConfig, Config, Duration, Size, masked, masked_url
 
 
 def plain(config: Config) -> dict[str, Any]:
     """The keys of the file with their effective values; secrets as "***"."""
     shown: dict[str, Any] = _plain(config)
+    shown["log"]["security"] = masked(shown["log"]["security"])
     for name, channel in config.channels.items():
         shown["channels"][name] |= _channel(channel)
     return shown

@@ -1,6 +1,6 @@
 """The log on Apache Kafka: production. One consumer and one group per tier; appends through one idempotent producer.
 
-Plain text connections. Topics are never created by accident here, only by ``create_topics``.
+Topics are never created by accident here, only by ``create_topics``.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, for_code
 
+from engine.config import Security
 from engine.errors import LogUnavailable, LogUnusable
 from engine.logs import AssignmentListener, Consumer, Partition, Position, Reader, Record, TopicDifference, TopicSpec
 from engine.logs.kafka_quiet import quieten
 from engine.logs.kafka_read import KafkaConsumer
 from engine.logs.kafka_reader import KafkaReader
+from engine.logs.kafka_security import client_keys
 from engine.logs.kafka_write import KafkaWriter
 
 ADMIN_S = 15.0
@@ -30,17 +32,24 @@ ALREADY_THERE = 36
 class KafkaLog:
     """One process's access to a Kafka cluster. See ``engine.logs.Log``."""
 
-    def __init__(self, bootstrap: str, *, first_start: Literal["earliest", "latest"] = "earliest") -> None:
+    def __init__(
+        self,
+        bootstrap: str,
+        *,
+        first_start: Literal["earliest", "latest"] = "earliest",
+        security: Security | None = None,
+    ) -> None:
         self.bootstrap = bootstrap
+        self.client = {"bootstrap_servers": bootstrap, **client_keys(security or Security())}
         self.first_start = first_start
-        self._writer = KafkaWriter(bootstrap, self._is_compacted)
+        self._writer = KafkaWriter(bootstrap, self.client, self._is_compacted)
         self._admin: AIOKafkaAdminClient | None = None
         self._open: list[KafkaConsumer | KafkaReader] = []
 
     async def start(self) -> None:
         """Connect. Raises LogUnavailable."""
         quieten()
-        admin = AIOKafkaAdminClient(bootstrap_servers=self.bootstrap)
+        admin = AIOKafkaAdminClient(**self.client)
         try:
             await admin.start()
         except (KafkaError, OSError) as error:

@@ -76,9 +76,9 @@ class KafkaConsumer:
             raise LogUnavailable(f"group {self._group}: this member has left")
         assignor = type("Sticky", (StickyPartitionAssignor,), {"member_assignment": None})
         kafka = AIOKafkaConsumer(
-            bootstrap_servers=self._log.bootstrap,
             group_id=self._group,
             partition_assignment_strategy=(assignor,),
+            **self._log.client,
             **CONSUMER,
         )
         kafka.subscribe(self._topics, listener=_Callbacks(self))

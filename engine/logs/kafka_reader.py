@@ -28,7 +28,7 @@ class KafkaReader:
 
     async def start(self, partitions: Sequence[Partition], *, from_end: bool) -> None:
         """Stand at the beginning or the present end of ``partitions``. Raises LogUnavailable."""
-        kafka = AIOKafkaConsumer(bootstrap_servers=self._log.bootstrap, **CONSUMER)
+        kafka = AIOKafkaConsumer(**self._log.client, **CONSUMER)
         kafka.assign([TopicPartition(*partition) for partition in partitions])
         source = Source(kafka)
         try:

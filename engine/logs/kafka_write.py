@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -75,8 +75,11 @@ class _Lane:
 class KafkaWriter:
     """All appends of one process."""
 
-    def __init__(self, bootstrap: str, is_compacted: Callable[[str], Awaitable[bool]]) -> None:
+    def __init__(
+        self, bootstrap: str, client: Mapping[str, Any], is_compacted: Callable[[str], Awaitable[bool]]
+    ) -> None:
         self._bootstrap = bootstrap
+        self._client = client  # what every aiokafka client is made with
         self._is_compacted = is_compacted
         self._keyless: set[str] = set()  # topics known to take records without a key
         self._producer: AIOKafkaProducer | None = None
@@ -231,7 +234,7 @@ class KafkaWriter:
                 if self._closed:
                     raise LogUnavailable(f"{self._bootstrap}: the log is closed")
                 producer = AIOKafkaProducer(
-                    bootstrap_servers=self._bootstrap,
+                    **self._client,
                     enable_idempotence=True,
                     acks="all",
                     compression_type="lz4",
