@@ -21,7 +21,7 @@ import msgspec
 from engine.decode import decode, decode_many
 from engine.errors import Reject
 from engine.send import Origin, Outcome, Send
-from engine.wire import ReceiptFacts, ReceiptSend, encode_receipts
+from engine.wire import ReceiptFacts, ReceiptSend, encode_receipts, receipt_parts
 from ext.scan import Scanner
 
 SMALL_LOOPS, LARGE_LOOPS, REPEATS = 2_000, 10, 50  # short runs, many: one falls between the disturbances
@@ -117,7 +117,10 @@ def receipts_us() -> float:
     numbers = range(1_000)
 
     def encode() -> None:
-        encode_receipts(facts, [ReceiptSend(f"o-{n}", Origin("surgetank.basic", 3, n), None, 1, 250) for n in numbers])
+        encode_receipts(
+            facts,
+            receipt_parts([ReceiptSend(f"o-{n}", Origin("surgetank.basic", 3, n), None, 1, 250) for n in numbers]),
+        )
 
     return best_us(encode, LARGE_LOOPS) / len(numbers)
 

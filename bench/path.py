@@ -66,7 +66,7 @@ STAGES = {
     "consume": ("aiokafka", "engine/logs", "engine/consume", "sqlite"),
     "decode": ("engine/decode", "engine/wire"),
     "admit": ("engine/admit", "engine/drivers", "engine/state"),
-    "schedule": ("engine/columns", "ext/"),
+    "schedule": ("ext/",),
     "deliver": ("engine/deliver", "engine/tokens", "aiohttp", "yarl", "multidict"),
     "settle": ("engine/dispatch", "engine/settle", "engine/record", "engine/open_sends", "engine/counters"),
     "commit": ("engine/commit",),

@@ -28,7 +28,7 @@ class Cancelled:
         kept = {name: [one for one in commands if one.expires_ms > now_ms] for name, commands in self._standing.items()}
         self._standing = {name: commands for name, commands in kept.items() if commands}
 
-    def names(self, campaign: str | None) -> bool:
+    def __contains__(self, campaign: object) -> bool:
         """Whether any command may be about it: the cheap question before ``covers``."""
         return campaign in self._standing
 

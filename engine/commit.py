@@ -56,6 +56,11 @@ class Ledger:
             self._done.remove(opened.popleft())
             self._stamps.popleft()
 
+    def complete_many(self, offsets: Iterable[int]) -> None:
+        """``complete`` for each."""
+        for offset in offsets:
+            self.complete(offset)
+
     @property
     def watermark(self) -> int:
         """The first offset that is not complete."""

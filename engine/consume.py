@@ -18,7 +18,6 @@ from engine import wire
 from engine.admit import Channel, Hold, address, admit, prepare, times
 from engine.backoff import Backoff
 from engine.clock import NS_PER_MS, NS_PER_S, Clock
-from engine.columns import Columns
 from engine.commit import Committer, Ledger
 from engine.config import TierConfig
 from engine.counters import Counters
@@ -27,10 +26,12 @@ from engine.dispatch import Dispatcher
 from engine.drivers import Template
 from engine.errors import LogUnavailable, Reject
 from engine.logs import Chunk, Consumer, Headers, Partition, Position
-from engine.open_sends import Content, Flow, OpenSend, OpenSends
+from engine.open_sends import Content, Flow, OpenSend, OpenSends, recipients
 from engine.record import Facts, Recorder
 from engine.send import Origin, Outcome, Send, Tier
-from engine.state.seen import Seen, key_of
+from engine.state.seen import Seen
+from ext.columns import Columns
+from ext.intake import Taker
 
 logger = structlog.get_logger("surgetank.consume")
 POLL_RECORDS = 500
@@ -40,6 +41,7 @@ HOLD_NS = 30 * NS_PER_S  # how long a send waits for its content to be registere
 BUDGET_WAIT_S = 0.01
 PAUSE_AFTER_S = 1.0
 NOT_KNOWN = (None, None, None, None)
+COLUMNS = ("offsets", "timestamps_ms", "keys", "values", "headers")
 
 
 class Arrival(msgspec.Struct, frozen=True, gc=False):
@@ -100,6 +102,15 @@ class Intake:
         self._counters = counters
         self._clock = clock
         self._columns = Columns()
+        self._taker = Taker(
+            opens,
+            seen.table,
+            self._columns,
+            dispatcher.cancelled,
+            due_after_ms=policy.due_after // NS_PER_MS,
+            max_age_ms=policy.max_age // NS_PER_MS,
+            linger_ns=policy.linger,
+        )
         self._held: dict[str, list[Held]] = {}
         self._held_sends = 0
         self._held_bytes = 0
@@ -191,29 +202,45 @@ class Intake:
 
     def _full(self, share: float) -> bool:
         budget, tier = self.policy.budget, self.tier
-        sends, size = self._opens.count[tier] + self._held_sends, self._opens.bytes[tier] + self._held_bytes
+        sends, size = self._opens.count[tier] + self._held_sends, self._opens.sizes[tier] + self._held_bytes
         untold = self._recorder.full(share)  # what ends at intake has no other bound
         return sends >= budget.sends * share or size >= budget.bytes * share or untold
 
     def _slice(self, chunk: Chunk, start: int, end: int, ledger: Ledger) -> None:
-        offsets, values, headers = chunk.offsets[start:end], chunk.values[start:end], chunk.headers[start:end]
-        stamps, keys = chunk.timestamps_ms[start:end], chunk.keys[start:end]
-        ledger.open_many(offsets, stamps)
-        decoded = decode_many(values)
-        counters, tier = self._counters, self.tier
-        counters.unknown_keys += decoded.unknown_keys
-        counters.consumed_sends[tier] += len(offsets)
+        part = chunk._replace(**{name: getattr(chunk, name)[start:end] for name in COLUMNS})
+        ledger.open_many(part.offsets, part.timestamps_ms)
+        self._counters.consumed_sends[self.tier] += len(part.offsets)
         self._now_ns, self._offset_ns = self._clock.now_ns(), self._clock.offset_ns()
         now_ms = self._clock.wall_ms()
-        for offset, stamp, key, value, header, send in zip(
-            offsets, stamps, keys, values, headers, decoded.sends, strict=True
-        ):
-            origin = Origin(chunk.topic, chunk.partition, offset)
-            # Timestamps are the producer's: one in the future must not make the send younger than it can be.
-            arrival = Arrival(ledger, offset, origin, 0, min(stamp, now_ms), key, value, header)
-            counters.consumed_bytes[tier] += len(value) if value else 0
-            self._record(send, arrival)
+        at = self._take_common(part, ledger, now_ms, 0)
+        while at < len(part.offsets):
+            self._take_one(part, ledger, now_ms, at)
+            at = self._take_common(part, ledger, now_ms, at + 1)
         self._dispatcher.push(self._columns)
+
+    def _take_common(self, chunk: Chunk, ledger: Ledger, now_ms: int, start: int) -> int:
+        """Take records of the common kind in; where the first other one stands."""
+        taker, counters, tier = self._taker, self._counters, self.tier
+        place = self._seen.place(chunk.topic, chunk.partition)
+        at = taker.take(
+            chunk.values, chunk.keys, chunk.headers, chunk.offsets, chunk.timestamps_ms, tier, ledger, chunk.topic,
+            chunk.partition, place, self._now_ns, now_ms, self._offset_ns, start,
+        )  # fmt: skip
+        counters.consumed_bytes[tier] += taker.size
+        counters.taken_in[tier] += taker.recipients
+        counters.unknown_keys += taker.unknown_keys
+        return at
+
+    def _take_one(self, chunk: Chunk, ledger: Ledger, now_ms: int, at: int) -> None:
+        value, offset = chunk.values[at], chunk.offsets[at]
+        decoded = decode_many([value])
+        self._counters.unknown_keys += decoded.unknown_keys
+        self._counters.consumed_bytes[self.tier] += len(value) if value else 0
+        origin = Origin(chunk.topic, chunk.partition, offset)
+        # Timestamps are the producer's: one in the future must not make the send younger than it can be.
+        stamp = min(chunk.timestamps_ms[at], now_ms)
+        arrival = Arrival(ledger, offset, origin, 0, stamp, chunk.keys[at], value, chunk.headers[at])
+        self._record(decoded.sends[0], arrival)
 
     # --- one record
 
@@ -254,7 +281,7 @@ class Intake:
             until = self._clock.now_ns() + HOLD_NS
             self._hold(Held(send, arrival, account, tenant, until), prepared)
             return
-        key = key_of(tenant, channel.name, send.id)
+        key = self._seen.key_of(tenant, channel.name, send.id)
         first = self._seen.claim(key, arrival.origin, arrival.hop)
         if first is not None:
             facts = Facts(self.tier, channel.name, account, tenant, send.campaign)
@@ -287,13 +314,14 @@ class Intake:
             when.due * NS_PER_MS + offset_ns,
             when.deadline * NS_PER_MS + offset_ns,
             self.policy.linger,
-            wire.meta_msgpack(send.meta),
+            bytes(wire.meta_msgpack(send.meta)),
             arrival.key,
             arrival.value,
             arrival.headers,
             admitted.data,
         )
         handle = self._opens.add(opened)
+        self._taker.learn(arrival.value, flow)
         if admitted.ids:
             not_before_ns = when.not_before * NS_PER_MS + offset_ns if when.not_before else 0
             self._columns.add(handle, opened, 0, not_before_ns, admitted.positions, admitted.ids)
@@ -316,17 +344,17 @@ class Intake:
         """A record that never entered the core."""
         id, meta, count = (send.id, wire.meta_msgpack(send.meta), len(send.to)) if send else (None, wire.NO_META, 1)
         entry = wire.ReceiptSend(id, arrival.origin, None, 0, 0, meta)
-        self._recorder.receipt(facts, outcome, "", reason, "", "", [entry])
+        self._recorder.receipt(facts, outcome, "", reason, "", "", wire.receipt_parts([entry]))
         age_ns = (self._clock.wall_ms() - arrival.first_seen_ms) * NS_PER_MS
         channel = facts.channel if facts.channel and facts.channel in self._channels else "_none"
         self._counters.end_to_end_of(self.tier, channel).observe(age_ns, count)
         self._counters.outcomes[self.tier, channel, outcome] += count
-        self._recorder.complete([(arrival.ledger, arrival.offset)])
+        self._recorder.complete(arrival.ledger, [arrival.offset])
 
     def _end_some(self, handle: int, send: OpenSend, outcome: Outcome, reason: str, positions: Sequence[int]) -> None:
-        to = None if len(positions) == send.total else send.recipients(positions)
-        entry = wire.ReceiptSend(send.id, send.origin, to, 0, 0, send.meta)
-        self._recorder.receipt(send.flow, outcome, "", reason, "", "", [entry])
+        to = None if len(positions) == send.total else recipients(send, positions)
+        entry = wire.ReceiptSend(send.id, send.origin, to, 0, 0, msgspec.Raw(send.meta))
+        self._recorder.receipt(send.flow, outcome, "", reason, "", "", wire.receipt_parts([entry]))
         self._dispatcher.ended(handle, send, outcome, len(positions))
 
     # --- what waits for its content

@@ -12,23 +12,25 @@ import asyncio
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+import msgspec
 import structlog
 
 from engine import wire
 from engine.admit import Channel
 from engine.cancelled import Cancelled, Standing
 from engine.clock import NS_PER_MS, NS_PER_S, Clock
-from engine.columns import Batch, Columns
 from engine.commit import Ledger
 from engine.config import ChannelConfig
 from engine.counters import Counters
 from engine.deliver import Deliverer
 from engine.drivers import Action, Call, CallResult
-from engine.open_sends import Flow, OpenSend, OpenSends
+from engine.open_sends import Flow, OpenSend, OpenSends, recipients
 from engine.record import Recorder
 from engine.send import Outcome
 from engine.settle import Again, Ending, settle
 from engine.state.seen import Seen
+from ext.columns import Batch, Columns, batches_of
+from ext.receipts import tell
 from ext.schedule import ACCOUNT, CANCELLED, NEVER, Core
 
 logger = structlog.get_logger("surgetank.dispatch")
@@ -74,7 +76,7 @@ class Dispatcher:
         self._deliverers = deliverers
         self._seen = seen
         self.clock = clock
-        self._cancelled = Cancelled()
+        self.cancelled = Cancelled()
         self._calls: set[asyncio.Task[None]] = set()
         self._pumping = False
         self._stopped = False
@@ -98,7 +100,7 @@ class Dispatcher:
 
     def cancel(self, campaign: str, command: Standing) -> int:
         """End what is queued of a campaign, and from now on what the command covers; how many ended."""
-        self._cancelled.add(campaign, command, self.clock.wall_ms())
+        self.cancelled.add(campaign, command, self.clock.wall_ms())
         tenant = command.tenant
         pairs = {(flow.tenant_handle, flow.campaign_handle) for flow in self.opens.of_campaign(campaign, tenant)}
         ended = sum(self.core.cancel(*pair) for pair in pairs)
@@ -107,9 +109,9 @@ class Dispatcher:
 
     def is_cancelled(self, campaign: str | None, tenant: str, first_seen_ms: int) -> bool:
         """True for a send that a cancel command covers."""
-        if campaign is None or not self._cancelled.names(campaign):
+        if campaign is None or campaign not in self.cancelled:
             return False
-        return self._cancelled.covers(campaign, tenant, first_seen_ms, self.clock.wall_ms())
+        return self.cancelled.covers(campaign, tenant, first_seen_ms, self.clock.wall_ms())
 
     async def stop(self, deadline_s: float) -> int:
         """Pop no more; wait for calls under way, then cut them off. Returns how many were cut off."""
@@ -140,10 +142,10 @@ class Dispatcher:
         now = self.clock.now_ns()
         more = False
         if not self.recorder.full():
-            batches = self.core.pop_batches(now, POP_BUDGET)
-            for number in range(batches.count):
-                self._start(Batch(batches, number, self.opens.by_handle, now))
-            more = batches.more
+            popped = self.core.pop_batches(now, POP_BUDGET)
+            for batch in batches_of(popped, self.opens, now):
+                self._start(batch)
+            more = popped.more
         if self._reap(now) or more:
             self.wake()
         else:
@@ -160,14 +162,14 @@ class Dispatcher:
             self._timer = self._loop.call_later(max(due - now, 0) / NS_PER_S, self.wake)
 
     def _start(self, batch: Batch) -> None:
-        stale = [row for row, send in enumerate(batch.sends) if send.ledger.stale]
+        stale = batch.stale()
         if stale:
             self._give_back(batch, stale)
-            if not batch.sends:
+            if not len(batch):
                 self.core.release(batch.channel, batch.tier)
                 self.wake()
                 return
-        self.counters.in_flight[batch.tier] += len(batch.sends)
+        self.counters.in_flight[batch.tier] += len(batch)
         task = self._loop.create_task(self._call(batch))
         self._calls.add(task)
         task.add_done_callback(self._called)
@@ -175,10 +177,10 @@ class Dispatcher:
     def _give_back(self, batch: Batch, rows: Sequence[int]) -> None:
         """Their partition belongs to another worker now, which reads them again."""
         self.counters.given_back[batch.tier] += len(rows)
+        handles, sends = batch.handles, batch.sends
         for row in rows:
-            self.less(batch.handles[row], batch.sends[row], 1)
-        gone = set(rows)
-        batch.only([row for row in range(len(batch.sends)) if row not in gone])
+            self.less(handles[row], sends[row], 1)
+        batch.without(rows)
 
     def _called(self, task: asyncio.Task[None]) -> None:
         self._calls.discard(task)
@@ -188,16 +190,14 @@ class Dispatcher:
 
     async def _call(self, batch: Batch) -> None:
         flow = batch.flow
-        content = batch.sends[0].content.prepared
-        data = [send.data.get(p) for send, p in zip(batch.sends, batch.positions, strict=True)]
-        call = Call(batch.name(), flow.account, content.body, batch.ids, data if any(data) else ())
+        call = Call(batch.name(), flow.account, batch.content.prepared.body, batch.ids, batch.data)
         self.counters.calls_in_flight[flow.channel] += 1
         try:
             result = await self._deliverers[flow.channel].call(call)
         finally:
             self.core.release(batch.channel, batch.tier)
             self.counters.calls_in_flight[flow.channel] -= 1
-            self.counters.in_flight[batch.tier] -= len(batch.sends)
+            self.counters.in_flight[batch.tier] -= len(batch)
         self._settle(batch, call, result)
         self.wake()
 
@@ -223,43 +223,40 @@ class Dispatcher:
             )
         columns = Columns()
         for ending in settlement.endings:
-            self._end(batch, ending, call.batch, result.platform_id, now)
+            self._end(batch, ending, call.batch, result.platform_id)
         for again in settlement.again:
-            self._again(batch, again, columns, now)
+            self._again(batch, again, columns)
         columns.push(self.core, now)
 
-    def _end(self, batch: Batch, ending: Ending, name: str, platform_id: str, now: int) -> None:
-        entries = []
-        told = Told(self, batch.flow, ending.outcome)
-        for rows in _runs(batch.handles, ending.who):
-            first = rows[0]
-            send, attempts = batch.sends[first], batch.attempts[first] + 1
-            whole = len(rows) == send.total
-            queued_ms = (batch.popped_ns - send.pushed_ns) // NS_PER_MS
-            to = None if whole else [batch.ids[row] for row in rows]
-            entries.append(wire.ReceiptSend(send.id, send.origin, to, attempts, queued_ms, send.meta))
-            if ending.outcome is Outcome.DEAD:
-                positions = None if whole else [batch.positions[row] for row in rows]
-                self.recorder.dead(send, ending.reason or ending.code, ending.code, attempts, positions)
-            told.send(batch.handles[first], send, len(rows))
-        self.recorder.receipt(batch.flow, ending.outcome, ending.code, ending.reason, name, platform_id, entries)
-        told.done()
+    def _end(self, batch: Batch, ending: Ending, name: str, platform_id: str) -> None:
+        flow, outcome, counters = batch.flow, ending.outcome, self.counters
+        if outcome is Outcome.DEAD:
+            self._bury(batch, ending)
+        end_to_end = counters.end_to_end_of(flow.tier, flow.channel)
+        keeps_id = outcome in KEEPS_ID
+        told = tell(batch, ending.who, keeps_id, self.clock.wall_ms(), end_to_end, wire.MAX_PART_BYTES)
+        self.recorder.receipt(flow, outcome, ending.code, ending.reason, name, platform_id, told.parts)
+        for send in told.unclaimed:
+            self._seen.free(send.key, send.origin)
+        counters.outcomes[flow.tier, flow.channel, outcome] += told.count
+        for ledger, offsets in told.completions:
+            self.recorder.complete(ledger, offsets)
 
-    def _again(self, batch: Batch, again: Again, columns: Columns, now: int) -> None:
+    def _bury(self, batch: Batch, ending: Ending) -> None:
+        handles, positions = batch.handles, batch.positions
+        for rows in _runs(handles, ending.who):
+            send, attempts = self.opens[handles[rows[0]]], batch.attempts[rows[0]] + 1
+            some = None if len(rows) == send.total else [positions[row] for row in rows]
+            self.recorder.dead(send, ending.reason or ending.code, ending.code, attempts, some)
+
+    def _again(self, batch: Batch, again: Again, columns: Columns) -> None:
         self.counters.retried(batch.flow.channel, again.reason, len(again.who))
         for rows in _runs(batch.handles, again.who):
-            send, first = batch.sends[rows[0]], rows[0]
+            send = self.opens[batch.handles[rows[0]]]
             if self.is_cancelled(send.flow.campaign, send.flow.tenant, send.first_seen_ms):
-                self._end(batch, Ending(Outcome.CANCELLED, "", "", rows), "", "", now)
-                continue
-            columns.add(
-                batch.handles[first],
-                send,
-                batch.attempts[first] + again.counts,
-                again.at_ns,
-                [batch.positions[row] for row in rows],
-                [batch.ids[row].encode() for row in rows],
-            )
+                self._end(batch, Ending(Outcome.CANCELLED, "", "", rows), "", "")
+            else:
+                columns.add_rows(batch, rows, batch.attempts[rows[0]] + again.counts, again.at_ns)
 
     def _reap(self, now: int) -> bool:
         """Tell of what ended inside the core; True when there is more to tell."""
@@ -273,17 +270,18 @@ class Dispatcher:
         groups: dict[tuple[Flow, Outcome], tuple[Told, list[wire.ReceiptSend]]] = {}
         for rows in _runs(handles, range(reaped.items)):
             first, handle = rows[0], handles[rows[0]]
-            send = self.opens.by_handle[handle]
+            send = self.opens[handle]
             outcome = Outcome.CANCELLED if causes[first] == CANCELLED else Outcome.EXPIRED
             group = groups.get((send.flow, outcome))
             if group is None:
                 group = groups[send.flow, outcome] = (Told(self, send.flow, outcome), [])
-            to = None if len(rows) == send.total else send.recipients([positions[row] for row in rows])
+            to = None if len(rows) == send.total else recipients(send, [positions[row] for row in rows])
             queued_ms = (now - send.pushed_ns) // NS_PER_MS
-            group[1].append(wire.ReceiptSend(send.id, send.origin, to, attempts[first], queued_ms, send.meta))
+            meta = msgspec.Raw(send.meta)
+            group[1].append(wire.ReceiptSend(send.id, send.origin, to, attempts[first], queued_ms, meta))
             group[0].send(handle, send, len(rows))
         for (flow, outcome), (told, entries) in groups.items():
-            self.recorder.receipt(flow, outcome, "", "", "", "", entries)
+            self.recorder.receipt(flow, outcome, "", "", "", "", wire.receipt_parts(entries))
             told.done()
         return reaped.more
 
@@ -333,7 +331,8 @@ class Told:
     def done(self) -> None:
         """That was all; their receipts are queued."""
         self._dispatcher.counters.outcomes[self._flow.tier, self._flow.channel, self._outcome] += self._count
-        self._dispatcher.recorder.complete(self._completions)
+        for ledger, offset in self._completions:
+            self._dispatcher.recorder.complete(ledger, [offset])
 
 
 def _runs(handles: Sequence[int], who: Iterable[int]) -> Iterator[list[int]]:

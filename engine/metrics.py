@@ -102,7 +102,7 @@ class Snapshot:
         used = GaugeMetricFamily("surgetank_memory_used_bytes", "What is held", labels=["kind"])
         for intake in pipeline.intakes:
             budget.add_metric([f"sends_{intake.tier.label}"], intake.policy.budget.bytes)
-            used.add_metric([f"sends_{intake.tier.label}"], pipeline.opens.bytes[intake.tier])
+            used.add_metric([f"sends_{intake.tier.label}"], pipeline.opens.sizes[intake.tier])
         used.add_metric(["core"], stats["memory_bytes"][0])
         yield budget
         yield used

@@ -7,86 +7,20 @@ again once nobody needs them, so tables stay as large as what is open, not as wh
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import msgspec
-
-from engine.commit import Ledger
 from engine.decode import decode
 from engine.drivers import Prepared
-from engine.logs import Headers
-from engine.send import Origin, Tier
+from engine.send import Tier
+from ext.sends import Content, Flow, OpenSend, SendTable
+
+__all__ = ["Content", "Flow", "Handles", "Names", "OpenSend", "OpenSends", "recipients"]
 
 
-class Flow:
-    """What sends that share tier, channel, account, tenant and campaign have in common."""
-
-    __slots__ = (
-        "account",
-        "account_handle",
-        "campaign",
-        "campaign_handle",
-        "channel",
-        "open",
-        "tenant",
-        "tenant_handle",
-        "tier",
-    )
-
-    def __init__(self, tier: Tier, channel: str, account: str, tenant: str, campaign: str | None) -> None:
-        self.tier = tier
-        self.channel = channel
-        self.account = account
-        self.tenant = tenant
-        self.campaign = campaign
-        self.account_handle = 0
-        self.tenant_handle = 0
-        self.campaign_handle = 0
-        self.open = 0  # sends
-
-
-class Content:
-    """A content checked once by its driver. ``raws``: the encodings it was met in, ``open``: sends that use it."""
-
-    __slots__ = ("handle", "key", "open", "prepared", "raws")
-
-    def __init__(self, handle: int, key: tuple[str, bytes], prepared: Prepared) -> None:
-        self.handle = handle
-        self.key = key
-        self.prepared = prepared
-        self.raws: list[tuple[str, bytes]] = []
-        self.open = 0
-
-
-class OpenSend(msgspec.Struct, gc=False):
-    """One record from intake to completion. ``left``: recipients not ended; ``data``: values of recipients' own."""
-
-    id: str
-    origin: Origin
-    flow: Flow
-    content: Content
-    ledger: Ledger
-    offset: int
-    key: bytes  # dedupe
-    total: int
-    left: int
-    first_seen_ms: int
-    pushed_ns: int  # these four in the core's time
-    due_ns: int
-    deadline_ns: int
-    linger_ns: int
-    meta: msgspec.Raw
-    record_key: bytes | None  # this and the next two as they came, for the dead-letter topic
-    value: bytes
-    headers: Headers
-    data: Mapping[int, Mapping[str, Any]]  # by position
-    taken: bool = False  # somebody was accepted (or may have been): the id stays claimed
-
-    def recipients(self, positions: Sequence[int]) -> list[str]:
-        """Their ids, read from the record again: only the core keeps ids. Cost: a decode."""
-        to = decode(self.value).to
-        return [r if isinstance(r, str) else r.id for r in (to[position] for position in positions)]
+def recipients(send: OpenSend, positions: Sequence[int]) -> list[str]:
+    """Their ids, read from the record again: only the core keeps ids. Cost: a decode."""
+    to = decode(send.value).to
+    return [r if isinstance(r, str) else r.id for r in (to[position] for position in positions)]
 
 
 class Handles:
@@ -137,50 +71,16 @@ class Names:
             del self._counts[name]
 
 
-class OpenSends:
-    """All of them. Every ``add`` is followed by exactly one ``remove``."""
+class OpenSends(SendTable):
+    """All of them, and what they share: names as handles, flows, contents."""
 
     def __init__(self) -> None:
-        self.by_handle: dict[int, OpenSend] = {}
-        self.count = [0, 0, 0]  # sends, per tier
-        self.bytes = [0, 0, 0]  # of their records, per tier
-        self._handles = Handles()
         self._flows: dict[tuple[int, str, str, str, str | None], Flow] = {}
         self._campaigns: dict[str, set[Flow]] = {}
         self._tenant_names = Names()
         self._campaign_names = Names()
         self._contents: dict[tuple[str, bytes], Content] = {}  # by (channel, prepared key)
-        self._raw: dict[tuple[str, bytes], Content] = {}  # by (channel, encoding)
         self._content_handles = Handles()
-
-    def add(self, send: OpenSend) -> int:
-        """Keep it; returns its handle."""
-        handle = self._handles.new()
-        self.by_handle[handle] = send
-        tier = send.flow.tier
-        self.count[tier] += 1
-        self.bytes[tier] += len(send.value)
-        send.flow.open += 1
-        send.content.open += 1
-        return handle
-
-    def remove(self, handle: int) -> None:
-        """It has ended: forget it, and what only it used."""
-        send = self.by_handle.pop(handle)
-        self._handles.free(handle)
-        flow, content = send.flow, send.content
-        self.count[flow.tier] -= 1
-        self.bytes[flow.tier] -= len(send.value)
-        flow.open -= 1
-        if not flow.open:
-            self._forget_flow(flow)
-        content.open -= 1
-        if not content.open:
-            del self._contents[content.key]
-            for raw in content.raws:
-                if self._raw.get(raw) is content:
-                    del self._raw[raw]
-            self._content_handles.free(content.handle)
 
     def flow(
         self, tier: Tier, channel: str, account: str, account_handle: int, tenant: str, campaign: str | None
@@ -199,7 +99,7 @@ class OpenSends:
 
     def content_by_raw(self, channel: str, raw: bytes) -> Content | None:
         """The content already checked in this encoding, if an open send uses it."""
-        return self._raw.get((channel, raw))
+        return self.by_raw.get(_raw_key(channel, raw))
 
     def content(self, channel: str, raw: bytes, prepared: Prepared) -> Content:
         """The one for ``prepared``, from now on found by ``raw`` too."""
@@ -207,22 +107,26 @@ class OpenSends:
         content = self._contents.get(key)
         if content is None:
             content = self._contents[key] = Content(self._content_handles.new(), key, prepared)
-        self._raw[channel, raw] = content
-        content.raws.append((channel, raw))
+        raw_key = _raw_key(channel, raw)
+        self.by_raw[raw_key] = content
+        content.raws.append(raw_key)
         return content
 
     def forget_encodings(self, channel: str) -> None:
         """What the channel's encodings stand for has changed (a template was registered anew): check them again."""
-        for raw in [raw for raw in self._raw if raw[0] == channel]:
-            del self._raw[raw]
+        for raw in [raw for raw, content in self.by_raw.items() if content.key[0] == channel]:
+            del self.by_raw[raw]
 
     def of_campaign(self, campaign: str, tenant: str | None) -> list[Flow]:
         """The flows of a campaign (of one tenant, or of all)."""
         flows = self._campaigns.get(campaign, ())
         return [flow for flow in flows if tenant is None or flow.tenant == tenant]
 
-    def _forget_flow(self, flow: Flow) -> None:
+    def forget_flow(self, flow: Flow) -> None:
+        """Its last open send was removed."""
         del self._flows[flow.tier, flow.channel, flow.account, flow.tenant, flow.campaign]
+        for names in flow.names:
+            del self.by_names[flow.tier][names]
         self._tenant_names.drop(flow.tenant)
         self._campaign_names.drop(_campaign_name(flow.campaign))
         if flow.campaign is not None:
@@ -230,6 +134,18 @@ class OpenSends:
             siblings.discard(flow)
             if not siblings:
                 del self._campaigns[flow.campaign]
+
+    def forget_content(self, content: Content) -> None:
+        """Its last open send was removed."""
+        del self._contents[content.key]
+        for raw in content.raws:
+            if self.by_raw.get(raw) is content:
+                del self.by_raw[raw]
+        self._content_handles.free(content.handle)
+
+
+def _raw_key(channel: str, raw: bytes) -> bytes:
+    return channel.encode() + b"\0" + raw
 
 
 def _campaign_name(campaign: str | None) -> str:

@@ -49,7 +49,7 @@ class Recorder:
         self._receipts = f"{prefix}.receipts"
         self._dead = f"{prefix}.dead"
         self._records: list[Record] = []
-        self._completions: list[tuple[Ledger, int]] = []
+        self._completions: list[tuple[Ledger, Sequence[int]]] = []
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -69,9 +69,9 @@ class Recorder:
         reason: str,
         batch: str,
         platform_id: str,
-        sends: Sequence[wire.ReceiptSend],
+        parts: Iterable[bytes],
     ) -> None:
-        """One ending of one campaign."""
+        """One ending of one campaign; ``parts``: its `sends` as msgpack, a record for each."""
         facts = wire.ReceiptFacts(
             tier=flow.tier.label,
             channel=flow.channel,
@@ -85,7 +85,7 @@ class Recorder:
             platform_id=platform_id,
             at=self._clock.wall_ms(),
         )
-        self._queue(Record(self._receipts, value) for value in wire.encode_receipts(facts, sends))
+        self._queue(Record(self._receipts, value) for value in wire.encode_receipts(facts, parts))
 
     def dead(self, send: OpenSend, reason: str, detail: str, attempts: int, positions: Sequence[int] | None) -> None:
         """Keep what has no way on of a send (``positions`` None: all of it), as it came."""
@@ -96,10 +96,10 @@ class Recorder:
         """Keep a record; ``dead`` takes the place of older headers of ours."""
         self._queue([Record(self._dead, value, key, headers=wire.with_headers(headers, dead))])
 
-    def complete(self, records: Sequence[tuple[Ledger, int]]) -> None:
+    def complete(self, ledger: Ledger, offsets: Sequence[int]) -> None:
         """These offsets are to be completed once everything queued before is acknowledged."""
-        self._completions.extend(records)
-        self.backlog += len(records)
+        self._completions.append((ledger, offsets))
+        self.backlog += len(offsets)
         self._awake()
 
     async def run(self) -> None:
@@ -113,9 +113,9 @@ class Recorder:
             completions, self._completions = self._completions, []
             if records:
                 await self._append(records)
-            for ledger, offset in completions:
-                ledger.complete(offset)
-            self.backlog -= len(completions)
+            for ledger, offsets in completions:
+                ledger.complete_many(offsets)
+                self.backlog -= len(offsets)
             self.backlog_bytes -= size
             if not self._wake.is_set():
                 self._idle.set()

@@ -9,7 +9,7 @@ Never: decides anything; looks at clocks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple, TypeVar
 from urllib.parse import quote
 
@@ -21,6 +21,7 @@ from engine.send import MAX_CONTENT_BYTES, MAX_RECIPIENTS, MAX_RECORD_BYTES, NIL
 from ext.scan import ScanError, Scanner
 
 MAX_RECEIPT_BYTES = 256 * 1024
+MAX_PART_BYTES = MAX_RECEIPT_BYTES - 8 * 1024  # of a receipt's sends: its other facts never need so much
 MAX_TOLD_CHARS = 512  # of a platform's reason, in receipts and headers
 NO_META = Raw(NIL)
 
@@ -97,13 +98,18 @@ _FACTS = len(ReceiptFacts.__struct_fields__)
 _decode_receipt = msgspec.msgpack.Decoder(Receipt).decode
 
 
-def encode_receipts(facts: ReceiptFacts, sends: Sequence[ReceiptSend]) -> list[bytes]:
-    """The records that tell it, each at most 256 KiB. Cost: about 0.3 us a send."""
+def encode_receipts(facts: ReceiptFacts, parts: Iterable[bytes]) -> list[bytes]:
+    """The records that tell it, one for each part: `sends` as msgpack, by ``receipt_parts`` or ext.receipts."""
     told = {name: _tellable(getattr(facts, name)) for name in ("code", "reason", "platform_id")}
     shared = bytearray(_encode(msgspec.structs.replace(facts, **told)))
     shared[0] = 0x80 | (_FACTS + 1)  # one key more: the sends
     shared += b"\xa5sends"
-    return [bytes(shared + part) for part in _parts(sends, MAX_RECEIPT_BYTES - len(shared))]
+    return [bytes(shared + part) for part in parts]
+
+
+def receipt_parts(sends: Sequence[ReceiptSend]) -> list[bytes]:
+    """The sends as msgpack, cut so that each part fits a record. Cost: about 0.3 us a send."""
+    return _parts(sends, MAX_PART_BYTES)
 
 
 def decode_receipt(value: bytes) -> Receipt:

@@ -1,6 +1,24 @@
+from libc.stdint cimport uint64_t
+
 cdef enum:
     MAX_DEPTH = 64
     MAX_NAMES = 16
+
+
+ctypedef const unsigned char* Bytes
+
+
+cdef inline uint64_t big_endian(Bytes p, int n) noexcept nogil:
+    cdef uint64_t value = 0
+    cdef int i
+    for i in range(n):
+        value = value << 8 | p[i]
+    return value
+
+
+cdef struct Span:  # a top-level value; at NULL: its key is not there
+    Bytes at
+    Bytes end
 
 
 cdef class Scanner:
@@ -10,6 +28,6 @@ cdef class Scanner:
     cdef const char* name[MAX_NAMES]
     cdef Py_ssize_t length[MAX_NAMES]
 
-    cdef bint known(self, const unsigned char* key, Py_ssize_t n) noexcept nogil
-    cdef int msgpack(self, const unsigned char** at, const unsigned char* end, Py_ssize_t* unknown) noexcept nogil
-    cdef int json(self, const unsigned char** at, const unsigned char* end, Py_ssize_t* unknown) noexcept nogil
+    cdef int which(self, Bytes key, Py_ssize_t n) noexcept nogil
+    cdef int msgpack(self, Bytes* at, Bytes end, Py_ssize_t* unknown, Span* spans) noexcept nogil
+    cdef int json(self, Bytes* at, Bytes end, Py_ssize_t* unknown) noexcept nogil

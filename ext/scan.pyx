@@ -35,9 +35,6 @@ TEXT = {
     NOT_A_MAP: "not a map",
 }
 
-ctypedef const unsigned char* Bytes
-
-
 class ScanError(ValueError):
     def __init__(self, what, text, at):
         super().__init__(f"{text} at byte {at}")
@@ -83,14 +80,6 @@ cdef inline Bytes utf8_error(Bytes p, Bytes end) noexcept nogil:
             return p
         p += more + 1
     return NULL
-
-
-cdef inline uint64_t big_endian(Bytes p, int n) noexcept nogil:
-    cdef uint64_t value = 0
-    cdef int i
-    for i in range(n):
-        value = value << 8 | p[i]
-    return value
 
 
 cdef inline bint finite(Bytes p, int n) noexcept nogil:
@@ -144,20 +133,22 @@ cdef class Scanner:
         if at < end and at[0] == c"{":
             code = self.json(&at, end, &unknown)
         else:
-            code = self.msgpack(&at, end, &unknown)
+            code = self.msgpack(&at, end, &unknown, NULL)
         if code != OK:
             raise ScanError(WHAT[code], TEXT[code], at - start)
         return unknown
 
-    cdef inline bint known(self, Bytes key, Py_ssize_t n) noexcept nogil:
+    cdef inline int which(self, Bytes key, Py_ssize_t n) noexcept nogil:
+        """The name's number, or -1."""
         cdef int i
         for i in range(self.count):
             if self.length[i] == n and memcmp(self.name[i], key, n) == 0:
-                return True
-        return False
+                return i
+        return -1
 
-    cdef int msgpack(self, Bytes* at, Bytes end, Py_ssize_t* unknown) noexcept nogil:
-        """Walk one value. ``at[0]`` is left where it went wrong."""
+    cdef int msgpack(self, Bytes* at, Bytes end, Py_ssize_t* unknown, Span* spans) noexcept nogil:
+        """Walk one value. ``at[0]`` is left where it went wrong. ``spans``, unless NULL: one for each name, filled with
+        the value's place (of a key that is there twice the last one's, as decoders have it)."""
         cdef uint64_t left[MAX_DEPTH]  # items still to come on each level; a map's keys and values count alike
         cdef bint is_map[MAX_DEPTH]
         cdef int depth = 0
@@ -165,8 +156,9 @@ cdef class Scanner:
         cdef Bytes body
         cdef unsigned char c
         cdef uint64_t size
-        cdef int width
+        cdef int width, name
         cdef bint key
+        cdef Span* span = NULL
         if p >= end:
             return CUT_OFF
         if not (p[0] & 0xF0 == 0x80 or p[0] == 0xDE or p[0] == 0xDF):
@@ -179,6 +171,9 @@ cdef class Scanner:
             if depth:
                 key = is_map[depth - 1] and left[depth - 1] & 1 == 0
                 left[depth - 1] -= 1
+                if key and span != NULL and depth == 1:
+                    span.end = p
+                    span = NULL
             c = p[0]
             p += 1
             if c <= 0x7F or c >= 0xE0 or c == 0xC0 or c == 0xC2 or c == 0xC3:
@@ -217,8 +212,13 @@ cdef class Scanner:
                     if body != NULL:
                         at[0] = body
                         return BAD_UTF8
-                    if key and depth == 1 and not self.known(p, <Py_ssize_t>size):
-                        unknown[0] += 1
+                    if key and depth == 1:
+                        name = self.which(p, <Py_ssize_t>size)
+                        if name < 0:
+                            unknown[0] += 1
+                        elif spans != NULL:
+                            span = &spans[name]
+                            span.at = p + size
                 p += size
             elif 0xCA <= c <= 0xD3:
                 if key:
@@ -237,6 +237,8 @@ cdef class Scanner:
                 depth -= 1
             if depth == 0:
                 break
+        if span != NULL:
+            span.end = p
         at[0] = p
         return OK if p == end else TRAILING
 
@@ -262,7 +264,7 @@ cdef class Scanner:
                     return CUT_OFF
                 if key:
                     key = False
-                    if not self.known(text, p - text):
+                    if self.which(text, p - text) < 0:
                         unknown[0] += 1
             elif c == c"{" or c == c"[":
                 if depth == MAX_DEPTH:

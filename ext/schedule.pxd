@@ -1,4 +1,4 @@
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
 
 from ext.queues cimport Queues, Scope
 
@@ -23,6 +23,13 @@ cdef class Batches:
     cdef readonly bytes ids
     cdef object columns  # one bytes object that holds all columns
     cdef dict __dict__  # the columns that were asked for
+    # For C code, borrowed from it:
+    cdef const uint32_t* channel_of  # one a batch
+    cdef const uint32_t* start_of  # count + 1
+    cdef const uint32_t* send_of  # one a recipient
+    cdef const uint32_t* id_end_of  # items + 1
+    cdef const uint16_t* position_of
+    cdef const uint8_t* attempt_of
 
 
 cdef class Ended:

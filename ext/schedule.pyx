@@ -292,6 +292,8 @@ cdef Batches hand_over(Output* out):
         id_end[i + 1] = item.id_end
     made.ids = PyBytes_FromStringAndSize(<char*>out.ids, out.ids_used)
     made.count, made.items, made.columns = b, n, layout.data
+    made.channel_of, made.start_of, made.send_of, made.id_end_of = channel, start, send, id_end
+    made.position_of, made.attempt_of = position, attempt
     return made
 
 

@@ -91,7 +91,7 @@ def readable(send: Send) -> None:
     )
     to = [r.id if isinstance(r, Recipient) else r for r in send.to]
     entry = wire.ReceiptSend(send.id, Origin("t", 0, 0), to, 1, 0, send.meta)
-    for value in wire.encode_receipts(facts, [entry]):
+    for value in wire.encode_receipts(facts, wire.receipt_parts([entry])):
         wire.decode_receipt(value)
 
 

@@ -96,11 +96,13 @@ class Field(NamedTuple):
 class Prepared(NamedTuple):
     """A send's content, checked once for its channel, in the form the driver puts on the wire.
 
-    ``body`` is opaque to everybody else; equal ``key`` means sends may merge into one call.
+    ``body`` is opaque to everybody else; equal ``key`` means sends may merge into one call. ``complete``: it needs no
+    values of the recipients' own.
     """
 
     key: bytes
     body: Any
+    complete: bool = True
 
 
 class Call(NamedTuple):
@@ -129,7 +131,11 @@ class Driver(Protocol):
         """Check a send's content (``template`` when it refers to a registered one). Raises Reject."""
 
     def check_recipient(self, id: str, data: Mapping[str, Any] | None, prepared: Prepared) -> None:
-        """Raises Reject for an id the request format would smuggle more into, or values that do not fit."""
+        """Raises Reject for an id the request format would smuggle more into, or values that do not fit.
+
+        Passes every id of ext.intake.PLAIN_ID's characters (ASCII letters, digits, `-`, `.`, `_`) without values, where
+        ``prepared`` is complete: nobody asks about those.
+        """
 
     def token_request(self, account: str) -> Request | None:
         """The call that gets an access token for ``account``; None where the platform wants none."""

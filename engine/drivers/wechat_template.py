@@ -115,7 +115,7 @@ class Driver:
         # The fields belong to the key: who shares a Prepared is checked against the same ones.
         fields = checks.encode([template.id, template.fields])
         key = blake2b(b"\0".join((head, wire, fields)), digest_size=16).digest()
-        return Prepared(key, Body(template, head, texts, wire, missing))
+        return Prepared(key, Body(template, head, texts, wire, missing), complete=not missing)
 
     def check_recipient(self, id: str, data: Mapping[str, Any] | None, prepared: Prepared) -> None:
         """Also whether the recipient brings the fields its send leaves open."""

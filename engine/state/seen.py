@@ -1,38 +1,33 @@
 """The ids seen: (tenant, channel, id) -> where the send first stood, for the dedupe window.
 
-A table in memory answers at once; a SQLite file makes it outlive the process. What was claimed or freed since the last
-``flush`` goes into one row (a *segment*: packed entries), so a flush costs one small transaction however many ids it
-holds, and a segment past the window is one delete. Callers flush before they commit the offsets the claims belong to.
+A table in memory (ext.seen) answers at once; a SQLite file makes it outlive the process. What was claimed or freed
+since the last ``take`` goes into one row (a *segment*: packed entries), so a flush costs one small transaction however
+many ids it holds, and a segment past the window is one delete. Callers flush before they commit the offsets the claims
+belong to.
 
-Cost: a claim about 0.5 us and about 200 bytes of memory; at most ``max_ids`` are kept, the oldest go first (counted:
-the window is then shorter than configured). An id of a send still open is never forgotten.
+Cost: a claim about 0.2 us (0.1 us in ext.intake), 86..140 bytes of memory an id; at most ``max_ids`` are kept, the
+oldest go first (counted: the window is then shorter than configured). An id of a send still open is never forgotten.
 """
 
 from __future__ import annotations
 
 import sqlite3
-import struct
 from collections import deque
-from collections.abc import Iterator
-from hashlib import blake2b
 from pathlib import Path
 
 from engine.errors import LogUnusable
 from engine.send import Origin
+from ext.seen import SeenTable
+from ext.sends import dedupe_scope
 
-ENTRY = struct.Struct("<16sIIq")  # key, topic-partition number, hop, offset (FREED: no longer taken)
-FREED = -1
 APPLICATION_ID = 0x53544453  # "STDS"
-SCHEMA = 1
+SCHEMA = 2
 TABLES = """
+CREATE TABLE secret (key BLOB NOT NULL);
+INSERT INTO secret VALUES (randomblob(16));
 CREATE TABLE place (number INTEGER PRIMARY KEY, topic TEXT NOT NULL, partition INTEGER NOT NULL);
 CREATE TABLE segment (sequence INTEGER PRIMARY KEY, at_ms INTEGER NOT NULL, entries BLOB NOT NULL);
 """
-
-
-def key_of(tenant: str, channel: str, id: str) -> bytes:
-    """The 128-bit key; lengths keep the three apart."""
-    return blake2b(f"{len(tenant)} {len(channel)} {tenant}{channel}{id}".encode(), digest_size=16).digest()
 
 
 class Seen:
@@ -42,52 +37,50 @@ class Seen:
         self.window_ms = window_ms
         self.max_ids = max_ids
         self.shortened = 0  # ids forgotten before their window was over, because of max_ids
-        self._taken: dict[bytes, tuple[int, int, int, int]] = {}  # key -> (place, hop, offset, segment)
-        self._segments: deque[tuple[int, int, list[bytes]]] = deque()  # (sequence, at_ms, keys), oldest first
+        self._segments: deque[tuple[int, int, bytes]] = deque()  # (sequence, at_ms, entries), oldest first
         self._places: dict[tuple[str, int], int] = {}
         self._names: list[tuple[str, int]] = []
-        self._fresh: list[bytes] = []  # packed entries since the last take
-        self._fresh_keys: list[bytes] = []
         self._sequence = 0
         self._written_places = 0
         self._db = _open(path)
+        (secret,) = self._db.execute("SELECT key FROM secret").fetchone()
+        self.table = SeenTable(secret)
         self._load()
 
     def __len__(self) -> int:
-        return len(self._taken)
+        return len(self.table)
+
+    def key_of(self, tenant: str, channel: str, id: str) -> bytes:
+        """The id's 128-bit key."""
+        return self.table.key_of(dedupe_scope(tenant, channel), id.encode())
 
     def claim(self, key: bytes, origin: Origin, hop: int = 0) -> Origin | None:
         """Take ``key`` for ``origin``; None when it is ours now (or was: a redelivery), else the first origin."""
-        place = self._places.get(origin[:2])
-        if place is None:
-            place = self._place(origin.topic, origin.partition)
-        entry = (place, hop, origin.offset, self._sequence)
-        taken = self._taken.setdefault(key, entry)
-        if taken is entry:
-            self._fresh.append(ENTRY.pack(key, place, hop, origin.offset))
-            self._fresh_keys.append(key)
+        taken = self.table.claim(key, self.place(origin.topic, origin.partition), hop, origin.offset)
+        if taken is None:
             return None
-        if taken[0] == place and taken[2] == origin.offset:
-            return None
-        topic, partition = self._names[taken[0]]
-        return Origin(topic, partition, taken[2])
+        place, _, offset = taken
+        return Origin(*self._names[place], offset)
 
     def free(self, key: bytes, origin: Origin) -> None:
         """Give the id back: its send ended with nobody accepted. Does nothing when another origin holds it."""
-        taken = self._taken.get(key)
-        place = self._place(origin.topic, origin.partition)
-        if taken is not None and taken[0] == place and taken[2] == origin.offset:
-            del self._taken[key]
-            self._fresh.append(ENTRY.pack(key, place, 0, FREED))
+        self.table.free(key, self.place(origin.topic, origin.partition), origin.offset)
+
+    def place(self, topic: str, partition: int) -> int:
+        """The number that stands for the partition in the table."""
+        number = self._places.get((topic, partition))
+        if number is None:
+            number = self._places[topic, partition] = len(self._names)
+            self._names.append((topic, partition))
+        return number
 
     def take(self, now_ms: int, oldest_open_ms: int | None) -> Segment | None:
         """What must be written now, with what may be forgotten; hand it to ``write``. None: nothing to do."""
         sequence = self._sequence
-        entries = b"".join(self._fresh)
+        entries = self.table.take()
         if entries:
             self._sequence += 1
-            self._segments.append((sequence, now_ms, self._fresh_keys))
-            self._fresh, self._fresh_keys = [], []
+            self._segments.append((sequence, now_ms, entries))
         forget = self._evict(now_ms, now_ms if oldest_open_ms is None else oldest_open_ms)
         places = [(n, *self._names[n]) for n in range(self._written_places, len(self._names))]
         self._written_places = len(self._names)
@@ -113,24 +106,15 @@ class Seen:
         """Forget whole segments past the window or over max_ids; returns the last one's number."""
         last = None
         while self._segments and self._segments[0][1] < oldest_open_ms:
-            sequence, at_ms, keys = self._segments[0]
+            sequence, at_ms, entries = self._segments[0]
             expired = at_ms < now_ms - self.window_ms
-            if not expired and len(self._taken) <= self.max_ids:
+            if not expired and len(self.table) <= self.max_ids:
                 break
             self._segments.popleft()
-            for key in keys:
-                if key in self._taken and self._taken[key][3] == sequence:  # not freed and claimed anew since
-                    del self._taken[key]
-                    self.shortened += not expired
+            forgotten = self.table.forget(sequence, entries)
+            self.shortened += 0 if expired else forgotten
             last = sequence
         return last
-
-    def _place(self, topic: str, partition: int) -> int:
-        number = self._places.get((topic, partition))
-        if number is None:
-            number = self._places[topic, partition] = len(self._names)
-            self._names.append((topic, partition))
-        return number
 
     def _load(self) -> None:
         for number, topic, partition in self._db.execute("SELECT number, topic, partition FROM place ORDER BY number"):
@@ -138,16 +122,9 @@ class Seen:
             self._names.append((topic, partition))
         self._written_places = len(self._names)
         for sequence, at_ms, entries in self._db.execute("SELECT * FROM segment ORDER BY sequence"):
-            self._segments.append((sequence, at_ms, list(self._replay(sequence, entries))))
+            self._segments.append((sequence, at_ms, entries))
+            self.table.replay(sequence, entries)
             self._sequence = sequence + 1
-
-    def _replay(self, sequence: int, entries: bytes) -> Iterator[bytes]:
-        for key, place, hop, offset in ENTRY.iter_unpack(entries):
-            if offset == FREED:
-                self._taken.pop(key, None)
-            else:
-                self._taken[key] = (place, hop, offset, sequence)
-                yield key
 
 
 class Segment:
@@ -175,7 +152,8 @@ def _open(path: Path) -> sqlite3.Connection:
         application, schema = (db.execute(f"PRAGMA {p}").fetchone()[0] for p in ("application_id", "user_version"))
         empty = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
         if empty and application == 0:
-            db.executescript(f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA};" + TABLES)
+            ours = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA};"
+            db.executescript(f"BEGIN; {ours} {TABLES} COMMIT;")
         elif application != APPLICATION_ID:
             raise LogUnusable(f"{path}: not a surgetank dedupe file; move it away or set another `state`")
         elif schema != SCHEMA:

@@ -388,15 +388,15 @@ class Worker:
         stats = pipeline.core.stats()
         for name in ("queued", "waiting", "ended", "flows", "runs"):
             assert stats[name] == [0, 0, 0], name
-        assert not opens.by_handle
-        assert (opens.count, opens.bytes) == ([0, 0, 0], [0, 0, 0])
-        for table in (opens._flows, opens._campaigns, opens._contents, opens._raw):
+        assert not opens
+        assert (opens.count, opens.sizes) == ([0, 0, 0], [0, 0, 0])
+        for table in (opens._flows, opens._campaigns, opens._contents, opens.by_raw, *opens.by_names):
             assert not table
         for names in (opens._tenant_names, opens._campaign_names):
             assert not names._table
             assert not names._counts
         names_handles = (opens._tenant_names._handles, opens._campaign_names._handles)
-        for handles in (opens._handles, opens._content_handles, *names_handles):
+        for handles in (opens._content_handles, *names_handles):
             assert sorted(handles._free) == list(range(handles._next)), "each is free, once"
         counters = pipeline.counters
         assert (counters.in_flight, counters.held) == ([0, 0, 0], [0, 0, 0])

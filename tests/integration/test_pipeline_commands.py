@@ -67,7 +67,7 @@ async def test_a_campaign_is_cancelled_wherever_it_waits(tmp_path: Path) -> None
         await worker.until(lambda: worker.ended()[Outcome.CANCELLED] == 5, "cancelled too")
         await worker.append(record("basic", send("new", ["e"], campaign="k"), timestamp_ms=at + 1))
         await worker.until(lambda: worker.pipeline.counters.taken_in[2] == 6, "taken in")
-        assert len(worker.pipeline.opens.by_handle) == 3
+        assert len(worker.pipeline.opens) == 3
         await worker.until(lambda: not worker.pipeline.recorder.backlog, "told")
         told = await told_of(worker)
         assert [reply.recipients for reply in told.replies] == [4]

@@ -139,7 +139,7 @@ def test_read_receipts(place: Place) -> None:
         wire.ReceiptSend("o-1", Origin("t", 0, 0), None, 1, 5),
         wire.ReceiptSend("o-2", Origin("t", 0, 1), ["u"], 1, 5),
     ]
-    for value in wire.encode_receipts(facts, sends):
+    for value in wire.encode_receipts(facts, wire.receipt_parts(sends)):
         place.write("receipts", value)
     assert place.run("Read receipts") == "failed 81013 o-1 all None\nfailed 81013 o-2 ['u'] None\n"
 

@@ -12,9 +12,9 @@ def test_covers_what_was_first_seen_by_then_until_it_expires() -> None:
     assert not cancelled.covers("k", "t", 101, 999)
     assert not cancelled.covers("k", "t", 100, 1000)
     assert not cancelled.covers("l", "t", 100, 999)
-    assert cancelled.names("k")
-    assert not cancelled.names("l")
-    assert not cancelled.names(None)
+    assert "k" in cancelled
+    assert "l" not in cancelled
+    assert None not in cancelled
 
 
 def test_one_tenant_or_all() -> None:
@@ -34,4 +34,4 @@ def test_expired_commands_are_forgotten() -> None:
         assert len(cancelled) <= 10
     cancelled.add("other", Standing(None, 2000, 3000), 2000)
     assert len(cancelled) == 1
-    assert not cancelled.names("k0")
+    assert "k0" not in cancelled

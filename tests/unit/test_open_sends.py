@@ -10,7 +10,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from engine.commit import Ledger
 from engine.drivers import Prepared
 from engine.logs import Partition
-from engine.open_sends import Handles, Names, OpenSend, OpenSends
+from engine.open_sends import Handles, Names, OpenSend, OpenSends, recipients
 from engine.send import Origin, Tier
 from engine.wire import NO_META
 
@@ -25,8 +25,8 @@ def opened(
     content = opens.content_by_raw("c", raw) or opens.content("c", raw, Prepared(key, key))
     value = msgpack.packb({"id": "i", "channel": "c", "to": to, "content": {}})
     send = OpenSend(
-        id="i", origin=Origin("t", 0, 0), flow=flow, content=content, ledger=LEDGER, offset=0, key=b"d", total=len(to),
-        left=len(to), first_seen_ms=0, pushed_ns=0, due_ns=0, deadline_ns=0, linger_ns=0, meta=NO_META,
+        id="i", origin=Origin("t", 0, 0), flow=flow, content=content, ledger=LEDGER, offset=0, key=b"d" * 16,
+        total=len(to), left=len(to), first_seen_ms=0, pushed_ns=0, due_ns=0, deadline_ns=0, linger_ns=0, meta=NO_META,
         record_key=None, value=value, headers=(), data={},
     )  # fmt: skip
     return opens.add(send)
@@ -54,12 +54,12 @@ def test_a_name_keeps_its_handle_while_it_is_held() -> None:
 def test_recipients_are_read_from_the_record() -> None:
     opens = OpenSends()
     handle = opened(opens, to=("a", {"id": "王"}, "c"))
-    assert opens.by_handle[handle].recipients([1, 2]) == ["王", "c"]
+    assert recipients(opens[handle], [1, 2]) == ["王", "c"]
 
 
 def test_a_campaign_of_no_name_is_not_the_one_without() -> None:
     opens = OpenSends()
-    flows = [opens.by_handle[opened(opens, campaign=name)].flow for name in (None, "", "k")]
+    flows = [opens[opened(opens, campaign=name)].flow for name in (None, "", "k")]
     assert len({flow.campaign_handle for flow in flows}) == 3
     assert opens.of_campaign("", None) == [flows[1]]
 
@@ -77,8 +77,8 @@ def test_a_campaign_of_one_tenant() -> None:
 def test_one_content_in_two_encodings() -> None:
     opens = OpenSends()
     json, packed = opened(opens, raw=b"json"), opened(opens, raw=b"packed")
-    content = opens.by_handle[json].content
-    assert opens.by_handle[packed].content is content
+    content = opens[json].content
+    assert opens[packed].content is content
     opens.remove(json)
     assert opens.content_by_raw("c", b"json") is content
     opens.remove(packed)
@@ -93,9 +93,9 @@ def test_forgotten_encodings_are_checked_again_and_do_not_forget_their_successor
     opens.forget_encodings("c")
     assert opens.content_by_raw("c", b"ref") is None
     new = opened(opens, raw=b"ref", key=b"new")
-    assert opens.by_handle[new].content.handle != opens.by_handle[old].content.handle
+    assert opens[new].content.handle != opens[old].content.handle
     opens.remove(old)
-    assert opens.content_by_raw("c", b"ref") is opens.by_handle[new].content
+    assert opens.content_by_raw("c", b"ref") is opens[new].content
 
 
 class Opens(RuleBasedStateMachine):
@@ -124,11 +124,11 @@ class Opens(RuleBasedStateMachine):
 
     @invariant()
     def sums(self) -> None:
-        opens, sends = self.opens, list(self.opens.by_handle.values())
+        opens, sends = self.opens, [self.opens[handle] for handle in self.opens]
         for tier in Tier:
             mine = [send for send in sends if send.flow.tier is tier]
             assert opens.count[tier] == len(mine)
-            assert opens.bytes[tier] == sum(len(send.value) for send in mine)
+            assert opens.sizes[tier] == sum(len(send.value) for send in mine)
         flows = {id(send.flow): send.flow for send in sends}
         assert {id(flow) for flow in opens._flows.values()} == set(flows)
         tenants = {flow.tenant: flow.tenant_handle for flow in flows.values()}
@@ -136,7 +136,7 @@ class Opens(RuleBasedStateMachine):
         contents = {id(send.content): send.content for send in sends}
         assert {id(content) for content in opens._contents.values()} == set(contents)
         assert len({content.handle for content in contents.values()}) == len(contents)
-        assert all(id(content) in contents for content in opens._raw.values())
+        assert all(id(content) in contents for content in opens.by_raw.values())
 
 
 TestOpens = Opens.TestCase

@@ -1,0 +1,39 @@
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
+
+from ext.sends cimport Content, Flow, OpenSend, SendTable
+
+cdef enum:
+    VECTORS = 16
+
+
+cdef struct Vector:
+    char* at  # owned
+    size_t used, room  # bytes
+
+
+cdef class Columns:
+    cdef Vector vectors[VECTORS]
+    cdef readonly Py_ssize_t runs, recipients
+
+    cdef int recipient(self, uint16_t position, const char* id, uint8_t length) except -1
+    cdef int run(
+        self, uint32_t handle, OpenSend send, uint8_t attempt, int64_t not_before, uint32_t count
+    ) except -1
+    cdef void drop_recipients(self, Py_ssize_t recipients) noexcept
+
+
+cdef class Batch:
+    cdef readonly Flow flow
+    cdef readonly Content content
+    cdef readonly SendTable table
+    cdef readonly uint32_t channel
+    cdef readonly int64_t popped_ns
+    cdef Py_ssize_t size
+    cdef uint32_t* send  # owned, one block with the next three
+    cdef uint32_t* id_end  # size + 1
+    cdef uint16_t* position
+    cdef uint8_t* attempt
+    cdef bytes text  # id i: text[id_end[i]:id_end[i + 1]]
+    cdef list made  # the ids as strings, once asked for
+
+    cdef int allocate(self, Py_ssize_t size) except -1

@@ -1,0 +1,240 @@
+"""The core's columns on the side of the stages around it: see columns.pyi.
+
+In: runs of recipients. Out: what ``Core.push_many`` takes; and what ``Core.pop_batches`` returns, batch by batch.
+Invariant: what is in a Batch is its own; nothing points into the core's output once it is made.
+Never: makes a Python object for a recipient unless asked.
+"""
+
+from cpython.buffer cimport PyBUF_READ
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.memoryview cimport PyMemoryView_FromMemory
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
+from libc.stdlib cimport free, malloc, realloc
+from libc.string cimport memcpy
+
+from ext.schedule cimport Batches
+from ext.sends cimport Flow, OpenSend, SendTable
+
+from hashlib import blake2b
+
+cdef enum:  # the vectors, in push_many's order
+    SEND, TIER, ACCOUNT, TENANT, CAMPAIGN, CONTENT, ATTEMPT, NOT_BEFORE, DUE, DEADLINE, LINGER, PUSHED, COUNT
+    POSITION, ID_LENGTH, IDS
+
+cdef tuple CODES = ("I", "B", "I", "I", "I", "I", "B", "q", "q", "q", "q", "q", "I", "H", "B")
+
+
+cdef int append(Vector* vector, const void* what, size_t length) except -1:
+    cdef size_t room
+    cdef void* grown
+    if vector.used + length > vector.room:
+        room = max(2 * vector.room, max(vector.used + length, <size_t>1024))
+        grown = realloc(vector.at, room)
+        if grown == NULL:
+            raise MemoryError
+        vector.at, vector.room = <char*>grown, room
+    memcpy(vector.at + vector.used, what, length)
+    vector.used += length
+    return 0
+
+
+cdef inline int append_u32(Vector* vector, uint32_t number) except -1:
+    return append(vector, &number, 4)
+
+
+cdef inline int append_i64(Vector* vector, int64_t number) except -1:
+    return append(vector, &number, 8)
+
+
+cdef inline int append_u8(Vector* vector, uint8_t number) except -1:
+    return append(vector, &number, 1)
+
+
+cdef class Columns:
+    def __dealloc__(self):
+        cdef int i
+        for i in range(VECTORS):
+            free(self.vectors[i].at)
+
+    cdef int recipient(self, uint16_t position, const char* id, uint8_t length) except -1:
+        """One of the run that comes next."""
+        append(&self.vectors[POSITION], &position, 2)
+        append_u8(&self.vectors[ID_LENGTH], length)
+        append(&self.vectors[IDS], id, length)
+        self.recipients += 1
+        return 0
+
+    cdef void drop_recipients(self, Py_ssize_t recipients) noexcept:
+        """Forget all but the first so many."""
+        cdef Py_ssize_t i
+        for i in range(recipients, self.recipients):
+            self.vectors[IDS].used -= <uint8_t>self.vectors[ID_LENGTH].at[i]
+        self.vectors[POSITION].used, self.vectors[ID_LENGTH].used = 2 * recipients, recipients
+        self.recipients = recipients
+
+    cdef int run(
+        self, uint32_t handle, OpenSend send, uint8_t attempt, int64_t not_before, uint32_t count
+    ) except -1:
+        """Of the last ``count`` recipients."""
+        cdef Flow flow = send.flow
+        cdef Vector* to = self.vectors
+        append_u32(&to[SEND], handle)
+        append_u8(&to[TIER], <uint8_t>flow.tier_number)
+        append_u32(&to[ACCOUNT], flow.account_handle)
+        append_u32(&to[TENANT], flow.tenant_handle)
+        append_u32(&to[CAMPAIGN], flow.campaign_handle)
+        append_u32(&to[CONTENT], send.content.handle)
+        append_u8(&to[ATTEMPT], attempt)
+        append_i64(&to[NOT_BEFORE], not_before)
+        append_i64(&to[DUE], send.due_ns)
+        append_i64(&to[DEADLINE], send.deadline_ns)
+        append_i64(&to[LINGER], send.linger_ns)
+        append_i64(&to[PUSHED], send.pushed_ns)
+        append_u32(&to[COUNT], count)
+        self.runs += 1
+        return 0
+
+    def add(self, uint32_t handle, OpenSend send not None, uint8_t attempt, int64_t not_before, positions, ids):
+        cdef bytes id
+        cdef Py_ssize_t before = self.recipients
+        for position, id in zip(positions, ids, strict=True):
+            self.recipient(position, id, <uint8_t>len(id))
+        self.run(handle, send, attempt, not_before, <uint32_t>(self.recipients - before))
+
+    def add_rows(self, Batch batch not None, rows, uint8_t attempt, int64_t not_before):
+        cdef Py_ssize_t row, first = rows[0]
+        cdef const char* text = PyBytes_AS_STRING(batch.text)
+        for row in rows:
+            self.recipient(
+                batch.position[row], text + batch.id_end[row], <uint8_t>(batch.id_end[row + 1] - batch.id_end[row])
+            )
+        self.run(batch.send[first], batch.table.at(batch.send[first]), attempt, not_before, <uint32_t>len(rows))
+
+    def push(self, core, int64_t now_ns):
+        cdef int i
+        if not self.runs:
+            return
+        views = [
+            PyMemoryView_FromMemory(self.vectors[i].at, self.vectors[i].used, PyBUF_READ).cast(CODES[i])
+            for i in range(IDS)
+        ]
+        core.push_many(now_ns, *views, PyBytes_FromStringAndSize(self.vectors[IDS].at, self.vectors[IDS].used))
+        for i in range(VECTORS):
+            self.vectors[i].used = 0
+        self.runs = self.recipients = 0
+
+
+def batches_of(Batches popped not None, SendTable table not None, int64_t now_ns):
+    cdef Py_ssize_t i
+    return [Batch(popped, i, table, now_ns) for i in range(popped.count)]
+
+
+cdef class Batch:
+    def __init__(self, Batches popped not None, Py_ssize_t number, SendTable table not None, int64_t now_ns):
+        if not 0 <= number < popped.count:
+            raise IndexError(f"number is {number}: 0..{popped.count - 1} expected")
+        cdef Py_ssize_t start = popped.start_of[number], size = popped.start_of[number + 1] - start, i
+        cdef uint32_t first = popped.id_end_of[start]
+        self.allocate(size)
+        memcpy(self.send, popped.send_of + start, size * sizeof(uint32_t))
+        memcpy(self.position, popped.position_of + start, size * sizeof(uint16_t))
+        memcpy(self.attempt, popped.attempt_of + start, size)
+        for i in range(size + 1):
+            self.id_end[i] = popped.id_end_of[start + i] - first
+        self.text = popped.ids[first:popped.id_end_of[start + size]]
+        self.table, self.channel, self.popped_ns = table, popped.channel_of[number], now_ns
+        self.flow, self.content = table.at(self.send[0]).flow, table.at(self.send[0]).content
+
+    cdef int allocate(self, Py_ssize_t size) except -1:
+        cdef char* block = <char*>malloc((2 * size + 1) * sizeof(uint32_t) + size * 3)
+        if block == NULL:
+            raise MemoryError
+        free(self.send)
+        self.send = <uint32_t*>block
+        self.id_end = self.send + size
+        self.position = <uint16_t*>(self.id_end + size + 1)
+        self.attempt = <uint8_t*>(self.position + size)
+        self.size = size
+        return 0
+
+    def __dealloc__(self):
+        free(self.send)
+
+    def __len__(self):
+        return self.size
+
+    @property
+    def tier(self):
+        return self.flow.tier
+
+    @property
+    def handles(self):
+        return [self.send[i] for i in range(self.size)]
+
+    @property
+    def positions(self):
+        return [self.position[i] for i in range(self.size)]
+
+    @property
+    def attempts(self):
+        return self.attempt[:self.size]
+
+    @property
+    def sends(self):
+        return [self.table.at(self.send[i]) for i in range(self.size)]
+
+    @property
+    def ids(self):
+        cdef Py_ssize_t i
+        if self.made is None:
+            self.made = [self.text[self.id_end[i]:self.id_end[i + 1]].decode() for i in range(self.size)]
+        return self.made
+
+    @property
+    def data(self):
+        cdef Py_ssize_t i
+        cdef OpenSend send
+        for i in range(self.size):
+            if self.table.at(self.send[i]).data:
+                return [send.data.get(place) for send, place in zip(self.sends, self.positions, strict=True)]
+        return ()
+
+    def stale(self):
+        cdef Py_ssize_t i
+        cdef object known = None
+        cdef OpenSend send
+        found = []
+        for i in range(self.size):
+            send = self.table.at(self.send[i])
+            if send.ledger is known:
+                continue
+            if send.ledger.stale:
+                found.append(i)
+            else:
+                known = send.ledger
+        return found
+
+    def name(self):
+        cdef bytes keys = PyBytes_FromStringAndSize(NULL, self.size * 16)
+        cdef char* to = PyBytes_AS_STRING(keys)
+        cdef Py_ssize_t i
+        for i in range(self.size):
+            memcpy(to + 16 * i, self.table.at(self.send[i]).dedupe, 16)
+        digest = blake2b(keys, digest_size=16)
+        digest.update((<char*>self.position)[:self.size * 2])
+        return digest.hexdigest()
+
+    def without(self, rows):
+        cdef Py_ssize_t i
+        gone = set(rows)
+        keep = [i for i in range(self.size) if i not in gone]
+        cdef Batch old = Batch.__new__(Batch)
+        old.send, old.id_end, old.position, old.attempt = self.send, self.id_end, self.position, self.attempt
+        self.send = NULL  # old's to free now
+        self.allocate(len(keep))
+        text, self.id_end[0] = [], 0
+        for i, row in enumerate(keep):
+            self.send[i], self.position[i], self.attempt[i] = old.send[row], old.position[row], old.attempt[row]
+            text.append(self.text[old.id_end[row]:old.id_end[row + 1]])
+            self.id_end[i + 1] = self.id_end[i] + <uint32_t>len(text[i])
+        self.text, self.made = b"".join(text), None

@@ -1,0 +1,313 @@
+# distutils: include_dirs = ext
+"""Stages decode and admit for sends of the common kind, a run of records at a time: see intake.pyi.
+
+In: records. Out: rows in Columns, open sends, claimed ids. Whatever is not of the common kind is left to the stages in
+Python, which are the model: for each record it takes, this does exactly what they do.
+Invariant: a record it does not take has changed nothing.
+Never: decides that a record is bad; makes an object for a recipient.
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.dict cimport PyDict_GetItem
+from cpython.ref cimport PyObject
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport free
+from libc.string cimport memcpy
+
+from ext.columns cimport Columns
+from ext.scan cimport Bytes, Scanner, Span, big_endian
+from ext.seen cimport SeenTable
+from ext.sends cimport Content, Flow, OpenSend, SendTable
+
+from engine.admit import LATEST_MS as LATEST
+from engine.send import (
+    MAX_CAMPAIGN_BYTES, MAX_CONTENT_BYTES, MAX_ID_BYTES, MAX_META_BYTES, MAX_RECIPIENTS, MAX_RECORD_BYTES, MAX_TIME_MS,
+    Send,
+)
+
+cdef extern from "table.h" nogil:
+    ctypedef struct IdSet:
+        void* slots
+        uint64_t seed
+    int idset_reserve(IdSet* ids, size_t most)
+    void idset_clear(IdSet* ids)
+    bint idset_add(IdSet* ids, const uint8_t* base, size_t at, const uint8_t* name, size_t length)
+
+cdef enum:  # spans, in Send's order
+    ID, CHANNEL, TO, CONTENT, V, ACCOUNT, TENANT, CAMPAIGN, NOT_BEFORE, DUE, DEADLINE, META, SPANS
+
+KEYS = tuple(Send.__struct_fields__)
+if KEYS != (
+    "id", "channel", "to", "content", "v", "account", "tenant", "campaign", "not_before", "due", "deadline", "meta",
+):
+    raise ImportError(f"Send has {KEYS}")  # the enum above says otherwise
+
+PLAIN_ID = b"-.0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ_abcdefghijklmnopqrstuvwxyz"
+
+cdef dict NO_DATA = {}
+
+cdef enum:
+    ABSENT = -1
+    ODD = -2
+    NIL = 0xC0
+    NO_NAME = 0xFF  # stands for a length
+    LONGEST_ID = 128
+    NAMES_ROOM = 4 * (1 + LONGEST_ID)
+
+cdef bint[256] plain
+cdef int code
+for code in PLAIN_ID:
+    plain[code] = True
+if MAX_ID_BYTES != LONGEST_ID or MAX_CAMPAIGN_BYTES != LONGEST_ID:
+    raise ImportError("names have another length")
+
+cdef int64_t NS_PER_MS = 1_000_000
+cdef int64_t LATEST_MS = LATEST
+cdef int64_t LEAST_ODD_MS = MAX_TIME_MS
+cdef Py_ssize_t MOST_CONTENT = MAX_CONTENT_BYTES, MOST_META = MAX_META_BYTES, MOST_RECORD = MAX_RECORD_BYTES
+cdef uint32_t MOST_RECIPIENTS = MAX_RECIPIENTS
+
+
+cdef inline Py_ssize_t text_of(Bytes p, Bytes end, Bytes* body) noexcept nogil:
+    """The length of the string at p (all of it lies before end); ABSENT: nil; ODD: something else, or too long."""
+    cdef Py_ssize_t length
+    if p[0] & 0xE0 == 0xA0:
+        body[0] = p + 1
+        return p[0] & 0x1F
+    if p[0] == 0xD9:
+        body[0] = p + 2
+        return p[1] if p[1] <= LONGEST_ID else ODD
+    if p[0] == 0xDA or p[0] == 0xDB:
+        length = <Py_ssize_t>big_endian(p + 1, 2 if p[0] == 0xDA else 4)
+        body[0] = p + (3 if p[0] == 0xDA else 5)
+        return length if length <= LONGEST_ID else ODD
+    return ABSENT if p[0] == NIL else ODD
+
+
+cdef inline int64_t time_of(const Span* span) noexcept nogil:
+    """ms; ABSENT; ODD: no time."""
+    cdef int64_t value
+    if span.at == NULL or span.at[0] == NIL:
+        return ABSENT
+    if span.at[0] < 0x80:
+        return span.at[0]
+    if not 0xCC <= span.at[0] <= 0xCF:
+        return ODD
+    value = <int64_t>big_endian(span.at + 1, 1 << (span.at[0] - 0xCC))
+    return value if 0 <= value < LEAST_ODD_MS else ODD
+
+
+cdef inline bint contradict(int64_t not_before, int64_t due, int64_t deadline) noexcept nogil:
+    """ABSENT is before everything."""
+    if deadline != ABSENT and (deadline < not_before or due > deadline):
+        return True
+    return due != ABSENT and due < not_before
+
+
+cdef inline bint usual(const Span* spans) noexcept nogil:
+    """Nothing about it needs a closer look but its names, recipients and times."""
+    if spans[ID].at == NULL or spans[CHANNEL].at == NULL or spans[TO].at == NULL or spans[CONTENT].at == NULL:
+        return False
+    if spans[V].at != NULL and spans[V].at[0] != 1:
+        return False
+    cdef uint8_t first = spans[CONTENT].at[0]
+    if not (first & 0xF0 == 0x80 or first == 0xDE or first == 0xDF):
+        return False
+    if spans[CONTENT].end - spans[CONTENT].at > MOST_CONTENT:
+        return False
+    return spans[META].at == NULL or spans[META].end - spans[META].at <= MOST_META
+
+
+cdef Py_ssize_t names_of(const Span* spans, char* names) noexcept nogil:
+    """Channel, account, tenant and campaign, each after its length; returns the bytes, or ODD."""
+    cdef Py_ssize_t used = 0, length
+    cdef Bytes body = NULL
+    cdef int[4] order = [CHANNEL, ACCOUNT, TENANT, CAMPAIGN]
+    cdef int i, which
+    for i in range(4):
+        which = order[i]
+        length = ABSENT if spans[which].at == NULL else text_of(spans[which].at, spans[which].end, &body)
+        if length == ODD or length == 0 and which != CAMPAIGN or length == ABSENT and which == CHANNEL:
+            return ODD
+        names[used] = <char>(NO_NAME if length == ABSENT else length)
+        used += 1
+        if length > 0:
+            memcpy(names + used, body, length)
+            used += length
+    return used
+
+
+cdef inline bint is_ours(headers):
+    for name, _ in headers:
+        if (<str>name).startswith("surgetank-"):
+            return True
+    return False
+
+
+cdef class Taker:
+    cdef SendTable table
+    cdef SeenTable seen
+    cdef Columns columns
+    cdef Scanner scanner
+    cdef object cancelled
+    cdef int64_t due_after_ms, max_age_ms, linger_ns
+    cdef IdSet ids
+    cdef readonly int64_t sends, recipients, size, unknown_keys
+
+    def __init__(
+        self, SendTable table not None, SeenTable seen not None, Columns columns not None, cancelled, *,
+        int64_t due_after_ms, int64_t max_age_ms, int64_t linger_ns,
+    ):
+        self.table, self.seen, self.columns, self.cancelled = table, seen, columns, cancelled
+        self.due_after_ms, self.max_age_ms, self.linger_ns = due_after_ms, max_age_ms, linger_ns
+        self.scanner = Scanner(KEYS)
+        self.ids.seed = <uint64_t>hash(b"surgetank")  # drawn anew for every process
+
+    def __dealloc__(self):
+        free(self.ids.slots)
+
+    def learn(self, bytes value not None, Flow flow not None):
+        cdef Span[SPANS] spans
+        cdef char[NAMES_ROOM] names
+        cdef Py_ssize_t unknown = 0, used
+        if not self.read(value, spans, &unknown) or not usual(spans):
+            return
+        used = names_of(spans, names)
+        if used == ODD:
+            return
+        key = PyBytes_FromStringAndSize(names, used)
+        if key not in self.table.by_names[flow.tier_number]:
+            self.table.by_names[flow.tier_number][key] = flow
+            flow.names.append(key)
+
+    cdef bint read(self, bytes value, Span* spans, Py_ssize_t* unknown):
+        """False: not well-formed msgpack of a send's size."""
+        cdef Bytes at = <Bytes>PyBytes_AS_STRING(value)
+        cdef Py_ssize_t length = PyBytes_GET_SIZE(value)
+        cdef int i
+        for i in range(SPANS):
+            spans[i].at = NULL
+        if not 0 < length <= MOST_RECORD:
+            return False
+        return self.scanner.msgpack(&at, at + length, unknown, spans) == 0
+
+    def take(
+        self, values, keys, headers, offsets, stamps_ms, int tier, ledger, str topic not None, int32_t partition,
+        uint32_t place, int64_t now_ns, int64_t now_ms, int64_t offset_ns, Py_ssize_t start,
+    ):
+        cdef Py_ssize_t i
+        cdef OpenSend send
+        cdef dict by_names = self.table.by_names[tier]
+        self.sends = self.recipients = self.size = self.unknown_keys = 0
+        for i in range(start, len(values)):
+            value = values[i]
+            if type(value) is not bytes or headers[i] and is_ours(headers[i]):
+                return i
+            send = OpenSend.__new__(OpenSend)
+            send.value, send.ledger, send.topic, send.partition = value, ledger, topic, partition
+            send.offset = send.origin_offset = offsets[i]
+            send.first_seen_ms, send.pushed_ns = min(<int64_t>stamps_ms[i], now_ms), now_ns
+            if not self.take_one(send, by_names, place, offset_ns):
+                return i
+            send.record_key, send.headers = keys[i], headers[i]
+        return len(values)
+
+    cdef bint take_one(self, OpenSend send, dict by_names, uint32_t place, int64_t offset_ns) except -1:
+        cdef Span[SPANS] spans
+        cdef char[NAMES_ROOM] names
+        cdef Bytes id = NULL
+        cdef Bytes start = <Bytes>PyBytes_AS_STRING(send.value)
+        cdef Py_ssize_t unknown = 0, used, length, before = self.columns.recipients
+        cdef int64_t not_before
+        cdef PyObject* found
+        if not self.read(send.value, spans, &unknown) or not usual(spans):
+            return False
+        used, length = names_of(spans, names), text_of(spans[ID].at, spans[ID].end, &id)
+        if used == ODD or length <= 0:
+            return False
+        found = PyDict_GetItem(by_names, PyBytes_FromStringAndSize(names, used))
+        if found == NULL:
+            return False
+        send.flow = <Flow>found
+        if self.cancelled and send.flow.campaign in self.cancelled:
+            return False
+        send.content = self.content_of(send.flow, &spans[CONTENT])
+        if send.content is None or not send.content.complete:
+            return False
+        not_before = self.set_times(send, spans, offset_ns)
+        if not_before == ODD or not self.recipients_of(send, &spans[TO]):
+            return False
+        self.seen.hash_id(send.flow.scope, <const char*>id, length, send.dedupe)
+        if self.seen.claim_key(send.dedupe, place, 0, send.offset) != NULL:
+            self.columns.drop_recipients(before)
+            return False
+        send.id_at, send.id_length = <uint32_t>(id - start), <uint32_t>length
+        if spans[META].at != NULL:
+            send.meta_at, send.meta_length = <uint32_t>(spans[META].at - start), <uint32_t>(spans[META].end - spans[META].at)
+        send.data, send.linger_ns = NO_DATA, self.linger_ns
+        self.columns.run(self.table.add(send), send, 0, not_before, send.total)
+        self.sends += 1
+        self.recipients += send.total
+        self.size += PyBytes_GET_SIZE(send.value)
+        self.unknown_keys += unknown
+        return True
+
+    cdef Content content_of(self, Flow flow, const Span* span):
+        cdef Py_ssize_t first = PyBytes_GET_SIZE(flow.raw_scope), length = span.end - span.at
+        cdef bytes key = PyBytes_FromStringAndSize(NULL, first + length)
+        memcpy(PyBytes_AS_STRING(key), PyBytes_AS_STRING(flow.raw_scope), first)
+        memcpy(PyBytes_AS_STRING(key) + first, span.at, length)
+        cdef PyObject* found = PyDict_GetItem(self.table.by_raw, key)
+        return None if found == NULL else <Content>found
+
+    cdef int64_t set_times(self, OpenSend send, const Span* spans, int64_t offset_ns) noexcept:
+        """Returns not_before, ns (0: none), or ODD."""
+        cdef int64_t not_before = time_of(&spans[NOT_BEFORE]), due = time_of(&spans[DUE])
+        cdef int64_t deadline = time_of(&spans[DEADLINE]), start
+        if not_before == ODD or due == ODD or deadline == ODD or contradict(not_before, due, deadline):
+            return ODD
+        start = max(send.first_seen_ms, not_before)
+        deadline = start + self.max_age_ms if deadline == ABSENT else min(deadline, start + self.max_age_ms)
+        due = start + self.due_after_ms if due == ABSENT else due
+        send.due_ns = min(due, LATEST_MS) * NS_PER_MS + offset_ns
+        send.deadline_ns = min(deadline, LATEST_MS) * NS_PER_MS + offset_ns
+        return min(not_before, LATEST_MS) * NS_PER_MS + offset_ns if not_before > 0 else 0
+
+    cdef bint recipients_of(self, OpenSend send, const Span* span) except -1:
+        """Into the columns; False (and nothing there) when they are not all different plain ids."""
+        cdef Bytes p = span.at
+        cdef Py_ssize_t before = self.columns.recipients
+        cdef uint32_t count, i
+        if p[0] & 0xF0 == 0x90:
+            count, p = p[0] & 0x0F, p + 1
+        elif p[0] == 0xDC:
+            count, p = <uint32_t>big_endian(p + 1, 2), p + 3
+        else:
+            return False
+        if not 0 < count <= MOST_RECIPIENTS:
+            return False
+        if count > 1:
+            if idset_reserve(&self.ids, count) < 0:
+                raise MemoryError
+            idset_clear(&self.ids)
+        for i in range(count):
+            p = self.recipient(p, span.end, <uint16_t>i, span.at, count > 1)
+            if p == NULL:
+                self.columns.drop_recipients(before)
+                return False
+        send.total = send.left = count
+        return True
+
+    cdef Bytes recipient(self, Bytes p, Bytes end, uint16_t position, Bytes base, bint several) except? NULL:
+        """Returns what stands after it."""
+        cdef Bytes body = NULL
+        cdef Py_ssize_t length = text_of(p, end, &body), i
+        if length <= 0:
+            return NULL
+        for i in range(length):
+            if not plain[body[i]]:
+                return NULL
+        if several and not idset_add(&self.ids, base, body - base, body, length):
+            return NULL
+        self.columns.recipient(position, <const char*>body, <uint8_t>length)
+        return body + length
