@@ -33,7 +33,7 @@ from engine.logs.open import open_log
 from engine.topics import topic_specs
 
 GIVE_UP_S = 180.0
-SCRAPE_S = 0.5  # a scrape takes some 10 ms of the engine's own time
+SCRAPE_S = 1.0  # a scrape takes some 10 ms of the engine's own time
 CONFIG = """
 state = "{folder}/state"
 [log]

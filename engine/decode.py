@@ -1,7 +1,7 @@
 """Stage decode (pure): the bytes of one record become a send.
 
 In: a record's value. Out: a Send, or Reject with a reason of ``engine.send.REASONS``.
-Invariant: for any bytes whatever it ends with one of the two, in time linear in the record and within 32 times its
+Invariant: for any bytes whatever it ends with one of the two, in time linear in the record and within 20 times its
 size + 16 KiB of memory; what it let pass has only maps with string keys, valid UTF-8 and at most 64 levels.
 Never: looks at clocks or config, does I/O, reads what `content` and `data` say
 (``engine.wire.decode_map`` does, when asked).
@@ -12,7 +12,7 @@ read once more, key by key in a fixed order, to name the reason.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import msgspec
@@ -35,6 +35,7 @@ from engine.send import (
     Send,
 )
 from engine.wire import BROKEN, JSON_START, decode_map
+from ext.recipients import Recipients, RecipientsError
 from ext.scan import ScanError, Scanner, first_byte
 
 __all__ = ["Decoded", "decode", "decode_many", "decode_map", "unknown_keys"]
@@ -42,9 +43,17 @@ __all__ = ["Decoded", "decode", "decode_many", "decode_map", "unknown_keys"]
 ALWAYS_FITS = MAX_ID_BYTES // 4  # this many characters are within the limit whatever they are
 
 _scan = Scanner(Send.__struct_fields__).scan
-_msgpack = msgspec.msgpack.Decoder(Send).decode
 _json = msgspec.json.Decoder(Send).decode
 _encode = msgspec.msgpack.Encoder().encode
+
+
+class _Packed(Send, frozen=True, gc=False):
+    """A send whose recipients are not looked into."""
+
+    to: Raw  # type: ignore[assignment]
+
+
+_msgpack = msgspec.msgpack.Decoder(_Packed).decode
 
 
 class Decoded(NamedTuple):
@@ -95,12 +104,12 @@ def _well_formed(value: bytes | None) -> int:
 def _typed(value: bytes) -> Send:
     json = value[0] == JSON_START
     try:
-        send = _json(value) if json else _msgpack(value)
-    except BROKEN as error:
+        send = _json(value) if json else _packed(value)
+    except (*BROKEN, RecipientsError) as error:
         _explain(value, str(error))
     # The decoder has counted characters and found numbers in range; bytes, sizes and order are left.
     if (
-        _may_be_long(send)
+        _may_be_long(send, json)
         or len(send.content) > MAX_CONTENT_BYTES
         or len(send.meta) > MAX_META_BYTES
         or not _is_map(send.content, json)
@@ -116,11 +125,21 @@ def _typed(value: bytes) -> Send:
     return send
 
 
+def _packed(value: bytes) -> Send:
+    """Of msgpack; its recipients stay where they are."""
+    packed = _msgpack(value)
+    to: Any = Recipients(value, packed.to)
+    return Send(
+        packed.id, packed.channel, to, packed.content, packed.v, packed.account, packed.tenant, packed.campaign,
+        packed.not_before, packed.due, packed.deadline, packed.meta,
+    )  # fmt: skip
+
+
 def _too_long(text: str) -> bool:
     return len(text) > ALWAYS_FITS and not text.isascii() and len(text.encode()) > MAX_ID_BYTES
 
 
-def _may_be_long(send: Send) -> bool:
+def _may_be_long(send: Send, json: bool) -> bool:
     """The common case at once: every name short, one recipient, a plain id. True: look closer."""
     if len(send.id) > ALWAYS_FITS or len(send.channel) > ALWAYS_FITS:
         return True
@@ -129,32 +148,32 @@ def _may_be_long(send: Send) -> bool:
         return True
     if campaign and len(campaign) > ALWAYS_FITS:
         return True
-    return len(to) > 1 or to[0].__class__ is not str or len(to[0]) > ALWAYS_FITS
+    return json and (len(to) > 1 or to[0].__class__ is not str or len(to[0]) > ALWAYS_FITS)
 
 
 def _unfit(send: Send, json: bool) -> bool:
     names = (send.id, send.channel, send.account, send.tenant, send.campaign)
     return (
         any(name is not None and _too_long(name) for name in names)
-        or _recipient_unfit(send.to, json)
+        or (json and _recipient_unfit(send.to))
         or len(send.content) > MAX_CONTENT_BYTES
         or len(send.meta) > MAX_META_BYTES
         or not _is_map(send.content, json)
     )
 
 
-def _recipient_unfit(to: list[str | Recipient], json: bool) -> bool:
+def _recipient_unfit(to: Sequence[str | Recipient]) -> bool:
     for recipient in to:
         if recipient.__class__ is str:
             if len(recipient) > ALWAYS_FITS and _too_long(recipient):
                 return True
-        elif _too_long(recipient.id) or not _data_fits(recipient.data, json):  # type: ignore[union-attr]
+        elif _too_long(recipient.id) or not _data_fits(recipient.data):  # type: ignore[union-attr]
             return True
     return False
 
 
-def _data_fits(data: Raw, json: bool) -> bool:
-    return not data or (len(data) <= MAX_DATA_BYTES and _is_map(data, json))
+def _data_fits(data: Raw) -> bool:
+    return not data or (len(data) <= MAX_DATA_BYTES and _is_map(data, json=True))
 
 
 def _is_map(raw: Raw, json: bool) -> bool:
@@ -218,8 +237,7 @@ class _Reader:
         self.recipients = decoder(list[Id | Recipient])
 
     def is_list(self, raw: Raw) -> bool:
-        first = first_byte(raw)
-        return first == b"["[0] if self.json else first & 0xF0 == 0x90 or first in (0xDC, 0xDD)
+        return first_byte(raw) == b"["[0]
 
 
 _READERS = {
@@ -238,7 +256,7 @@ def _explain(value: bytes, error: str) -> NoReturn:
     _explain_version(reader, loose.v)
     for name in ("id", "channel", "account", "tenant", "campaign"):
         _explain_name(reader, name, getattr(loose, name))
-    _explain_recipients(reader, loose.to)
+    _explain_recipients(reader, value, loose.to)
     _explain_content(reader, loose.content)
     times = [_explain_time(reader, name, getattr(loose, name)) for name in ("not_before", "due", "deadline")]
     _check_times(*times)
@@ -265,9 +283,15 @@ def _explain_name(reader: _Reader, name: str, raw: Raw | UnsetType) -> None:
         raise Reject(f"{name}_invalid", f"{name}: {len(text.encode())} bytes; at most {MAX_ID_BYTES}")
 
 
-def _explain_recipients(reader: _Reader, raw: Raw | UnsetType) -> None:
+def _explain_recipients(reader: _Reader, value: bytes, raw: Raw | UnsetType) -> None:
     if raw is UNSET:
         raise Reject("to_missing")
+    if not reader.json:
+        try:
+            Recipients(value, raw)
+        except RecipientsError as error:
+            raise Reject(error.reason, str(error)) from None
+        return
     if not reader.is_list(raw):
         raise Reject("to_invalid", "not a list")
     count = len(_read(reader.kinds, raw, "to_invalid", "to"))
@@ -279,7 +303,7 @@ def _explain_recipients(reader: _Reader, raw: Raw | UnsetType) -> None:
         name = recipient if isinstance(recipient, str) else recipient.id
         if _too_long(name):
             raise Reject("recipient_invalid", f"to[{position}]: {len(name.encode())} bytes; at most {MAX_ID_BYTES}")
-        if isinstance(recipient, Recipient) and not _data_fits(recipient.data, reader.json):
+        if isinstance(recipient, Recipient) and not _data_fits(recipient.data):
             raise Reject("data_invalid", f"to[{position}]: data is not a map of at most {MAX_DATA_BYTES:,} bytes")
 
 

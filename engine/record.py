@@ -27,7 +27,7 @@ from engine.send import Outcome, Tier
 logger = structlog.get_logger("surgetank.record")
 MAX_BACKLOG = 200_000  # sends that ended and whose receipts are not acknowledged
 MAX_BACKLOG_BYTES = 256 << 20  # of those receipts and dead letters
-GATHER_S = 0.01  # what ends within it goes with one append: nobody waits for a receipt, and an append has its price
+GATHER_S = 0.025  # what ends within it goes with one append: nobody waits for a receipt, and an append has its price
 
 
 class Facts(NamedTuple):
@@ -79,10 +79,10 @@ class Recorder:
             tenant=flow.tenant,
             campaign=flow.campaign,
             outcome=outcome,
-            code=code,
-            reason=reason,
+            code=wire.tellable(code),
+            reason=wire.tellable(reason),
             batch=batch,
-            platform_id=platform_id,
+            platform_id=wire.tellable(platform_id),
             at=self._clock.wall_ms(),
         )
         self._queue(Record(self._receipts, value) for value in wire.encode_receipts(facts, parts))

@@ -66,6 +66,7 @@ class Recipient(msgspec.Struct, frozen=True, gc=False):
 class Send(msgspec.Struct, frozen=True, gc=False):
     """One decoded record (wire format version 1). Times are ms since the epoch, below 2**53.
 
+    ``to`` is a list (JSON) or reads them one by one from the record (msgpack).
     Raw fields keep their encoding and point into the record: whoever outlives it copies them. ``content`` is a map
     in the record's encoding, ``meta`` always msgpack.
     """

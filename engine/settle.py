@@ -76,7 +76,7 @@ def settle(
             done.again.append(Again(rest, False, verdict.reason or verdict.code, who))
         else:
             _retry(done, verdict, who, attempts, policy, now_ns, jitter)
-    return done._replace(rest_until_ns=rest)
+    return done if rest is None else done._replace(rest_until_ns=rest)
 
 
 def _after_ns(verdict: Verdict) -> int:

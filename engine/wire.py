@@ -72,7 +72,10 @@ class ReceiptSend(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 class ReceiptFacts(msgspec.Struct, frozen=True, gc=False, kw_only=True):
-    """What all sends of a receipt share. ``at``: ms since the epoch. None: not known, or not given."""
+    """What all sends of a receipt share. ``at``: ms since the epoch. None: not known, or not given.
+
+    ``code``, ``reason`` and ``platform_id`` have been through ``tellable``.
+    """
 
     v: int = WIRE_VERSION
     tier: str
@@ -100,8 +103,7 @@ _decode_receipt = msgspec.msgpack.Decoder(Receipt).decode
 
 def encode_receipts(facts: ReceiptFacts, parts: Iterable[bytes]) -> list[bytes]:
     """The records that tell it, one for each part: `sends` as msgpack, by ``receipt_parts`` or ext.receipts."""
-    told = {name: _tellable(getattr(facts, name)) for name in ("code", "reason", "platform_id")}
-    shared = bytearray(_encode(msgspec.structs.replace(facts, **told)))
+    shared = bytearray(_encode(facts))
     shared[0] = 0x80 | (_FACTS + 1)  # one key more: the sends
     shared += b"\xa5sends"
     return [bytes(shared + part) for part in parts]
@@ -120,8 +122,12 @@ def decode_receipt(value: bytes) -> Receipt:
         raise Reject("malformed", str(error)) from None
 
 
-def _tellable(text: str) -> str:
+def tellable(text: str) -> str:
     """A platform's words cut to size; JSON may hold half characters that no encoding takes."""
+    return text if len(text) <= MAX_TOLD_CHARS and text.isascii() else _cut(text)
+
+
+def _cut(text: str) -> str:
     return text[:MAX_TOLD_CHARS].encode("utf-8", "replace").decode()
 
 
@@ -181,8 +187,8 @@ def headers_of(history: History) -> Headers:
     """Our headers for a record to be moved."""
     origin = history.origin
     headers = [
-        (REASON, _tellable(history.reason).encode()),
-        (DETAIL, _tellable(history.detail).encode()),
+        (REASON, tellable(history.reason).encode()),
+        (DETAIL, tellable(history.detail).encode()),
         (ORIGIN, f"{origin.topic}:{origin.partition}:{origin.offset}".encode()),
         (ATTEMPTS, b"%d" % history.attempts),
         (FIRST_SEEN, b"%d" % history.first_seen_ms),

@@ -15,7 +15,7 @@ from libc.stdlib cimport free
 from libc.string cimport memcpy
 
 from ext.columns cimport Columns
-from ext.scan cimport Bytes, Scanner, Span, big_endian
+from ext.scan cimport Bytes, Scanner, Span, big_endian, text_at
 from ext.seen cimport SeenTable
 from ext.sends cimport Content, Flow, OpenSend, SendTable
 
@@ -68,20 +68,13 @@ cdef Py_ssize_t MOST_CONTENT = MAX_CONTENT_BYTES, MOST_META = MAX_META_BYTES, MO
 cdef uint32_t MOST_RECIPIENTS = MAX_RECIPIENTS
 
 
-cdef inline Py_ssize_t text_of(Bytes p, Bytes end, Bytes* body) noexcept nogil:
-    """The length of the string at p (all of it lies before end); ABSENT: nil; ODD: something else, or too long."""
+cdef inline Py_ssize_t text_of(Bytes p, Bytes* body) noexcept nogil:
+    """The length of the string at p; ABSENT: nil; ODD: something else, or too long."""
     cdef Py_ssize_t length
-    if p[0] & 0xE0 == 0xA0:
-        body[0] = p + 1
-        return p[0] & 0x1F
-    if p[0] == 0xD9:
-        body[0] = p + 2
-        return p[1] if p[1] <= LONGEST_ID else ODD
-    if p[0] == 0xDA or p[0] == 0xDB:
-        length = <Py_ssize_t>big_endian(p + 1, 2 if p[0] == 0xDA else 4)
-        body[0] = p + (3 if p[0] == 0xDA else 5)
-        return length if length <= LONGEST_ID else ODD
-    return ABSENT if p[0] == NIL else ODD
+    body[0] = text_at(p, &length)
+    if body[0] == NULL:
+        return ABSENT if p[0] == NIL else ODD
+    return length if length <= LONGEST_ID else ODD
 
 
 cdef inline int64_t time_of(const Span* span) noexcept nogil:
@@ -126,7 +119,7 @@ cdef Py_ssize_t names_of(const Span* spans, char* names) noexcept nogil:
     cdef int i, which
     for i in range(4):
         which = order[i]
-        length = ABSENT if spans[which].at == NULL else text_of(spans[which].at, spans[which].end, &body)
+        length = ABSENT if spans[which].at == NULL else text_of(spans[which].at, &body)
         if length == ODD or length == 0 and which != CAMPAIGN or length == ABSENT and which == CHANNEL:
             return ODD
         names[used] = <char>(NO_NAME if length == ABSENT else length)
@@ -222,7 +215,7 @@ cdef class Taker:
         cdef PyObject* found
         if not self.read(send.value, spans, &unknown) or not usual(spans):
             return False
-        used, length = names_of(spans, names), text_of(spans[ID].at, spans[ID].end, &id)
+        used, length = names_of(spans, names), text_of(spans[ID].at, &id)
         if used == ODD or length <= 0:
             return False
         found = PyDict_GetItem(by_names, PyBytes_FromStringAndSize(names, used))
@@ -243,7 +236,8 @@ cdef class Taker:
             return False
         send.id_at, send.id_length = <uint32_t>(id - start), <uint32_t>length
         if spans[META].at != NULL:
-            send.meta_at, send.meta_length = <uint32_t>(spans[META].at - start), <uint32_t>(spans[META].end - spans[META].at)
+            send.meta_at = <uint32_t>(spans[META].at - start)
+            send.meta_length = <uint32_t>(spans[META].end - spans[META].at)
         send.data, send.linger_ns = NO_DATA, self.linger_ns
         self.columns.run(self.table.add(send), send, 0, not_before, send.total)
         self.sends += 1
@@ -291,17 +285,17 @@ cdef class Taker:
                 raise MemoryError
             idset_clear(&self.ids)
         for i in range(count):
-            p = self.recipient(p, span.end, <uint16_t>i, span.at, count > 1)
+            p = self.recipient(p, <uint16_t>i, span.at, count > 1)
             if p == NULL:
                 self.columns.drop_recipients(before)
                 return False
         send.total = send.left = count
         return True
 
-    cdef Bytes recipient(self, Bytes p, Bytes end, uint16_t position, Bytes base, bint several) except? NULL:
+    cdef Bytes recipient(self, Bytes p, uint16_t position, Bytes base, bint several) except? NULL:
         """Returns what stands after it."""
         cdef Bytes body = NULL
-        cdef Py_ssize_t length = text_of(p, end, &body), i
+        cdef Py_ssize_t length = text_of(p, &body), i
         if length <= 0:
             return NULL
         for i in range(length):

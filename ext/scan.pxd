@@ -16,6 +16,18 @@ cdef inline uint64_t big_endian(Bytes p, int n) noexcept nogil:
     return value
 
 
+cdef inline Bytes text_at(Bytes p, Py_ssize_t* length) noexcept nogil:
+    """Where the msgpack string at p (all of it is there) has its text; NULL: it is no string."""
+    if p[0] & 0xE0 == 0xA0:
+        length[0] = p[0] & 0x1F
+        return p + 1
+    if not 0xD9 <= p[0] <= 0xDB:
+        return NULL
+    cdef int width = 1 << (p[0] - 0xD9)
+    length[0] = <Py_ssize_t>big_endian(p + 1, width)
+    return p + 1 + width
+
+
 cdef struct Span:  # a top-level value; at NULL: its key is not there
     Bytes at
     Bytes end

@@ -35,6 +35,7 @@ TEXT = {
     NOT_A_MAP: "not a map",
 }
 
+
 class ScanError(ValueError):
     def __init__(self, what, text, at):
         super().__init__(f"{text} at byte {at}")

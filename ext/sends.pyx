@@ -8,7 +8,7 @@ Never: holds a recipient; their ids stand in the core.
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.list cimport PyList_GET_ITEM
+from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
 from libc.stdint cimport int64_t, uint32_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy
@@ -105,9 +105,7 @@ cdef class SendTable:
         return self.size
 
     def __getitem__(self, uint32_t handle):
-        if handle >= <size_t>len(self.sends) or self.sends[handle] is None:
-            raise KeyError(handle)
-        return self.sends[handle]
+        return self.at(handle)
 
     def __iter__(self):
         return (handle for handle, send in enumerate(self.sends) if send is not None)
@@ -121,6 +119,8 @@ cdef class SendTable:
         return [self.bytes[0], self.bytes[1], self.bytes[2]]
 
     cdef OpenSend at(self, uint32_t handle):
+        if handle >= <size_t>PyList_GET_SIZE(self.sends) or <object>PyList_GET_ITEM(self.sends, handle) is None:
+            raise KeyError(handle)
         return <OpenSend>PyList_GET_ITEM(self.sends, handle)
 
     cpdef uint32_t add(self, OpenSend send) except? 0xFFFFFFFF:
@@ -141,7 +141,7 @@ cdef class SendTable:
         return handle
 
     cpdef remove(self, uint32_t handle):
-        cdef OpenSend send = self[handle]
+        cdef OpenSend send = self.at(handle)
         cdef Flow flow = send.flow
         cdef Content content = send.content
         self.sends[handle] = None

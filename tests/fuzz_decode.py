@@ -26,7 +26,7 @@ with atheris.instrument_imports(include=["engine"]):
     from engine.errors import Reject
     from engine.send import REASONS, Origin, Outcome, Recipient, Send
 
-TIMES_SIZE, BESIDES_BYTES = 32, 16 * 1024
+TIMES_SIZE, BESIDES_BYTES = 20, 16 * 1024
 MEASURE_EVERY = 256
 inputs = 0
 

@@ -89,7 +89,8 @@ def test_one_large_send_is_split_within_its_recipients() -> None:
 
 def test_a_platforms_words_are_cut_and_cleaned() -> None:
     (value,) = wire.encode_receipts(
-        facts(reason="x" * 100_000, code="\ud800"), wire.receipt_parts([ReceiptSend("o", ORIGIN, None, 1, 0)])
+        facts(reason=wire.tellable("x" * 100_000), code=wire.tellable("\ud800")),
+        wire.receipt_parts([ReceiptSend("o", ORIGIN, None, 1, 0)]),
     )
     receipt = wire.decode_receipt(value)
     assert (receipt.reason, receipt.code) == ("x" * wire.MAX_TOLD_CHARS, "?")
