@@ -24,10 +24,25 @@ with atheris.instrument_imports(include=["engine"]):
     from engine import wire
     from engine.decode import decode, decode_map
     from engine.errors import Reject
-    from engine.send import REASONS, Origin, Outcome, Recipient, Send
+    from engine.send import REASONS, Origin, Outcome, Recipient, Send, Tier
+
+from engine.cancelled import Cancelled
+from engine.commit import Ledger
+from engine.drivers import Prepared
+from engine.logs import Partition
+from ext.columns import Columns
+from ext.intake import Taker
+from ext.schedule import Core
+from ext.seen import SeenTable
+from ext.sends import Content, Flow, SendTable
 
 TIMES_SIZE, BESIDES_BYTES = 20, 16 * 1024
 MEASURE_EVERY = 256
+SMALL: dict[str, Any] = {"id": "o", "channel": "c", "to": ["u"], "content": {}}
+PLAIN: dict[str, Any] = {
+    **SMALL, "to": ["u", "v.1", "w-2"], "content": {"k": 1}, "account": "a", "tenant": "t", "campaign": "",
+    "not_before": 1, "due": 2, "deadline": 2**40, "meta": {"l": [1]}, "other": [],
+}  # fmt: skip
 inputs = 0
 
 
@@ -40,7 +55,47 @@ def one_input(data: bytes) -> None:
     send = rejected_or(decode, data)
     if send is not None:
         readable(send)
+    TAKER.compare(data, send)
     rejected_or(READERS[len(data) % len(READERS)], data)
+
+
+class Taken(SendTable):
+    """The compiled intake, which has met every flow and content of the seeds and forgets none."""
+
+    def __init__(self) -> None:
+        self.columns = Columns()
+        self.taker = Taker(
+            self, SeenTable(b"s" * 16), self.columns, Cancelled(), due_after_ms=1, max_age_ms=10**9, linger_ns=0
+        )
+        self.core = Core()
+        self.core.add_account(self.core.add_channel(2**20, 0, 10_000))
+        for seed in (SMALL, PLAIN):
+            flow = Flow(Tier.BASIC, "c", "a", "t", None)
+            self.taker.learn(msgpack.packb(seed), flow)
+            self.by_raw[b"c\0" + msgpack.packb(seed["content"])] = Content(0, ("c", b""), Prepared(b"", b""))
+
+    def compare(self, data: bytes, send: Send | None) -> None:
+        """What it takes is a send, with that id and those recipients."""
+        ledger = Ledger(Partition("t", 0), 0, 1)
+        if not self.taker.take([data], [None], [()], [0], [0], 2, ledger, "t", 0, 0, 1, 10**12, 0, 0):
+            return
+        (handle,) = self
+        assert send is not None
+        opened = self[handle]
+        assert (opened.id, opened.total, opened.meta) == (send.id, len(send.to), bytes(send.meta))
+        self.columns.push(self.core, 1)
+        popped = self.core.pop_batches(2**62, 2**20)
+        ended = self.core.reap(2**62, 2**20)
+        if popped.items:
+            assert popped.ids == "".join(map(str, send.to)).encode()
+        assert popped.items + ended.items == opened.total
+        self.remove(handle)
+
+    def forget_flow(self, flow: Flow) -> None:
+        """Kept."""
+
+    def forget_content(self, content: Content) -> None:
+        """Kept."""
 
 
 def header(name: str) -> Callable[[bytes], object]:
@@ -108,18 +163,20 @@ def within_memory(data: bytes) -> None:
 
 def seeds() -> list[bytes]:
     """Sends that use every key, in both encodings, and a record of every other kind."""
-    small: dict[str, Any] = {"id": "o", "channel": "c", "to": ["u"], "content": {}}
     full = {
-        **small, "v": 1, "to": ["u", {"id": "é", "data": {"k": 1.5}}], "content": {"text": "\n\U0001f600"},
+        **SMALL, "v": 1, "to": ["u", {"id": "é", "data": {"k": 1.5}}], "content": {"text": "\n\U0001f600"},
         "account": "a", "tenant": "t", "campaign": "", "not_before": 1, "due": 2, "deadline": 3,
         "meta": {"l": [None, True, -1, 2**40, {}]}, "other": [],
     }  # fmt: skip
     command = {"v": 1, "id": "1", "command": "cancel", "campaign": "c", "at": 1, "expires": 2}
     reply = {"v": 1, "reply_to": "1", "worker": "w", "recipients": 3, "at": 1}
     registered = {"channel": "c", "content": {"a": 1}, "fields": {"f": {"required": True, "max_chars": 20}}}
-    maps = [small, full, command, reply, registered]
+    maps = [SMALL, PLAIN, full, command, reply, registered]
     deep = b"\x81\xa4meta" + b"\x91" * 70
     return [encode(m) for m in maps for encode in (msgpack.packb, lambda m: json.dumps(m).encode())] + [deep]
+
+
+TAKER = Taken()
 
 
 def main() -> None:
