@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections import deque
-from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import structlog
@@ -22,59 +20,12 @@ from engine.errors import EngineError, LogUnavailable, StaleEpoch
 from engine.logs import Consumer, Partition, Position
 from engine.send import Tier
 from engine.state.seen import Seen, Segment
+from ext.ledger import Ledger
+
+__all__ = ["Committer", "Ledger", "Source"]
 
 logger = structlog.get_logger("surgetank.commit")
 COMMIT_EVERY_S = 0.2
-
-
-class Ledger:
-    """One partition under one assignment: what was read and is not complete. Offsets ascend; gaps count as complete."""
-
-    __slots__ = ("_done", "_open", "_stamps", "committed", "epoch", "partition", "position", "stale")
-
-    def __init__(self, partition: Partition, position: int, epoch: int) -> None:
-        self.partition = partition
-        self.epoch = epoch
-        self.position = position  # the next offset to read
-        self.committed = position
-        self.stale = False  # taken away: completions no longer count
-        self._open: deque[int] = deque()
-        self._stamps: deque[int] = deque()  # timestamps_ms of _open
-        self._done: set[int] = set()
-
-    def open_many(self, offsets: Sequence[int], timestamps_ms: Iterable[int]) -> None:
-        """Records read, in order."""
-        self._open.extend(offsets)
-        self._stamps.extend(timestamps_ms)
-        self.position = offsets[-1] + 1
-
-    def complete(self, offset: int) -> None:
-        """The record is done with. Each offset at most once. Cost: O(1) amortised."""
-        self._done.add(offset)
-        opened = self._open
-        while opened and opened[0] in self._done:
-            self._done.remove(opened.popleft())
-            self._stamps.popleft()
-
-    def complete_many(self, offsets: Iterable[int]) -> None:
-        """``complete`` for each."""
-        for offset in offsets:
-            self.complete(offset)
-
-    @property
-    def watermark(self) -> int:
-        """The first offset that is not complete."""
-        return self._open[0] if self._open else self.position
-
-    @property
-    def oldest_ms(self) -> int | None:
-        """Timestamp of the record at the watermark; None when nothing is open."""
-        return self._stamps[0] if self._stamps else None
-
-    @property
-    def uncommitted(self) -> int:
-        """Records read and not covered by the last commit."""
-        return self.position - self.committed
 
 
 class Source(Protocol):

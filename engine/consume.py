@@ -8,6 +8,7 @@ Never: drops. At the tier's budget it stops polling; what waits then waits on th
 from __future__ import annotations
 
 import asyncio
+from array import array
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -349,7 +350,7 @@ class Intake:
         channel = facts.channel if facts.channel and facts.channel in self._channels else "_none"
         self._counters.end_to_end_of(self.tier, channel).observe(age_ns, count)
         self._counters.outcomes[self.tier, channel, outcome] += count
-        self._recorder.complete(arrival.ledger, [arrival.offset])
+        self._recorder.complete(arrival.ledger, array("q", [arrival.offset]))
 
     def _end_some(self, handle: int, send: OpenSend, outcome: Outcome, reason: str, positions: Sequence[int]) -> None:
         to = None if len(positions) == send.total else recipients(send, positions)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import msgspec
@@ -332,7 +333,7 @@ class Told:
         """That was all; their receipts are queued."""
         self._dispatcher.counters.outcomes[self._flow.tier, self._flow.channel, self._outcome] += self._count
         for ledger, offset in self._completions:
-            self._dispatcher.recorder.complete(ledger, [offset])
+            self._dispatcher.recorder.complete(ledger, array("q", [offset]))
 
 
 def _runs(handles: Sequence[int], who: Iterable[int]) -> Iterator[list[int]]:

@@ -10,6 +10,7 @@ to stop making calls, and intake when to stop reading.
 from __future__ import annotations
 
 import asyncio
+from array import array
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -49,7 +50,7 @@ class Recorder:
         self._receipts = f"{prefix}.receipts"
         self._dead = f"{prefix}.dead"
         self._records: list[Record] = []
-        self._completions: list[tuple[Ledger, Sequence[int]]] = []
+        self._completions: list[tuple[Ledger, array[int]]] = []
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -96,7 +97,7 @@ class Recorder:
         """Keep a record; ``dead`` takes the place of older headers of ours."""
         self._queue([Record(self._dead, value, key, headers=wire.with_headers(headers, dead))])
 
-    def complete(self, ledger: Ledger, offsets: Sequence[int]) -> None:
+    def complete(self, ledger: Ledger, offsets: array[int]) -> None:
         """These offsets are to be completed once everything queued before is acknowledged."""
         self._completions.append((ledger, offsets))
         self.backlog += len(offsets)

@@ -12,6 +12,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy
 
+from ext.ledger cimport Ledger
 from ext.schedule cimport Batches
 from ext.sends cimport Flow, OpenSend, SendTable
 
@@ -201,7 +202,7 @@ cdef class Batch:
 
     def stale(self):
         cdef Py_ssize_t i
-        cdef object known = None
+        cdef Ledger known = None
         cdef OpenSend send
         found = []
         for i in range(self.size):

@@ -15,6 +15,7 @@ from libc.stdlib cimport free
 from libc.string cimport memcpy
 
 from ext.columns cimport Columns
+from ext.ledger cimport Ledger
 from ext.scan cimport Bytes, Scanner, Span, big_endian, text_at
 from ext.seen cimport SeenTable
 from ext.sends cimport Content, Flow, OpenSend, SendTable
@@ -185,7 +186,7 @@ cdef class Taker:
         return self.scanner.msgpack(&at, at + length, unknown, spans) == 0
 
     def take(
-        self, values, keys, headers, offsets, stamps_ms, int tier, ledger, str topic not None, int32_t partition,
+        self, values, keys, headers, offsets, stamps_ms, int tier, Ledger ledger, str topic not None, int32_t partition,
         uint32_t place, int64_t now_ns, int64_t now_ms, int64_t offset_ns, Py_ssize_t start,
     ):
         cdef Py_ssize_t i

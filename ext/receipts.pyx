@@ -14,6 +14,7 @@ from libc.string cimport memcpy
 
 from ext.columns cimport Batch
 from ext.histogram cimport Histogram, counts_observe
+from ext.ledger cimport Ledger
 from ext.sends cimport OpenSend, SendTable
 
 from array import array
@@ -172,7 +173,7 @@ cdef class Told:
 
     cdef int less(self, SendTable table, uint32_t handle, OpenSend send, uint32_t count) except -1:
         """``count`` recipients of the send have ended."""
-        cdef object ledger = send.ledger
+        cdef Ledger ledger = send.ledger
         send.left -= count
         self.count += count
         if send.left:

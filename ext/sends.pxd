@@ -1,5 +1,7 @@
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
 
+from ext.ledger cimport Ledger
+
 
 cdef class Flow:
     cdef readonly object tier  # engine.send.Tier
@@ -25,7 +27,7 @@ cdef class Content:
 cdef class OpenSend:
     cdef readonly Flow flow
     cdef readonly Content content
-    cdef readonly object ledger
+    cdef readonly Ledger ledger
     cdef readonly bytes value
     cdef readonly object record_key, headers, data
     cdef readonly int64_t offset, first_seen_ms, pushed_ns, due_ns, deadline_ns, linger_ns

@@ -13,6 +13,8 @@ from libc.stdint cimport int64_t, uint32_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy
 
+from ext.ledger cimport Ledger
+
 from engine.send import Origin
 
 cdef bytes NIL = b"\xc0"
@@ -43,7 +45,7 @@ cdef class Content:
 @cython.freelist(4096)
 cdef class OpenSend:
     def __init__(
-        self, str id, origin, Flow flow, Content content, ledger, int64_t offset, bytes key, uint32_t total,
+        self, str id, origin, Flow flow, Content content, Ledger ledger, int64_t offset, bytes key, uint32_t total,
         uint32_t left, int64_t first_seen_ms, int64_t pushed_ns, int64_t due_ns, int64_t deadline_ns,
         int64_t linger_ns, meta, record_key, bytes value, headers, data,
     ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from array import array
 from pathlib import Path
 
 from engine.clock import Clock
@@ -23,7 +24,7 @@ async def test_a_record_the_log_refuses_does_not_hold_up_the_others(tmp_path: Pa
         recorder.dead_record(None, b"before", (), ())
         recorder.dead_record(None, b"x" * (17 << 20), (), ())
         recorder.dead_record(None, b"after", (), ())
-        recorder.complete(ledger, [0])
+        recorder.complete(ledger, array("q", [0]))
         assert await recorder.flushed(30)
         assert recorder.refused == 1
         assert ledger.watermark == 1
