@@ -10,6 +10,7 @@
     settle    pure   engine.settle     result -> ended, or again at T
     commit    shell  engine.commit     ended and told -> committed positions
 
+``ext.intake`` decodes and admits sends of the common kind, as engine.decode and engine.admit would.
 ``engine.dispatch`` is the shell around schedule, batch and settle; ``engine.record`` writes receipts between settle
 and commit; ``engine.pipeline`` wires it all.
 """

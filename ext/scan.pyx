@@ -22,6 +22,7 @@ cdef enum:
     EXTENSION = 7
     NOT_PLAIN = 8
     NOT_A_MAP = 9
+    TWICE = 10  # not an error: only where spans are asked for
 
 WHAT = {
     CUT_OFF: "malformed", TRAILING: "malformed", BAD_BYTE: "malformed", BAD_UTF8: "malformed",
@@ -148,8 +149,8 @@ cdef class Scanner:
         return -1
 
     cdef int msgpack(self, Bytes* at, Bytes end, Py_ssize_t* unknown, Span* spans) noexcept nogil:
-        """Walk one value. ``at[0]`` is left where it went wrong. ``spans``, unless NULL: one for each name, filled with
-        the value's place (of a key that is there twice the last one's, as decoders have it)."""
+        """Walk one value. ``at[0]`` is left where it went wrong. ``spans``, unless NULL: one for each name, with at
+        NULL, filled with the value's place; TWICE: which of two it is, is for a decoder to say."""
         cdef uint64_t left[MAX_DEPTH]  # items still to come on each level; a map's keys and values count alike
         cdef bint is_map[MAX_DEPTH]
         cdef int depth = 0
@@ -219,6 +220,8 @@ cdef class Scanner:
                             unknown[0] += 1
                         elif spans != NULL:
                             span = &spans[name]
+                            if span.at != NULL:
+                                return TWICE
                             span.at = p + size
                 p += size
             elif 0xCA <= c <= 0xD3:

@@ -191,18 +191,6 @@ async def test_a_second_engine_on_one_embedded_log_says_why_it_cannot(config: Pa
     assert engine.process.returncode is None
 
 
-def busy(config: Path, address: str) -> None:
-    config.write_text(config.read_text().replace('metrics = ""', f'metrics = "{address}"'))
-
-
-async def test_an_address_in_use_is_said(config: Path, engine: Engine, gateway: tuple[Gateway, str]) -> None:
-    address = gateway[1].removeprefix("http://").removesuffix("/send")
-    busy(config, address)
-    code, _, err = await run("serve", "-c", config, "--log-format", "json")
-    assert code == 1
-    assert address.rpartition(":")[2] in json.loads(err.splitlines()[-1])["error"]
-
-
 async def test_no_such_file_is_2_and_one_line(tmp_path: Path) -> None:
     code, out, err = await run("serve", "-c", tmp_path / "none.toml")
     assert (code, out, err) == (2, "", f"{tmp_path}/none.toml:1: cannot be read: No such file or directory\n")

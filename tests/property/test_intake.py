@@ -175,12 +175,16 @@ PLAIN = st.builds(
 @st.composite
 def values(draw: st.DrawFn) -> bytes | None:
     send = draw(PLAIN | SENDS)
-    kind = draw(st.sampled_from(["msgpack"] * 8 + ["json", "cut", "none"]))
+    kind = draw(st.sampled_from(["msgpack"] * 8 + ["json", "cut", "twice", "none"]))
     if kind == "none":
         return None
     if kind == "json":
         return json.dumps(send).encode()
     packed: bytes = msgpack.packb(send)
+    if kind == "twice":
+        key = draw(st.sampled_from(["id", "to", "campaign", "due"]))
+        other = msgpack.packb(key) + msgpack.packb(draw(st.sampled_from([1, "x", ["u"], None])))
+        packed = bytes([packed[0] + 1]) + draw(st.sampled_from([other + packed[1:], packed[1:] + other]))
     return packed[: draw(st.integers(0, len(packed)))] if kind == "cut" else packed
 
 
