@@ -251,7 +251,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = ()
     http: Annotated[HttpConfig, about("Where the engine listens.")] = HttpConfig()
     max_ids: Annotated[
-        int, about("Ids remembered at most, to find duplicates; about 200 bytes each.", 1, 1_000_000_000)
+        int, about("Ids remembered at most, to find duplicates; about 120 bytes each.", 1, 1_000_000_000)
     ] = 5_000_000
     dedupe_window: Annotated[Duration, about("How long an id is remembered.", NS["s"], YEAR)] = Duration(
         86_400_000_000_000
