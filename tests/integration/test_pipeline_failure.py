@@ -15,7 +15,7 @@ from engine.send import Tier
 from tests.integration.support import channel, configured, gateway, record, send
 
 
-@pytest.mark.parametrize("stage", ["settle", "Batch"])
+@pytest.mark.parametrize("stage", ["settle", "batches_of"])
 async def test_a_defect_around_a_call_is_told_and_commits_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
