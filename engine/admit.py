@@ -10,7 +10,7 @@ Never: looks anything up by itself; ids seen before are told apart by the shell,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
@@ -105,10 +105,10 @@ def prepare(send: Send, channel: Channel, templates: Mapping[str, Template]) -> 
     return channel.driver.prepare(content, template, data)
 
 
-def admit(send: Send, driver: Driver, prepared: Prepared) -> Admitted:
-    """Tell the recipients apart. Cost: about 0.5 us a recipient."""
+def admit(send: Send, driver: Driver, prepared: Prepared, still: Collection[int] | None = None) -> Admitted:
+    """Tell the recipients apart; ``still``: only those at these places. Cost: about 0.5 us a recipient."""
     check = driver.check_recipient
-    if len(send.to) == 1 and isinstance(only := send.to[0], str):  # most sends
+    if still is None and len(send.to) == 1 and isinstance(only := send.to[0], str):  # most sends
         try:
             check(only, None, prepared)
         except Reject as reject:
@@ -117,6 +117,8 @@ def admit(send: Send, driver: Driver, prepared: Prepared) -> Admitted:
     admitted = Admitted([], [], {}, [], [])
     seen: set[str] = set()
     for position, recipient in enumerate(send.to):
+        if still is not None and position not in still:
+            continue
         name = recipient if isinstance(recipient, str) else recipient.id
         if name in seen:
             admitted.duplicates.append(position)

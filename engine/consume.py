@@ -17,6 +17,7 @@ import structlog
 
 from engine import wire
 from engine.admit import Channel, Hold, address, admit, prepare, times
+from engine.arrival import Arrival, moved
 from engine.backoff import Backoff
 from engine.clock import NS_PER_MS, NS_PER_S, Clock
 from engine.commit import Committer, Ledger
@@ -26,8 +27,8 @@ from engine.decode import decode_many
 from engine.dispatch import Dispatcher
 from engine.drivers import Template
 from engine.errors import LogUnavailable, Reject
-from engine.logs import Chunk, Consumer, Headers, Partition, Position
-from engine.open_sends import Content, Flow, OpenSend, OpenSends, recipients
+from engine.logs import Chunk, Consumer, Partition, Position
+from engine.open_sends import Content, Flow, OpenSend, OpenSends, names, recipients
 from engine.record import Facts, Recorder
 from engine.send import Origin, Outcome, Send, Tier
 from engine.state.seen import Seen
@@ -43,24 +44,6 @@ BUDGET_WAIT_S = 0.01
 PAUSE_AFTER_S = 1.0
 NOT_KNOWN = (None, None, None, None)
 COLUMNS = ("offsets", "timestamps_ms", "keys", "values", "headers")
-
-
-class Arrival(msgspec.Struct, frozen=True, gc=False):
-    """One record and where it stands."""
-
-    ledger: Ledger
-    offset: int
-    origin: Origin
-    hop: int
-    first_seen_ms: int
-    key: bytes | None  # the record's own
-    value: bytes | None  # None: a tombstone, which decodes to no send
-    headers: Headers
-
-    @property
-    def size(self) -> int:
-        """Bytes of the record's value."""
-        return len(self.value) if self.value else 0
 
 
 class Held(NamedTuple):
@@ -240,7 +223,7 @@ class Intake:
         origin = Origin(chunk.topic, chunk.partition, offset)
         # Timestamps are the producer's: one in the future must not make the send younger than it can be.
         stamp = min(chunk.timestamps_ms[at], now_ms)
-        arrival = Arrival(ledger, offset, origin, 0, stamp, chunk.keys[at], value, chunk.headers[at])
+        arrival = Arrival(ledger, offset, origin, stamp, chunk.keys[at], value, chunk.headers[at])
         self._record(decoded.sends[0], arrival)
 
     # --- one record
@@ -248,20 +231,14 @@ class Intake:
     def _record(self, send: Send | Reject, arrival: Arrival) -> None:
         if arrival.headers:
             try:
-                moved = wire.moved(arrival.headers)
+                arrival = moved(arrival, send)
             except Reject as reject:
                 send = reject
-            else:
-                if moved is not None:
-                    first_seen_ms = min(moved.first_seen_ms, arrival.first_seen_ms)
-                    arrival = msgspec.structs.replace(
-                        arrival, origin=moved.origin, hop=moved.hop, first_seen_ms=first_seen_ms
-                    )
         if isinstance(send, Reject):
             self._counters.taken_in[self.tier] += 1
             self._undeliverable(None, arrival, send)
         else:
-            self._counters.taken_in[self.tier] += len(send.to)
+            self._counters.taken_in[self.tier] += arrival.count(send)
             self._admit(send, arrival)
 
     def _admit(self, send: Send, arrival: Arrival) -> None:
@@ -283,7 +260,10 @@ class Intake:
             self._hold(Held(send, arrival, account, tenant, until), prepared)
             return
         key = self._seen.key_of(tenant, channel.name, send.id)
-        first = self._seen.claim(key, arrival.origin, arrival.hop)
+        first = self._seen.claim(key, arrival.origin, arrival.hop_code)
+        if first == arrival.origin:
+            self._moved_on(send, arrival)
+            return
         if first is not None:
             facts = Facts(self.tier, channel.name, account, tenant, send.campaign)
             self._end_whole(facts, send, arrival, Outcome.DUPLICATE, "first seen at {}:{}:{}".format(*first))
@@ -298,8 +278,9 @@ class Intake:
     ) -> None:
         assert arrival.value is not None  # noqa: S101 - for the type checker
         when = times(send, arrival.first_seen_ms, self.policy)
-        admitted = admit(send, channel.driver, content.prepared)
-        offset_ns, count = self._offset_ns, len(send.to)
+        still = arrival.still
+        admitted = admit(send, channel.driver, content.prepared, still)
+        offset_ns, count = self._offset_ns, arrival.count(send)
         opened = OpenSend(  # by position: by name costs half as much again
             send.id,
             arrival.origin,
@@ -320,12 +301,13 @@ class Intake:
             arrival.value,
             arrival.headers,
             admitted.data,
+            still is not None,
         )
         handle = self._opens.add(opened)
         self._taker.learn(arrival.value, flow)
         if admitted.ids:
             not_before_ns = when.not_before * NS_PER_MS + offset_ns if when.not_before else 0
-            self._columns.add(handle, opened, 0, not_before_ns, admitted.positions, admitted.ids)
+            self._columns.add(handle, opened, arrival.attempts, not_before_ns, admitted.positions, admitted.ids)
         if admitted.duplicates:
             self._end_some(handle, opened, Outcome.DUPLICATE, "twice in one `to`", admitted.duplicates)
         for reason, (detail, positions) in _by_reason(admitted.refused).items():
@@ -336,15 +318,22 @@ class Intake:
 
     def _undeliverable(self, send: Send | None, arrival: Arrival, reject: Reject) -> None:
         self._counters.invalid[self.tier, reject.reason] += 1
-        dead = wire.dead_headers(reject.reason, reject.detail, arrival.origin, 0, arrival.first_seen_ms, None)
+        still = None if arrival.still is None else sorted(arrival.still)
+        dead = wire.dead_headers(
+            reject.reason, reject.detail, arrival.origin, arrival.hop, arrival.attempts, arrival.first_seen_ms, still
+        )
         self._recorder.dead_record(arrival.key, arrival.value, arrival.headers, dead)
         facts = Facts(self.tier, *((send.channel, send.account, send.tenant, send.campaign) if send else NOT_KNOWN))
         self._end_whole(facts, send, arrival, Outcome.DEAD, reject.reason)
 
     def _end_whole(self, facts: Facts, send: Send | None, arrival: Arrival, outcome: Outcome, reason: str) -> None:
         """A record that never entered the core."""
-        id, meta, count = (send.id, wire.meta_msgpack(send.meta), len(send.to)) if send else (None, wire.NO_META, 1)
-        entry = wire.ReceiptSend(id, arrival.origin, None, 0, 0, meta)
+        if send is None:
+            count, entry = 1, wire.ReceiptSend(None, arrival.origin, None, 0, 0)
+        else:
+            to = None if arrival.still is None else names(send, sorted(arrival.still))
+            meta = wire.meta_msgpack(send.meta)
+            count, entry = arrival.count(send), wire.ReceiptSend(send.id, arrival.origin, to, arrival.attempts, 0, meta)
         self._recorder.receipt(facts, outcome, "", reason, "", "", wire.receipt_parts([entry]))
         age_ns = (self._clock.wall_ms() - arrival.first_seen_ms) * NS_PER_MS
         channel = facts.channel if facts.channel and facts.channel in self._channels else "_none"
@@ -352,8 +341,14 @@ class Intake:
         self._counters.outcomes[self.tier, channel, outcome] += count
         self._recorder.complete(arrival.ledger, array("q", [arrival.offset]))
 
+    def _moved_on(self, send: Send, arrival: Arrival) -> None:
+        """The send is on its way by a later move, or by the same one read before: that record tells its end."""
+        self._counters.taken_in[self.tier] -= arrival.count(send)
+        self._counters.moved_on[self.tier] += 1
+        self._recorder.complete(arrival.ledger, array("q", [arrival.offset]))
+
     def _end_some(self, handle: int, send: OpenSend, outcome: Outcome, reason: str, positions: Sequence[int]) -> None:
-        to = None if len(positions) == send.total else recipients(send, positions)
+        to = None if send.whole(len(positions)) else recipients(send, positions)
         entry = wire.ReceiptSend(send.id, send.origin, to, 0, 0, msgspec.Raw(send.meta))
         self._recorder.receipt(send.flow, outcome, "", reason, "", "", wire.receipt_parts([entry]))
         self._dispatcher.ended(handle, send, outcome, len(positions))
@@ -361,7 +356,7 @@ class Intake:
     # --- what waits for its content
 
     def _hold(self, held: Held, hold: Hold) -> None:
-        self._counters.held[self.tier] += len(held.send.to)
+        self._counters.held[self.tier] += held.arrival.count(held.send)
         self._held_sends += 1
         self._held_bytes += held.arrival.size
         self._held.setdefault(hold.content, []).append(held)
@@ -386,7 +381,7 @@ class Intake:
                 elif self._unhold(held):
                     facts = Facts(self.tier, send.channel, account, tenant, send.campaign)
                     self._end_whole(facts, send, arrival, Outcome.CANCELLED, "")
-                    ended += len(send.to)
+                    ended += arrival.count(send)
             self._held[name] = kept
         self._held = {name: waiting for name, waiting in self._held.items() if waiting}
         return ended
@@ -404,11 +399,11 @@ class Intake:
 
     def _unhold(self, held: Held) -> bool:
         """It waits no longer; False when its partition was taken away meanwhile."""
-        self._counters.held[self.tier] -= len(held.send.to)
+        self._counters.held[self.tier] -= held.arrival.count(held.send)
         self._held_sends -= 1
         self._held_bytes -= held.arrival.size
         if held.arrival.ledger.stale:
-            self._counters.given_back[self.tier] += len(held.send.to)
+            self._counters.given_back[self.tier] += held.arrival.count(held.send)
         return not held.arrival.ledger.stale
 
 

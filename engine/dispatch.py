@@ -247,7 +247,7 @@ class Dispatcher:
         handles, positions = batch.handles, batch.positions
         for rows in _runs(handles, ending.who):
             send, attempts = self.opens[handles[rows[0]]], batch.attempts[rows[0]] + 1
-            some = None if len(rows) == send.total else [positions[row] for row in rows]
+            some = None if send.whole(len(rows)) else [positions[row] for row in rows]
             self.recorder.dead(send, ending.reason or ending.code, ending.code, attempts, some)
 
     def _again(self, batch: Batch, again: Again, columns: Columns) -> None:
@@ -276,7 +276,7 @@ class Dispatcher:
             group = groups.get((send.flow, outcome))
             if group is None:
                 group = groups[send.flow, outcome] = (Told(self, send.flow, outcome), [])
-            to = None if len(rows) == send.total else recipients(send, [positions[row] for row in rows])
+            to = None if send.whole(len(rows)) else recipients(send, [positions[row] for row in rows])
             queued_ms = (now - send.pushed_ns) // NS_PER_MS
             meta = msgspec.Raw(send.meta)
             group[1].append(wire.ReceiptSend(send.id, send.origin, to, attempts[first], queued_ms, meta))

@@ -7,20 +7,24 @@ again once nobody needs them, so tables stay as large as what is open, not as wh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from engine.decode import decode
 from engine.drivers import Prepared
-from engine.send import Tier
+from engine.send import Send, Tier
 from ext.sends import Content, Flow, OpenSend, SendTable
 
-__all__ = ["Content", "Flow", "Handles", "Names", "OpenSend", "OpenSends", "recipients"]
+__all__ = ["Content", "Flow", "Handles", "Names", "OpenSend", "OpenSends", "names", "recipients"]
 
 
 def recipients(send: OpenSend, positions: Sequence[int]) -> list[str]:
     """Their ids, read from the record again: only the core keeps ids. Cost: a decode."""
-    to = decode(send.value).to
-    return [r if isinstance(r, str) else r.id for r in (to[position] for position in positions)]
+    return names(decode(send.value), positions)
+
+
+def names(send: Send, positions: Iterable[int]) -> list[str]:
+    """The ids of the recipients at these places."""
+    return [r if isinstance(r, str) else r.id for r in (send.to[position] for position in positions)]
 
 
 class Handles:

@@ -163,14 +163,6 @@ OPEN = "surgetank-open"
 OURS = frozenset((REASON, DETAIL, ORIGIN, ATTEMPTS, FIRST_SEEN, HOP, OPEN))
 
 
-class Moved(NamedTuple):
-    """Where a record first stood, how often it was moved, when it was first seen (ms since the epoch)."""
-
-    origin: Origin
-    hop: int
-    first_seen_ms: int
-
-
 class History(NamedTuple):
     """All that the headers of a moved record say. ``positions`` in `to` that are still open; None: all."""
 
@@ -200,11 +192,25 @@ def headers_of(history: History) -> Headers:
 
 
 def dead_headers(
-    reason: str, detail: str, origin: Origin, attempts: int, first_seen_ms: int, positions: Sequence[int] | None
+    reason: str,
+    detail: str,
+    origin: Origin,
+    hop: int,
+    attempts: int,
+    first_seen_ms: int,
+    positions: Sequence[int] | None,
 ) -> Headers:
     """Our headers for the dead topic."""
     listed = None if positions is None else list(positions)
-    return headers_of(History(origin, 0, first_seen_ms, attempts, listed, reason, detail))
+    return headers_of(History(origin, hop, first_seen_ms, attempts, listed, reason, detail))
+
+
+def hop_of(headers: Headers) -> int:
+    """How often the record was moved; 0 too when its header says nothing readable."""
+    try:
+        return _number({name: value or b"" for name, value in headers if name == HOP}, HOP)
+    except Reject:
+        return 0
 
 
 def with_headers(headers: Headers, ours: Headers) -> Headers:
@@ -226,12 +232,6 @@ def history(headers: Headers) -> History | None:
         reason=_text(ours, REASON),
         detail=_text(ours, DETAIL),
     )
-
-
-def moved(headers: Headers) -> Moved | None:
-    """The part of ``history`` that dedupe and deadlines need. Raises Reject("header_invalid")."""
-    told = history(headers)
-    return None if told is None else Moved(told.origin, told.hop, told.first_seen_ms)
 
 
 def bitset(positions: Sequence[int]) -> bytes:

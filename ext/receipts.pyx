@@ -212,7 +212,7 @@ def tell(
         send = table.at(handle)
         attempts = batch.attempt[row] + 1
         queued_ms = (batch.popped_ns - send.pushed_ns) // NS_PER_MS
-        if at - start == send.total:
+        if at - start == send.total and not send.partial:
             tell_whole(entries, send, attempts, queued_ms)
         else:
             tell_some(entries, send, batch, rows, start, at, attempts, queued_ms)

@@ -34,6 +34,7 @@ cdef class OpenSend:
     cdef readonly uint32_t total
     cdef public uint32_t left
     cdef public bint taken
+    cdef readonly bint partial
     cdef str topic  # of its origin, like the next two
     cdef int32_t partition
     cdef int64_t origin_offset

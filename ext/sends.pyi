@@ -46,7 +46,8 @@ class Content:
 
 class OpenSend:
     """One record from intake to completion. ``left``: recipients not ended; ``data``: values of recipients' own, by
-    position; ``taken``: somebody was accepted (or may have been), so the id stays claimed."""
+    position; ``taken``: somebody was accepted (or may have been), so the id stays claimed; ``total``: the recipients it
+    came for; ``partial``: its record names more, whose ends were told before it was moved."""
 
     id: str
     origin: Origin
@@ -68,6 +69,7 @@ class OpenSend:
     headers: Headers
     data: Mapping[int, Mapping[str, Any]]
     taken: bool
+    partial: bool
     def __init__(
         self,
         id: str,
@@ -89,7 +91,10 @@ class OpenSend:
         value: bytes,
         headers: Headers,
         data: Mapping[int, Mapping[str, Any]],
+        partial: bool = False,
     ) -> None: ...
+    def whole(self, count: int) -> bool:
+        """Whether so many of its recipients are all that its record names."""
 
 class SendTable:
     """OpenSends by handle, a u32 that is given again once its send is removed. ``by_names`` and ``by_raw`` are where

@@ -14,13 +14,13 @@ import engine.pipeline
 
 ROOT = Path(engine.__file__).parent
 STAGES = re.findall(r"^    (\w+) +(pure|shell) +([\w.]+)", engine.__doc__ or "", re.MULTILINE)
-PURE = {"errors", "send", "config", "wire", "decode", "admit", "settle", "open_sends", "cancelled"}
+PURE = {"errors", "send", "config", "wire", "decode", "admit", "settle", "open_sends", "cancelled", "arrival"}
 FORBIDDEN = {"asyncio", "aiokafka", "aiohttp", "time", "random", "prometheus_client", "sqlite3", "socket", "threading"}
 # Each layer may import itself and the ones before it.
 LAYERS = [
     {"errors", "send", "config", "clock", "backoff", "wire"},
     {"decode", "drivers", "logs", "counters", "state"},
-    {"admit", "cancelled", "settle", "commit", "open_sends", "topics", "tokens"},
+    {"admit", "arrival", "cancelled", "settle", "commit", "open_sends", "topics", "tokens"},
     {"deliver", "record", "content", "probes", "oplog"},
     {"dispatch", "control"},
     {"consume"},

@@ -55,7 +55,9 @@ class Seen:
         return self.table.key_of(dedupe_scope(tenant, channel), id.encode())
 
     def claim(self, key: bytes, origin: Origin, hop: int = 0) -> Origin | None:
-        """Take ``key`` for ``origin``; None when it is ours now (or was: a redelivery), else the first origin."""
+        """Take ``key`` for ``origin``; None when it is ours now (or was: a redelivery), else the first origin: the same
+        one when the send has moved on meanwhile, by a later hop or another record of this one (``ext.seen.hop_code``).
+        """
         taken = self.table.claim(key, self.place(origin.topic, origin.partition), hop, origin.offset)
         if taken is None:
             return None

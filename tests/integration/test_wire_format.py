@@ -145,5 +145,5 @@ def test_read_receipts(place: Place) -> None:
 
 
 def test_look_at_the_dead(place: Place) -> None:
-    place.write("dead", b"x", wire.dead_headers("id_missing", "", Origin("t", 0, 7), 0, 5, None))
+    place.write("dead", b"x", wire.dead_headers("id_missing", "", Origin("t", 0, 7), 0, 0, 5, None))
     assert "surgetank-reason=id_missing" in place.run("Look at what is dead, with kcat")

@@ -1,0 +1,65 @@
+"""A record as intake meets it: what it holds, where it stands, and, if it was moved, where it comes from (pure).
+
+Out: an Arrival, or Reject("header_invalid").
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from engine.commit import Ledger
+from engine.errors import Reject
+from engine.logs import Headers
+from engine.send import Origin, Send
+from engine.wire import OPEN, history
+from ext.seen import hop_code
+
+MOST_ATTEMPTS = 255  # the core counts no further
+
+
+class Arrival(msgspec.Struct, frozen=True, gc=False):
+    """One record and where it stands."""
+
+    ledger: Ledger
+    offset: int
+    origin: Origin
+    first_seen_ms: int
+    key: bytes | None  # the record's own
+    value: bytes | None  # None: a tombstone, which decodes to no send
+    headers: Headers
+    hop: int = 0  # times it was moved
+    attempts: int = 0  # calls made for it before that
+    still: frozenset[int] | None = None  # the places of its `to` that were open when it was moved; None: all
+
+    @property
+    def hop_code(self) -> int:
+        """The hop as the table of ids seen knows it."""
+        place = self.ledger.partition
+        return hop_code(self.hop, f"{place.topic}:{place.number}:{self.offset}".encode())
+
+    def count(self, send: Send) -> int:
+        """Recipients it comes for."""
+        return len(send.to) if self.still is None else len(self.still)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the record's value."""
+        return len(self.value) if self.value else 0
+
+
+def moved(arrival: Arrival, send: Send | Reject) -> Arrival:
+    """With what its headers say of its way here, if it was moved. Raises Reject("header_invalid")."""
+    told = history(arrival.headers)
+    if told is None:
+        return arrival
+    still = None if told.positions is None else frozenset(told.positions)
+    if still is not None and isinstance(send, Send) and not (still and max(still) < len(send.to)):
+        raise Reject("header_invalid", f"{OPEN}: names nobody, or places that `to` does not have")
+    return msgspec.structs.replace(
+        arrival,
+        origin=told.origin,
+        hop=told.hop,
+        first_seen_ms=min(told.first_seen_ms, arrival.first_seen_ms),
+        attempts=min(told.attempts, MOST_ATTEMPTS),
+        still=still,
+    )
