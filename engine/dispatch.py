@@ -248,7 +248,7 @@ class Dispatcher:
         for rows in _runs(handles, ending.who):
             send, attempts = self.opens[handles[rows[0]]], batch.attempts[rows[0]] + 1
             some = None if send.whole(len(rows)) else [positions[row] for row in rows]
-            self.recorder.dead(send, ending.reason or ending.code, ending.code, attempts, some)
+            self.recorder.dead(send, ending.code or ending.reason, ending.reason, attempts, some)
 
     def _again(self, batch: Batch, again: Again, columns: Columns) -> None:
         self.counters.retried(batch.flow.channel, again.reason, len(again.who))

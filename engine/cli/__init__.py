@@ -9,6 +9,7 @@ import click
 
 from engine.cli.cancel import cancel
 from engine.cli.config import config
+from engine.cli.dead import dead
 from engine.cli.send import send
 from engine.cli.serve import serve
 from engine.cli.topics import topics
@@ -51,5 +52,5 @@ def main() -> None:
     """
 
 
-for command in (serve, send, config, topics, cancel):
+for command in (serve, send, config, topics, cancel, dead):
     main.add_command(command)

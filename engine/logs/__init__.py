@@ -148,6 +148,12 @@ class Log(Protocol):
     async def reader(self, topics: Sequence[str], *, from_end: bool = False) -> Reader:
         """A reader over all partitions of ``topics``, from the beginning or from the present end."""
 
+    async def trim(self, ends: Mapping[Partition, int]) -> None:
+        """Give up the records below these offsets (of the embedded log: those appends that lie below as a whole).
+
+        Raises LogUnavailable, LogUnusable (the cluster refuses).
+        """
+
     async def committed(self, group: str) -> dict[Partition, Position]:
         """The group's committed positions, metadata included."""
 

@@ -11,9 +11,9 @@ from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from typing import Any, Literal
 
 from aiokafka import TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import KafkaError, for_code
+from aiokafka.errors import KafkaError, PolicyViolationError, TopicAuthorizationFailedError, for_code
 
 from engine.config import Security
 from engine.errors import LogUnavailable, LogUnusable
@@ -98,6 +98,16 @@ class KafkaLog:
             topics = await self._ask(self._client.list_topics())
             return await self.committed_of(group, [Partition(topics[0], 0)]) if topics else {}
         return _positions(found)
+
+    async def trim(self, ends: Mapping[Partition, int]) -> None:
+        """Delete what lies below. Raises LogUnusable when the cluster refuses."""
+        below = {TopicPartition(*partition): RecordsToDelete(end) for partition, end in ends.items()}
+        try:
+            await self._ask(self._client.delete_records(below, timeout_ms=int(ADMIN_S * 1_000)))
+        except LogUnavailable as error:
+            if isinstance(error.__cause__, (PolicyViolationError, TopicAuthorizationFailedError)):
+                raise LogUnusable(f"{self.bootstrap}: records cannot be deleted: {error.__cause__!r}") from error
+            raise
 
     async def check_topics(self, wanted: Sequence[TopicSpec]) -> list[TopicDifference]:
         """What differs from ``wanted``."""

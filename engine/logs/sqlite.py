@@ -11,7 +11,7 @@ import asyncio
 import logging
 import sqlite3
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, TypeVar
 
@@ -129,6 +129,15 @@ class SqliteLog:
         created: list[str] = await self.writer.change(create)
         return created
 
+    async def trim(self, ends: Mapping[Partition, int]) -> None:
+        """Delete what lies below, by whole appends."""
+
+        def trim(db: sqlite3.Connection) -> None:
+            for (topic, number), end in ends.items():
+                db.execute(TRIM, {"topic": topic, "number": number, "end": end})
+
+        await self.writer.change(trim)
+
     async def keep_up(self) -> None:
         """Apply retention and compaction now; the engine does so by itself every minute."""
         await self.work(self._upkeep.run, self._clock.wall_ms())
@@ -195,6 +204,13 @@ class SqliteLog:
             except LogUnavailable as error:
                 LOGGER.warning("retention of %s put off: %s", self.path, error)
             await asyncio.sleep(UPKEEP_S)
+
+
+TRIM = """
+DELETE FROM batch WHERE last < :end AND partition = (
+    SELECT partition.id FROM partition JOIN topic ON topic.id = topic WHERE topic.name = :topic AND number = :number
+)
+"""
 
 
 def _committed(db: sqlite3.Connection, group: str) -> dict[Partition, Position]:

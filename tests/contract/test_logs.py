@@ -401,6 +401,24 @@ async def test_topics_are_created_once_and_compared(opened: OpenLog, topic: str)
     ]
 
 
+async def test_what_is_trimmed_is_gone_and_the_rest_is_not(opened: OpenLog, topic: str) -> None:
+    log = await opened()
+    await log.create_topics([TopicSpec(topic, partitions=2)])
+    for n in range(5):
+        await log.append([Record(topic, b"%d" % n, partition=0), Record(topic, b"x", partition=1)])
+    await log.trim({Partition(topic, 0): 3})
+    reader = await log.reader([topic])
+    found = []
+    while not await reader.at_end():
+        found += await reader.poll(100, 0.2)
+    kept = {(chunk.partition, offset) for chunk in found for offset in chunk.offsets}
+    assert kept == {(0, 3), (0, 4), *((1, offset) for offset in range(5))}
+    await log.append([Record(topic, b"after", partition=0)])
+    after = [chunk for chunk in await reader.poll(100, 5.0) if chunk.partition == 0]
+    assert [(list(chunk.offsets), list(chunk.values)) for chunk in after] == [([5], [b"after"])]
+    await reader.close()
+
+
 async def test_a_group_that_never_was_has_committed_nothing(opened: OpenLog, topic: str) -> None:
     assert await (await opened()).committed(f"g-{topic}") == {}
 
