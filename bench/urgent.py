@@ -20,8 +20,6 @@ from bench import stack
 from bench.judge import percentile
 from engine.config import load
 from engine.logs import Log, Record
-from engine.logs.open import open_log
-from engine.topics import topic_specs
 
 CONFIG = """
 state = "{folder}/state"
@@ -61,14 +59,12 @@ async def measure(folder: Path, bootstrap: str | None, samples: int, backlog: in
         session = await exits.enter_async_context(aiohttp.ClientSession())
         simulator = await exits.enter_async_context(stack.simulator(folder, SIMULATOR, session, ledger=False))
         port = stack.free_port()
-        log_keys = f'kind = "kafka"\nbootstrap = "{bootstrap}"' if bootstrap else f'path = "{folder}/log.db"'
         path = folder / "c.toml"
-        path.write_text(CONFIG.format(folder=folder, log=log_keys, url=simulator.url, port=port))
+        path.write_text(
+            CONFIG.format(folder=folder, log=stack.log_keys(folder, bootstrap), url=simulator.url, port=port)
+        )
         config = load(path)
-        log = open_log(config.log, state=config.state, engine=False)
-        await log.start()
-        exits.push_async_callback(log.close)
-        await log.create_topics(topic_specs(config))
+        log = await exits.enter_async_context(stack.opened(config, engine=False))
         engine = await exits.enter_async_context(stack.engine(folder, path, port, session))
         await _urgent(log, simulator, "warm", 50)
         idle = await _urgent(log, simulator, "idle", samples)
