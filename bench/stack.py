@@ -83,6 +83,11 @@ class Simulator:
         async with self._session.post(f"{self.url}/sim/{path}", json=body) as answer:
             answer.raise_for_status()
 
+    async def delete(self, path: str) -> None:
+        """DELETE /sim/``path``."""
+        async with self._session.delete(f"{self.url}/sim/{path}") as answer:
+            answer.raise_for_status()
+
     async def lines(self, path: str) -> AsyncIterator[Any]:
         """The lines of an NDJSON answer."""
         timeout = aiohttp.ClientTimeout(total=None, sock_read=60)

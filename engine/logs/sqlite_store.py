@@ -14,12 +14,14 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from time import monotonic, sleep
 
 from engine.errors import EngineError, LogUnavailable, LogUnusable
 
 APPLICATION_ID = 0x53544C47  # "STLG"
 SCHEMA = 1
 BUSY_MS = 5_000  # how long a writer waits for another process's transaction
+RETRY_S = 0.0005  # between two looks whether it is over: SQLite's own waits grow to 100 ms, a transaction takes 2 ms
 MEMORY = ":memory:"
 TABLES = """
 CREATE TABLE topic (
@@ -90,6 +92,7 @@ class Store:
         self._writer = self._connect()
         try:
             self._initialise()
+            self._writer.execute("PRAGMA busy_timeout = 0")  # ``_begin`` waits instead
         except BaseException:
             self._writer.close()
             raise
@@ -139,7 +142,7 @@ class Store:
     def writing(self) -> Iterator[sqlite3.Connection]:
         """A transaction that no other writer, here or in another process, interleaves with."""
         with self._write_lock, self._translated():
-            self._writer.execute("BEGIN IMMEDIATE")
+            self._begin()
             try:
                 yield self._writer
                 self._writer.execute("COMMIT")
@@ -147,6 +150,17 @@ class Store:
                 if self._writer.in_transaction:
                     self._writer.execute("ROLLBACK")
                 raise
+
+    def _begin(self) -> None:
+        until = monotonic() + BUSY_MS / 1000
+        while True:
+            try:
+                self._writer.execute("BEGIN IMMEDIATE")
+                return
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or monotonic() >= until:
+                    raise
+            sleep(RETRY_S)
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
