@@ -22,6 +22,7 @@ APPLICATION_ID = 0x53544C47  # "STLG"
 SCHEMA = 1
 BUSY_MS = 5_000  # how long a writer waits for another process's transaction
 RETRY_S = 0.0005  # between two looks whether it is over: SQLite's own waits grow to 100 ms, a transaction takes 2 ms
+WAL_PAGES = 32_000  # a quarter of a GiB: a writer moves them to the file itself where no engine runs that does
 MEMORY = ":memory:"
 TABLES = """
 CREATE TABLE topic (
@@ -188,6 +189,17 @@ class Store:
         used: int = (pages - free) * page
         return used
 
+    def checkpoint(self) -> None:
+        """Move what was committed from the WAL into the file; writers go on meanwhile. In memory there is no WAL."""
+        if self._in_memory:
+            return
+        with self._translated():
+            db = self._idle.pop() if self._idle else self._connect()
+            try:
+                db.execute("PRAGMA wal_checkpoint(PASSIVE)")
+            finally:
+                self._idle.append(db)
+
     def version(self, db: sqlite3.Connection) -> int:
         """A number that changes when somebody else has committed."""
         with self._translated():
@@ -225,7 +237,7 @@ class Store:
         db = sqlite3.connect(name, timeout=BUSY_MS / 1000, isolation_level=None, check_same_thread=False)
         try:
             db.execute("PRAGMA synchronous = FULL")
-            db.execute("PRAGMA wal_autocheckpoint = 4000")
+            db.execute(f"PRAGMA wal_autocheckpoint = {WAL_PAGES}")
             db.execute("PRAGMA journal_size_limit = 67108864")
         except BaseException:
             db.close()
