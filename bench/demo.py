@@ -26,9 +26,7 @@ from bench.judge import Verdict, judge, percentile, read_input
 from engine.config import Config
 from engine.config import load as load_config
 from engine.logs import Log, Record
-from engine.logs.open import open_log
 from engine.send import Tier
-from engine.topics import topic_specs
 
 BURST_EVERY_S = 1.0
 OUTAGE = {"endpoint": "wecom", "kind": "refuse", "start_s": 3.0, "duration_s": 2.0}
@@ -110,10 +108,7 @@ class Demo:
             session = await exits.enter_async_context(aiohttp.ClientSession())
             simulator = await exits.enter_async_context(stack.simulator(self.folder, SIMULATOR, session))
             config = self._config(simulator.url, port)
-            log = open_log(config.log, state=config.state, engine=False)
-            await log.start()
-            exits.push_async_callback(log.close)
-            await log.create_topics(topic_specs(config))
+            log = await exits.enter_async_context(stack.opened(config, engine=False))
             template = Record(f"{config.log.prefix}.content", msgpack.packb(feed.TEMPLATE), key=b"order-state")
             await log.append([template])
             engine = await exits.enter_async_context(
@@ -137,9 +132,7 @@ class Demo:
             return document(verdict, int(difference), fed.recipients, seconds)
 
     def _config(self, url: str, port: int) -> Config:
-        log = f'kind = "sqlite"\npath = "{self.folder}/log.db"'
-        if self.bootstrap:
-            log = f'kind = "kafka"\nbootstrap = "{self.bootstrap}"\nprefix = "demo{time.time_ns()}"'
+        log = stack.log_keys(self.folder, self.bootstrap) + f'\nprefix = "demo{time.time_ns()}"'
         path = self.folder / "surgetank.toml"
         path.write_text(CONFIG.format(folder=self.folder, log=log, url=url, port=port))
         return load_config(path)

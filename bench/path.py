@@ -18,8 +18,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Callable, Iterable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,6 @@ import msgpack
 from bench import stack
 from engine.config import Config, load
 from engine.logs import Log, Record
-from engine.logs.open import open_log
-from engine.topics import topic_specs
 
 GIVE_UP_S = 180.0
 SCRAPE_S = 1.0  # a scrape takes some 10 ms of the engine's own time
@@ -126,7 +124,7 @@ class Bench:
         async with AsyncExitStack() as exits:
             simulator = await exits.enter_async_context(stack.simulator(folder, {}, self.session, ledger=False))
             config, port = self._config(folder, simulator.url)
-            log = await exits.enter_async_context(_opened(config))
+            log = await exits.enter_async_context(stack.opened(config, engine=False))
             records = list(make(config.log.prefix, count))
             await log.append([Record(f"{config.log.prefix}.content", msgpack.packb(TEMPLATE), key=b"tpl")])
             for first in range(0, len(records), 2000):
@@ -163,21 +161,10 @@ class Bench:
 
     def _config(self, folder: Path, url: str) -> tuple[Config, int]:
         port, prefix = stack.free_port(), f"path{os.getpid()}x{self._runs}"
-        log = f'kind = "kafka"\nbootstrap = "{self.bootstrap}"' if self.bootstrap else f'path = "{folder}/log.db"'
+        log = stack.log_keys(folder, self.bootstrap)
         path = folder / "c.toml"
         path.write_text(CONFIG.format(folder=folder, log=log, prefix=prefix, url=url, port=port))
         return load(path), port
-
-
-@asynccontextmanager
-async def _opened(config: Config) -> AsyncIterator[Log]:
-    log = open_log(config.log, state=config.state, engine=False)
-    await log.start()
-    try:
-        await log.create_topics(topic_specs(config))
-        yield log
-    finally:
-        await log.close()
 
 
 async def _bare(log: Log, config: Config, tier: str, count: int) -> float:

@@ -17,6 +17,10 @@ import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
 from bench.kafka import free_port as free_port
+from engine.config import Config
+from engine.logs import Log
+from engine.logs.open import open_log
+from engine.topics import topic_specs
 
 READY_WITHIN_S = 60.0
 STOP_WITHIN_S = 40.0
@@ -77,6 +81,11 @@ class Simulator:
     async def post(self, path: str, body: Any) -> None:
         """POST /sim/``path``."""
         async with self._session.post(f"{self.url}/sim/{path}", json=body) as answer:
+            answer.raise_for_status()
+
+    async def delete(self, path: str) -> None:
+        """DELETE /sim/``path``."""
+        async with self._session.delete(f"{self.url}/sim/{path}") as answer:
             answer.raise_for_status()
 
     async def lines(self, path: str) -> AsyncIterator[Any]:
@@ -174,6 +183,23 @@ async def engine(folder: Path, config: Path, port: int, session: aiohttp.ClientS
         yield running
     finally:
         await child.stop()
+
+
+def log_keys(folder: Path, bootstrap: str | None) -> str:
+    """The keys of [log]: the cluster at ``bootstrap``, or a file in ``folder``."""
+    return f'kind = "kafka"\nbootstrap = "{bootstrap}"' if bootstrap else f'kind = "sqlite"\npath = "{folder}/log.db"'
+
+
+@asynccontextmanager
+async def opened(config: Config, engine: bool = True) -> AsyncIterator[Log]:
+    """The log of the configuration, its topics there."""
+    log = open_log(config.log, state=config.state, engine=engine)
+    await log.start()
+    try:
+        await log.create_topics(topic_specs(config))
+        yield log
+    finally:
+        await log.close()
 
 
 def machine() -> str:

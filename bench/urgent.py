@@ -1,11 +1,15 @@
-"""How long a `system` send takes from the append to the platform's receipt of the request: idle, and while 200,000
-basic recipients are queued. Open loop: sends are appended at fixed times, whatever became of the ones before.
+"""How long a `system` send takes from its append to the platform's receipt of the request: idle, with a million `basic`
+recipients queued, with the platform of these hung, and with each of these told to come again (a retry storm).
+
+Open loop: sends are appended at fixed times, whatever became of the ones before, and every latency counts from the
+intended time, so that a stall hides nothing. The platform of the urgent sends is a process of its own.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import tempfile
 import time
@@ -15,13 +19,12 @@ from typing import Any
 
 import aiohttp
 import msgpack
+import uvloop
 
 from bench import stack
 from bench.judge import percentile
-from engine.config import load
+from engine.config import Config, load
 from engine.logs import Log, Record
-from engine.logs.open import open_log
-from engine.topics import topic_specs
 
 CONFIG = """
 state = "{folder}/state"
@@ -29,96 +32,157 @@ state = "{folder}/state"
 {log}
 [tiers.basic]
 pacing = "asap"
-budget = {{ sends = 1_000_000, bytes = "2GiB" }}
-[channels.wecom]
+budget = {{ sends = 2_000_000, bytes = "2GiB" }}
+[channels.notice]
 driver = "wecom.message"
-base_url = "{url}/wecom"
-in_flight = 16
-[channels.wecom.accounts.corp]
+base_url = "{urgent}/wecom"
+in_flight = 32
+[channels.notice.accounts.corp]
 corpid = "ww"
 corpsecret = "s"
 agentid = 1
-[channels.wecom-mass]
-driver = "wecom.message"
-base_url = "{url}/wecom"
+[channels.mass]
+driver = "webhook"
+base_url = "{mass}/webhook/mass"
 in_flight = 16
+batch = 20
 limits = [{{ calls = 100, per = "1s" }}]
-[channels.wecom-mass.accounts.corp]
-corpid = "ww"
-corpsecret = "s"
-agentid = 2
 [http]
 metrics = "127.0.0.1:{port}"
 admin = ""
 """
-SIMULATOR = {"wecom": {"latency": {"kind": "lognormal", "median_s": 0.02, "sigma": 0.4, "max_s": 0.5}}}
-EVERY_S = 0.02
+LATENCY = {"kind": "lognormal", "median_s": 0.02, "sigma": 0.4, "max_s": 0.5}
+URGENT = {"wecom": {"latency": LATENCY}}
+MASS = {"webhook": {"latency": LATENCY, "retry_after_ms": 1000}}
+HANG = {"endpoint": "webhook", "kind": "hang", "duration_s": 3600}
+WARM = 200
+APPENDED_AT_ONCE = 2000
+INTAKE_S = 300.0  # to take the backlog in
+ARRIVES_S, ARRIVE_S = 0.5, 60.0  # the last urgent send, as a rule and at most
+SHARES = {"p50": 0.5, "p99": 0.99, "p999": 0.999}
 
 
-async def measure(folder: Path, bootstrap: str | None, samples: int, backlog: int) -> dict[str, Any]:
-    """Both cases, one after the other, on one engine."""
+class Bench:
+    """One log, one engine, two platforms; the cases one after the other."""
+
+    def __init__(self, log: Log, engine: stack.Engine, urgent: stack.Simulator, rate: float) -> None:
+        self.figures: dict[str, Any] = {}
+        self._log = log
+        self._engine = engine
+        self._urgent = urgent
+        self._every_s = 1.0 / rate
+
+    async def case(self, name: str, samples: int) -> None:
+        """Append ``samples`` urgent sends on their schedule and add what became of them to ``figures``."""
+        before = await self._engine.samples()
+        intended, slips, acked = await self._feed(name, samples)
+        latencies = await self._arrived(intended)
+        after = await self._engine.samples()
+        for label, share in SHARES.items():
+            self.figures[f"{name}_{label}_ms"] = round(percentile(latencies, share), 2)
+        self.figures[f"{name}_slip_p99_ms"] = round(percentile(slips, 0.99), 2)
+        self.figures[f"{name}_append_p99_ms"] = round(percentile(acked, 0.99), 2)
+        self.figures[f"{name}_stalls"] = _stalls(after) - _stalls(before)
+        self.figures[f"{name}_queued"] = int(after.sum("queue_recipients", tier="basic"))
+
+    async def queue(self, backlog: int) -> None:
+        """Queue ``backlog`` basic recipients: one-recipient sends of 20 campaigns, which a limit lets out slowly."""
+        for first in range(0, backlog, APPENDED_AT_ONCE):
+            await self._log.append([_mass(n) for n in range(first, min(first + APPENDED_AT_ONCE, backlog))])
+        deadline = time.monotonic() + INTAKE_S
+        while (await self._engine.samples()).sum("consumed_sends_total", tier="basic") < backlog:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"the backlog was not taken in within {INTAKE_S:.0f} s")
+            await asyncio.sleep(0.5)
+
+    async def _feed(self, name: str, samples: int) -> tuple[dict[str, int], list[float], list[float]]:
+        """The intended times (wall, ns) by recipient; how much later (ms) each append was begun, and acknowledged."""
+        start, epoch_ns = time.monotonic() + 0.1, time.time_ns() - time.monotonic_ns()
+        intended: dict[str, int] = {}
+        slips: list[float] = []
+        acked: list[float] = []
+
+        async def append(id: str, due: float) -> None:
+            await self._log.append([_urgent(id)])
+            acked.append((time.monotonic() - due) * 1e3)
+
+        async with asyncio.TaskGroup() as appends:
+            for n in range(samples):
+                due = start + n * self._every_s
+                await asyncio.sleep(max(0.0, due - time.monotonic()))
+                slips.append((time.monotonic() - due) * 1e3)
+                id = f"{name}{n}"
+                intended[id] = int(due * 1e9) + epoch_ns
+                appends.create_task(append(id, due))
+        return intended, slips, acked
+
+    async def _arrived(self, intended: dict[str, int]) -> list[float]:
+        """Latencies in ms, of every one of them."""
+        await asyncio.sleep(ARRIVES_S)  # reading the ledger keeps the platform from answering
+        deadline = time.monotonic() + ARRIVE_S
+        while True:
+            rows = [row async for row in self._urgent.lines("ledger/export") if row["recipient"] in intended]
+            if len(rows) >= len(intended):
+                return [(row["arrived_ns"] - intended[row["recipient"]]) / 1e6 for row in rows]
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{len(intended) - len(rows)} of {len(intended)} urgent sends never arrived")
+            await asyncio.sleep(0.5)
+
+
+def _stalls(scrape: stack.Samples) -> int:
+    """How often the engine's loop ran a timer more than 5 ms late."""
+    late = scrape.by("loop_stall_seconds_bucket", "le")
+    return int(late["+Inf"] - late["0.005"])
+
+
+def _urgent(id: str) -> Record:
+    content = {"type": "text", "text": "urgent"}
+    return Record("surgetank.system", msgpack.packb({"id": id, "channel": "notice", "to": [id], "content": content}))
+
+
+def _mass(n: int) -> Record:
+    campaign = f"c{n % 20}"
+    send = {"id": f"b{n}", "channel": "mass", "to": [f"user{n:023d}"], "campaign": campaign, "content": {"n": campaign}}
+    return Record("surgetank.basic", msgpack.packb(send))
+
+
+async def measure(folder: Path, bootstrap: str | None, samples: int, backlog: int, rate: float) -> dict[str, Any]:
+    """All cases on one engine."""
     async with AsyncExitStack() as exits:
         session = await exits.enter_async_context(aiohttp.ClientSession())
-        simulator = await exits.enter_async_context(stack.simulator(folder, SIMULATOR, session, ledger=False))
-        port = stack.free_port()
-        log_keys = f'kind = "kafka"\nbootstrap = "{bootstrap}"' if bootstrap else f'path = "{folder}/log.db"'
-        path = folder / "c.toml"
-        path.write_text(CONFIG.format(folder=folder, log=log_keys, url=simulator.url, port=port))
-        config = load(path)
-        log = open_log(config.log, state=config.state, engine=False)
-        await log.start()
-        exits.push_async_callback(log.close)
-        await log.create_topics(topic_specs(config))
-        engine = await exits.enter_async_context(stack.engine(folder, path, port, session))
-        await _urgent(log, simulator, "warm", 50)
-        idle = await _urgent(log, simulator, "idle", samples)
-        await _queue(log, engine, backlog)
-        before = (await engine.samples()).sum("queue_recipients", tier="basic")
-        loaded = await _urgent(log, simulator, "loaded", samples)
-        after = (await engine.samples()).sum("queue_recipients", tier="basic")
-    figures: dict[str, Any] = {"samples": samples, "queued_before": before, "queued_after": after}
-    for name, values in (("idle", idle), ("loaded", loaded)):
-        figures |= {f"{name}_p{p}_ms": round(percentile(values, p / 100), 2) for p in (50, 99)}
-    figures["ratio"] = round(figures["loaded_p99_ms"] / figures["idle_p99_ms"], 2)
-    return figures
+        platforms = []
+        for name, options in (("urgent", URGENT), ("mass", MASS)):
+            (folder / name).mkdir()
+            started = stack.simulator(folder / name, options, session, ledger=False)
+            platforms.append(await exits.enter_async_context(started))
+        urgent, mass = platforms
+        config, port = _config(folder, bootstrap, urgent.url, mass.url)
+        log = await exits.enter_async_context(stack.opened(config, engine=False))
+        engine = await exits.enter_async_context(stack.engine(folder, folder / "c.toml", port, session))
+        gc.freeze()
+        gc.disable()  # a collection would stand in the schedule
+        bench = Bench(log, engine, urgent, rate)
+        await bench.case("warm", WARM)
+        bench.figures.clear()
+        await bench.case("idle", samples)
+        await bench.queue(backlog)
+        await bench.case("loaded", samples)
+        await mass.post("outage", HANG)
+        await bench.case("hung", samples)
+        await mass.delete("outage")
+        await mass.post("options", {"webhook": {"retry_share": 1.0}})
+        await bench.case("storm", samples)
+        retries = (await engine.samples()).sum("retries_total", channel="mass")
+    ratio = round(bench.figures["loaded_p99_ms"] / bench.figures["idle_p99_ms"], 2)
+    return {"samples": samples, "rate": rate, "backlog": backlog, **bench.figures, "retries": retries, "ratio": ratio}
 
 
-async def _queue(log: Log, engine: stack.Engine, backlog: int) -> None:
-    """Queue ``backlog`` basic recipients: one-recipient sends with a content each, which the limit lets out slowly."""
-    for first in range(0, backlog, 1000):
-        sends = [
-            {"id": f"b{n}", "channel": "wecom-mass", "to": [f"user{n}"], "campaign": f"c{n % 20}",
-             "content": {"type": "text", "text": f"offer {n}"}}
-            for n in range(first, first + 1000)
-        ]  # fmt: skip
-        await log.append([Record("surgetank.basic", msgpack.packb(send)) for send in sends])
-    deadline = time.monotonic() + 120
-    while (await engine.samples()).sum("consumed_sends_total", tier="basic") < backlog:
-        if time.monotonic() > deadline:
-            raise RuntimeError("the backlog was not taken in within 120 s")
-        await asyncio.sleep(0.5)
-
-
-async def _urgent(log: Log, simulator: stack.Simulator, name: str, samples: int) -> list[float]:
-    """Latencies in ms, from the intended time of the append."""
-    appended: dict[str, int] = {}
-    start = time.monotonic()
-    content = {"type": "text", "text": "urgent"}
-    for n in range(samples):
-        await asyncio.sleep(max(0.0, start + n * EVERY_S - time.monotonic()))
-        id = f"{name}{n}"
-        # From the intended time: a stall of this process must not hide what it delayed.
-        appended[id] = time.time_ns() - max(0, int((time.monotonic() - start - n * EVERY_S) * 1e9))
-        send = {"id": id, "channel": "wecom", "to": [id], "content": content}
-        await log.append([Record("surgetank.system", msgpack.packb(send))])
-    deadline = time.monotonic() + 60
-    while True:
-        rows = [row async for row in simulator.lines("ledger/export") if row["recipient"] in appended]
-        if len(rows) >= samples:
-            return [(row["arrived_ns"] - appended[row["recipient"]]) / 1e6 for row in rows]
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"{samples - len(rows)} of {samples} urgent sends never arrived")
-        await asyncio.sleep(0.5)
+def _config(folder: Path, bootstrap: str | None, urgent: str, mass: str) -> tuple[Config, int]:
+    port = stack.free_port()
+    path = folder / "c.toml"
+    log = stack.log_keys(folder, bootstrap)
+    path.write_text(CONFIG.format(folder=folder, log=log, urgent=urgent, mass=mass, port=port))
+    return load(path), port
 
 
 def main(argv: list[str]) -> int:
@@ -126,17 +190,19 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench urgent", description=__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     parser.add_argument("--kafka", action="store_true", help="a real Apache Kafka instead of the embedded log")
-    parser.add_argument("--samples", type=int, default=1000, help="system sends a case (default: %(default)s)")
-    parser.add_argument("--backlog", type=int, default=200_000, help="basic recipients queued (default: %(default)s)")
+    parser.add_argument("--samples", type=int, default=20_000, help="system sends a case (default: %(default)s)")
+    parser.add_argument("--rate", type=float, default=200.0, help="of them a second (default: %(default)s)")
+    parser.add_argument("--backlog", type=int, default=1_000_000, help="basic recipients (default: %(default)s)")
     options = parser.parse_args(argv)
+    numbers = (options.samples, options.backlog, options.rate)
     with tempfile.TemporaryDirectory(prefix="surgetank-urgent-") as folder:
         if options.kafka:
             from bench.kafka import Broker  # Java is needed for this alone
 
             with Broker() as broker:
-                figures = asyncio.run(measure(Path(folder), broker.bootstrap, options.samples, options.backlog))
+                figures = uvloop.run(measure(Path(folder), broker.bootstrap, *numbers))
         else:
-            figures = asyncio.run(measure(Path(folder), None, options.samples, options.backlog))
+            figures = uvloop.run(measure(Path(folder), None, *numbers))
     figures["machine"] = stack.machine()
     print(json.dumps(figures, indent=2))
     if options.json:

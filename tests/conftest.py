@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from uuid import uuid4
 
 import pytest
 
@@ -43,3 +44,9 @@ def kafka_bootstrap(request: pytest.FixtureRequest) -> str:
         return given
     broker: Broker = request.getfixturevalue("kafka_broker")
     return broker.bootstrap
+
+
+@pytest.fixture
+def topic() -> str:
+    """A name nobody else uses."""
+    return f"t-{uuid4().hex}"

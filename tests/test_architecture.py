@@ -24,7 +24,7 @@ LAYERS = [
     {"deliver", "record", "content", "probes", "oplog"},
     {"dispatch", "control"},
     {"consume"},
-    {"metrics", "pipeline"},
+    {"metrics", "pipeline", "audit"},
     {"cli"},
 ]
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from engine.cli.audit import audit
 from engine.cli.cancel import cancel
 from engine.cli.config import config
 from engine.cli.dead import dead
@@ -52,5 +53,5 @@ def main() -> None:
     """
 
 
-for command in (serve, send, config, topics, cancel, dead):
+for command in (serve, send, config, topics, cancel, dead, audit):
     main.add_command(command)

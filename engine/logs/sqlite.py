@@ -25,8 +25,9 @@ from engine.logs.sqlite_write import Writer, find_or_make_topic, make_topic
 
 LOGGER = logging.getLogger(__name__)
 READ_THREADS = 8
-WATCH_S = 0.005  # how soon another process's append is noticed
+WATCH_S = 0.002  # how soon another process's append is noticed
 UPKEEP_S = 60.0
+CHECKPOINT_S = 1.0  # small ones: a large one would hold an append up for 70 ms
 WEEK_MS = 7 * 86_400_000
 T = TypeVar("T")
 
@@ -203,7 +204,16 @@ class SqliteLog:
                 await self.keep_up()
             except LogUnavailable as error:
                 LOGGER.warning("retention of %s put off: %s", self.path, error)
-            await asyncio.sleep(UPKEEP_S)
+            due = asyncio.get_running_loop().time() + UPKEEP_S
+            while asyncio.get_running_loop().time() < due:
+                await asyncio.sleep(CHECKPOINT_S)
+                await self._checkpoint()
+
+    async def _checkpoint(self) -> None:
+        try:
+            await self.work(self.store.checkpoint)
+        except LogUnavailable as error:
+            LOGGER.warning("checkpoint of %s put off: %s", self.path, error)
 
 
 TRIM = """

@@ -14,12 +14,15 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from time import monotonic, sleep
 
 from engine.errors import EngineError, LogUnavailable, LogUnusable
 
 APPLICATION_ID = 0x53544C47  # "STLG"
 SCHEMA = 1
 BUSY_MS = 5_000  # how long a writer waits for another process's transaction
+RETRY_S = 0.0005  # between two looks whether it is over: SQLite's own waits grow to 100 ms, a transaction takes 2 ms
+WAL_PAGES = 32_000  # a quarter of a GiB: a writer moves them to the file itself where no engine runs that does
 MEMORY = ":memory:"
 TABLES = """
 CREATE TABLE topic (
@@ -90,6 +93,7 @@ class Store:
         self._writer = self._connect()
         try:
             self._initialise()
+            self._writer.execute("PRAGMA busy_timeout = 0")  # ``_begin`` waits instead
         except BaseException:
             self._writer.close()
             raise
@@ -139,7 +143,7 @@ class Store:
     def writing(self) -> Iterator[sqlite3.Connection]:
         """A transaction that no other writer, here or in another process, interleaves with."""
         with self._write_lock, self._translated():
-            self._writer.execute("BEGIN IMMEDIATE")
+            self._begin()
             try:
                 yield self._writer
                 self._writer.execute("COMMIT")
@@ -147,6 +151,17 @@ class Store:
                 if self._writer.in_transaction:
                     self._writer.execute("ROLLBACK")
                 raise
+
+    def _begin(self) -> None:
+        until = monotonic() + BUSY_MS / 1000
+        while True:
+            try:
+                self._writer.execute("BEGIN IMMEDIATE")
+                return
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or monotonic() >= until:
+                    raise
+            sleep(RETRY_S)
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
@@ -173,6 +188,17 @@ class Store:
             )
         used: int = (pages - free) * page
         return used
+
+    def checkpoint(self) -> None:
+        """Move what was committed from the WAL into the file; writers go on meanwhile. In memory there is no WAL."""
+        if self._in_memory:
+            return
+        with self._translated():
+            db = self._idle.pop() if self._idle else self._connect()
+            try:
+                db.execute("PRAGMA wal_checkpoint(PASSIVE)")
+            finally:
+                self._idle.append(db)
 
     def version(self, db: sqlite3.Connection) -> int:
         """A number that changes when somebody else has committed."""
@@ -211,7 +237,7 @@ class Store:
         db = sqlite3.connect(name, timeout=BUSY_MS / 1000, isolation_level=None, check_same_thread=False)
         try:
             db.execute("PRAGMA synchronous = FULL")
-            db.execute("PRAGMA wal_autocheckpoint = 4000")
+            db.execute(f"PRAGMA wal_autocheckpoint = {WAL_PAGES}")
             db.execute("PRAGMA journal_size_limit = 67108864")
         except BaseException:
             db.close()

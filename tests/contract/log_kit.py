@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Protocol, TypeVar
 
-from engine.logs import Chunk, Headers, Log, Partition, Position
+from engine.logs import Chunk, Consumer, Headers, Log, Partition, Position
 
 DEADLINE_S = 40.0
 OpenLog = Callable[..., Awaitable[Log]]
+Opened = TypeVar("Opened", bound=Log)
 
 
 class Polls(Protocol):
@@ -39,6 +41,33 @@ class Listener:
         self.revocations.append(tuple(partitions))
         for partition in partitions:
             self.owned.pop(partition, None)
+
+
+@asynccontextmanager
+async def opening(make: Callable[..., Opened]) -> AsyncIterator[Callable[..., Awaitable[Opened]]]:
+    """A way to open logs; all are closed at the end, the last one first."""
+    logs: list[Opened] = []
+
+    async def opener(**keys: Any) -> Opened:
+        log = make(**keys)
+        await log.start()
+        logs.append(log)
+        return log
+
+    try:
+        yield opener
+    finally:
+        for log in reversed(logs):
+            await log.close()
+
+
+async def joined(log: Log, topic: str) -> tuple[Consumer, Listener]:
+    """The first member of the topic's group, once it owns something."""
+    listener = Listener()
+    consumer = log.consumer(f"g-{topic}", [topic], listener)
+    await consumer.start()
+    await wait_for(lambda: bool(listener.owned), consumer)
+    return consumer, listener
 
 
 def count(chunks: Sequence[Chunk]) -> int:

@@ -16,7 +16,7 @@ from engine.config import LogConfig
 from engine.errors import EngineError, LogUnavailable, RecordRefused, StaleEpoch
 from engine.logs import Log, Partition, Position, Record, TopicDifference, TopicSpec
 from engine.logs.open import open_log
-from tests.contract.log_kit import Listener, OpenLog, count, poll_until, rows, values, wait_for
+from tests.contract.log_kit import Listener, OpenLog, count, opening, poll_until, rows, values, wait_for
 
 NOW_MS = Clock().wall_ms() - 60_000  # recent, or retention would rightly remove it
 
@@ -31,23 +31,12 @@ async def opened(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
     }
     if kind == "kafka":
         where = {"kind": "kafka", "bootstrap": request.getfixturevalue("kafka_bootstrap")}
-    logs: list[Log] = []
 
-    async def opener(*, engine: bool = True, **keys: Any) -> Log:
-        log = open_log(LogConfig(**where, **keys), state=str(tmp_path), engine=engine)
-        await log.start()
-        logs.append(log)
-        return log
+    def make(*, engine: bool = True, **keys: Any) -> Log:
+        return open_log(LogConfig(**where, **keys), state=str(tmp_path), engine=engine)
 
-    yield opener
-    for log in reversed(logs):
-        await log.close()
-
-
-@pytest.fixture
-def topic() -> str:
-    """A name nobody else uses."""
-    return f"t-{uuid4().hex}"
+    async with opening(make) as opener:
+        yield opener
 
 
 async def test_order_holds_within_each_partition(opened: OpenLog, topic: str) -> None:

@@ -15,17 +15,16 @@ import msgpack
 import pytest
 from aiohttp import web
 
+from bench.stack import opened as opened
 from engine import wire
 from engine.clock import NS_PER_MS, NS_PER_S, Clock
 from engine.config import Config, load, tier_policy
 from engine.decode import decode
 from engine.errors import Reject
 from engine.logs import Headers, Log, Partition, Record
-from engine.logs.open import open_log
 from engine.metrics import Snapshot
 from engine.pipeline import Pipeline
 from engine.send import Origin, Outcome, Recipient, Tier
-from engine.topics import topic_specs
 
 DEADLINE_S = 20.0
 TIERS = ("system", "template", "basic")
@@ -416,18 +415,6 @@ async def read(log: Log, config: Config) -> Told:
                 told.take(chunk.topic, chunk.partition, offset, key, value, headers)
     await reader.close()
     return told
-
-
-@asynccontextmanager
-async def opened(config: Config, engine: bool = True) -> AsyncIterator[Log]:
-    """The log of the configuration, its topics there."""
-    log = open_log(config.log, state=config.state, engine=engine)
-    await log.start()
-    try:
-        await log.create_topics(topic_specs(config))
-        yield log
-    finally:
-        await log.close()
 
 
 @asynccontextmanager

@@ -10,7 +10,6 @@ import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
 
@@ -18,7 +17,7 @@ from bench.kafka import Broker, free_port
 from engine.errors import LogUnavailable
 from engine.logs import Partition, Position, Record, TopicSpec
 from engine.logs.kafka import KafkaLog
-from tests.contract.log_kit import Listener, poll_until, rows, values, wait_for
+from tests.contract.log_kit import joined, opening, poll_until, rows, values
 
 pytestmark = pytest.mark.kafka
 Opener = Callable[[], Awaitable[KafkaLog]]
@@ -44,22 +43,8 @@ def broker(mortal_broker: Broker) -> Broker:
 
 @pytest.fixture
 async def opened(broker: Broker) -> AsyncIterator[Opener]:
-    logs: list[KafkaLog] = []
-
-    async def opener() -> KafkaLog:
-        log = KafkaLog(broker.bootstrap)
-        await log.start()
-        logs.append(log)
-        return log
-
-    yield opener
-    for log in logs:
-        await log.close()
-
-
-@pytest.fixture
-def topic() -> str:
-    return f"t-{uuid4().hex}"
+    async with opening(lambda: KafkaLog(broker.bootstrap)) as opener:
+        yield opener
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -76,10 +61,7 @@ def spawn(*arguments: str, temporary: Path) -> subprocess.Popen[bytes]:
 async def test_appends_and_consumers_outlive_the_broker(broker: Broker, opened: Opener, topic: str) -> None:
     log = await opened()
     await log.create_topics([TopicSpec(topic, partitions=2)])
-    listener = Listener()
-    consumer = log.consumer(f"g-{topic}", [topic], listener)
-    await consumer.start()
-    await wait_for(lambda: bool(listener.owned), consumer)
+    consumer, _ = await joined(log, topic)
     appended, stop, all_appended = 0, asyncio.Event(), asyncio.Event()
     found: list[bytes | None] = []
 
@@ -120,10 +102,7 @@ async def test_a_commit_to_a_dead_broker_ends_in_time_and_may_be_repeated(
     log = await opened()
     await log.create_topics([TopicSpec(topic)])
     await log.append([Record(topic, b"x")])
-    listener = Listener()
-    consumer = log.consumer(f"g-{topic}", [topic], listener)
-    await consumer.start()
-    await wait_for(lambda: bool(listener.owned), consumer)
+    consumer, _ = await joined(log, topic)
     await asyncio.to_thread(broker.kill)
     with pytest.raises(LogUnavailable):
         await consumer.commit({Partition(topic, 0): Position(1, "note")}, timeout_s=0.5)
@@ -141,10 +120,8 @@ async def test_a_commit_to_a_dead_broker_ends_in_time_and_may_be_repeated(
 async def test_polls_of_a_dead_broker_come_back_empty(broker: Broker, opened: Opener, topic: str) -> None:
     log = await opened()
     await log.create_topics([TopicSpec(topic)])
-    listener = Listener()
-    consumer, reader = log.consumer(f"g-{topic}", [topic], listener), await log.reader([topic])
-    await consumer.start()
-    await wait_for(lambda: bool(listener.owned), consumer)
+    reader = await log.reader([topic])
+    consumer, _ = await joined(log, topic)
     await asyncio.to_thread(broker.kill)
     async with asyncio.timeout(30):
         for source in (consumer, reader):
@@ -186,10 +163,7 @@ async def test_closing_without_a_broker_ends(
     monkeypatch.setattr("engine.logs.kafka_source.STOP_S", 2.0)
     log = await opened()
     await log.create_topics([TopicSpec(topic)])
-    listener = Listener()
-    consumer = log.consumer(f"g-{topic}", [topic], listener)
-    await consumer.start()
-    await wait_for(lambda: bool(listener.owned), consumer)
+    _, listener = await joined(log, topic)
     await asyncio.to_thread(broker.kill)
     waiting = asyncio.create_task(log.append([Record(topic, b"x")]))
     await asyncio.sleep(0)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from uuid import uuid4
 
 import pytest
 
 from engine.errors import StaleEpoch
-from engine.logs import Partition, Position, Record, TopicSpec
+from engine.logs import Consumer, Log, Partition, Position, Record, TopicSpec
 from engine.logs.kafka import KafkaLog
-from tests.contract.log_kit import Listener, poll_until, rows, wait_for
+from tests.contract.log_kit import Listener, opening, poll_until, rows, wait_for
 
 pytestmark = pytest.mark.kafka
 Opener = Callable[[], Awaitable[KafkaLog]]
@@ -19,22 +18,17 @@ Opener = Callable[[], Awaitable[KafkaLog]]
 
 @pytest.fixture
 async def opened(kafka_bootstrap: str) -> AsyncIterator[Opener]:
-    logs: list[KafkaLog] = []
-
-    async def opener() -> KafkaLog:
-        log = KafkaLog(kafka_bootstrap)
-        await log.start()
-        logs.append(log)
-        return log
-
-    yield opener
-    for log in logs:
-        await log.close()
+    async with opening(lambda: KafkaLog(kafka_bootstrap)) as opener:
+        yield opener
 
 
-@pytest.fixture
-def topic() -> str:
-    return f"t-{uuid4().hex}"
+async def joining(log: Log, topic: str, listener: Listener, beside: Consumer) -> Consumer:
+    """Another member; the one ``beside`` it must poll meanwhile, or the group does not get anywhere."""
+    consumer = log.consumer(f"g-{topic}", [topic], listener)
+    starting = asyncio.create_task(consumer.start())
+    await wait_for(starting.done, beside)
+    await starting
+    return consumer
 
 
 async def test_two_members_share_the_partitions(opened: Opener, topic: str) -> None:
@@ -45,10 +39,7 @@ async def test_two_members_share_the_partitions(opened: Opener, topic: str) -> N
     one = log.consumer(f"g-{topic}", [topic], first)
     await one.start()
     assert len(await poll_until(one, 60)) >= 6
-    two = other.consumer(f"g-{topic}", [topic], second)
-    joining = asyncio.create_task(two.start())
-    await wait_for(joining.done, one)
-    await joining
+    two = await joining(other, topic, second, one)
     await wait_for(lambda: len(first.owned) == len(second.owned) == 3, one, two)
     assert set(first.owned).isdisjoint(second.owned)
     # The sticky assignment: the first keeps three of its own; its epoch has moved on.
@@ -92,10 +83,7 @@ async def test_a_revoked_partition_is_committed_before_it_moves(opened: Opener, 
     first.on_revoke = commit
     await one.start()
     await poll_until(one, 20)
-    two = other.consumer(f"g-{topic}", [topic], second)
-    joining = asyncio.create_task(two.start())
-    await wait_for(joining.done, one)
-    await joining
+    two = await joining(other, topic, second, one)
     again = await wait_for(lambda: len(first.owned) == len(second.owned) == 1, one, two)
     assert again == []
     assert set(second.owned.values()) == {Position(10, "last words")}
@@ -109,9 +97,7 @@ async def test_a_commit_after_the_partition_moved_is_stale(opened: Opener, topic
     one = log.consumer(f"g-{topic}", [topic], first)
     await one.start()
     await wait_for(lambda: len(first.owned) == 2, one)
-    two = other.consumer(f"g-{topic}", [topic], second)
-    joining = asyncio.create_task(two.start())
-    await wait_for(joining.done, one)
+    two = await joining(other, topic, second, one)
     await wait_for(lambda: len(first.owned) == len(second.owned) == 1, one, two)
     (moved,) = second.owned
     with pytest.raises(StaleEpoch):

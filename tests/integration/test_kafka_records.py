@@ -17,22 +17,15 @@ from confluent_kafka import Producer
 from engine.errors import LogUnavailable, RecordRefused
 from engine.logs import Partition, Position, Record, TopicSpec
 from engine.logs.kafka import KafkaLog
-from tests.contract.log_kit import Listener, poll_until, rows, values, wait_for
+from tests.contract.log_kit import Listener, opening, poll_until, rows, values, wait_for
 
 pytestmark = pytest.mark.kafka
 
 
 @pytest.fixture
 async def log(kafka_bootstrap: str) -> AsyncIterator[KafkaLog]:
-    log = KafkaLog(kafka_bootstrap)
-    await log.start()
-    yield log
-    await log.close()
-
-
-@pytest.fixture
-def topic() -> str:
-    return f"t-{uuid4().hex}"
+    async with opening(lambda: KafkaLog(kafka_bootstrap)) as opener:
+        yield await opener()
 
 
 def produce(config: dict[str, Any], topic: str, records: Sequence[tuple[bytes | None, bytes | None, Any]]) -> None:

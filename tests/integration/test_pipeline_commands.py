@@ -374,7 +374,7 @@ async def test_drained_within_its_deadline_though_nothing_can_be_committed(
             assert partner.ids["u"] in (5, 6)
 
 
-@pytest.mark.parametrize(("bound", "most"), [("MAX_BACKLOG", 100), ("MAX_BACKLOG_BYTES", 25_000)])
+@pytest.mark.parametrize(("bound", "most"), [("MAX_BACKLOG", 100), ("MAX_BACKLOG_BYTES", 100_000)])
 async def test_what_cannot_be_told_is_not_read_without_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bound: str, most: int
 ) -> None:

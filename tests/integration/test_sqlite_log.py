@@ -22,7 +22,7 @@ from engine.errors import LogUnavailable, LogUnusable
 from engine.logs import Partition, Position, Record, TopicSpec
 from engine.logs.open import open_log
 from engine.logs.sqlite import SqliteLog
-from tests.contract.log_kit import Listener, poll_until, rows, values
+from tests.contract.log_kit import Listener, opening, poll_until, rows, values
 
 Opener = Callable[..., Awaitable[SqliteLog]]
 # A process that appends until it is killed, and says which appends were acknowledged.
@@ -60,17 +60,12 @@ def path(tmp_path: Path) -> str:
 
 @pytest.fixture
 async def opened(path: str) -> AsyncIterator[Opener]:
-    logs: list[SqliteLog] = []
 
-    async def opener(*, engine: bool = True, **keys: Any) -> SqliteLog:
-        log = SqliteLog(path, engine=engine, **keys)
-        await log.start()
-        logs.append(log)
-        return log
+    def make(*, engine: bool = True, **keys: Any) -> SqliteLog:
+        return SqliteLog(path, engine=engine, **keys)
 
-    yield opener
-    for log in logs:
-        await log.close()
+    async with opening(make) as opener:
+        yield opener
 
 
 def produce(path: str, name: str, most: int) -> subprocess.Popen[bytes]:
