@@ -5,14 +5,15 @@ Out: an Arrival, or Reject("header_invalid").
 
 from __future__ import annotations
 
+from hashlib import blake2b
+
 import msgspec
 
 from engine.commit import Ledger
 from engine.errors import Reject
 from engine.logs import Headers
 from engine.send import Origin, Send
-from engine.wire import OPEN, history
-from ext.seen import hop_code
+from engine.wire import OPEN, bitset, history
 
 MOST_ATTEMPTS = 255  # the core counts no further
 
@@ -32,10 +33,17 @@ class Arrival(msgspec.Struct, frozen=True, gc=False):
     still: frozenset[int] | None = None  # the places of its `to` that were open when it was moved; None: all
 
     @property
-    def hop_code(self) -> int:
-        """The hop as the table of ids seen knows it."""
-        place = self.ledger.partition
-        return hop_code(self.hop, f"{place.topic}:{place.number}:{self.offset}".encode())
+    def place(self) -> Origin:
+        """Where it stands itself."""
+        return Origin(*self.ledger.partition, self.offset)
+
+    def move_key(self, key: bytes) -> bytes | None:
+        """What a second record of the same move (a letter replayed twice) has in common with it, for the table of ids
+        seen; ``key``: its send's. None: it was not moved."""
+        if not self.hop:
+            return None
+        open_ = b"" if self.still is None else bitset(sorted(self.still))
+        return blake2b(key + open_, digest_size=16).digest()
 
     def count(self, send: Send) -> int:
         """Recipients it comes for."""

@@ -260,8 +260,9 @@ class Intake:
             self._hold(Held(send, arrival, account, tenant, until), prepared)
             return
         key = self._seen.key_of(tenant, channel.name, send.id)
-        first = self._seen.claim(key, arrival.origin, arrival.hop_code)
-        if first == arrival.origin:
+        move = arrival.move_key(key)
+        first = self._seen.claim(key, arrival.origin)
+        if first is None and move is not None and self._seen.claim(move, arrival.place) is not None:
             self._moved_on(send, arrival)
             return
         if first is not None:
@@ -271,11 +272,12 @@ class Intake:
         if content is None:
             content = self._opens.content(channel.name, raw, prepared)
         flow = self._opens.flow(self.tier, channel.name, account, channel.accounts[account], tenant, send.campaign)
-        self._schedule(send, arrival, channel, flow, content, key)
+        self._schedule(send, arrival, channel, flow, content, key, move)
 
     def _schedule(
-        self, send: Send, arrival: Arrival, channel: Channel, flow: Flow, content: Content, key: bytes
-    ) -> None:
+        self, send: Send, arrival: Arrival, channel: Channel, flow: Flow, content: Content, key: bytes,
+        move: bytes | None,
+    ) -> None:  # fmt: skip
         assert arrival.value is not None  # noqa: S101 - for the type checker
         when = times(send, arrival.first_seen_ms, self.policy)
         still = arrival.still
@@ -302,6 +304,7 @@ class Intake:
             arrival.headers,
             admitted.data,
             still is not None,
+            move,
         )
         handle = self._opens.add(opened)
         self._taker.learn(arrival.value, flow)
@@ -342,7 +345,7 @@ class Intake:
         self._recorder.complete(arrival.ledger, array("q", [arrival.offset]))
 
     def _moved_on(self, send: Send, arrival: Arrival) -> None:
-        """The send is on its way by a later move, or by the same one read before: that record tells its end."""
+        """Another record of the same move has come before (a letter was replayed twice): that one tells its end."""
         self._counters.taken_in[self.tier] -= arrival.count(send)
         self._counters.moved_on[self.tier] += 1
         self._recorder.complete(arrival.ledger, array("q", [arrival.offset]))

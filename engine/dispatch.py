@@ -27,7 +27,7 @@ from engine.deliver import Deliverer
 from engine.drivers import Action, Call, CallResult
 from engine.open_sends import Flow, OpenSend, OpenSends, recipients
 from engine.record import Recorder
-from engine.send import Outcome
+from engine.send import Origin, Outcome
 from engine.settle import Again, Ending, settle
 from engine.state.seen import Seen
 from ext.columns import Batch, Columns, batches_of
@@ -238,7 +238,7 @@ class Dispatcher:
         told = tell(batch, ending.who, keeps_id, self.clock.wall_ms(), end_to_end, wire.MAX_PART_BYTES)
         self.recorder.receipt(flow, outcome, ending.code, ending.reason, name, platform_id, told.parts)
         for send in told.unclaimed:
-            self._seen.free(send.key, send.origin)
+            self._free(send)
         counters.outcomes[flow.tier, flow.channel, outcome] += told.count
         for ledger, offsets in told.completions:
             self.recorder.complete(ledger, offsets)
@@ -301,8 +301,15 @@ class Dispatcher:
         if send.ledger.stale:
             return False
         if not send.taken:
-            self._seen.free(send.key, send.origin)
+            self._free(send)
         return True
+
+    def _free(self, send: OpenSend) -> None:
+        """It ended with nobody accepted: its id is free, unless others of its `to` may have been, before it moved."""
+        if not send.partial:
+            self._seen.free(send.key, send.origin)
+        if send.move_key is not None:
+            self._seen.free(send.move_key, Origin(*send.ledger.partition, send.offset))
 
 
 class Told:

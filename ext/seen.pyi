@@ -8,10 +8,6 @@ Cost: a claim about 0.1 us; 54..107 bytes an id, in steps of a 1,024th of the ta
 
 FREED: int  # the offset of an entry that gives its key back
 
-def hop_code(hop: int, where: bytes) -> int:
-    """A hop as the table knows it: its number (12 bits) and a mark of the record that made it (20 bits), so that two
-    records of one hop can be told apart. 0: no hop."""
-
 def siphash(secret: bytes, data: bytes) -> bytes:
     """SipHash-2-4 with 128 bits of output; the secret has 16 bytes. What ``key_of`` takes of scope and id."""
 
@@ -25,7 +21,7 @@ class SeenTable:
 
     def claim(self, key: bytes, place: int, hop: int, offset: int) -> tuple[int, int, int] | None:
         """None: the key is this record's now (or was: a redelivery); else (place, hop, offset) of who has it: another
-        record, or the same one after more moves (``hop``: its code), or moved as often by another record."""
+        record, or the same one after more moves."""
 
     def free(self, key: bytes, place: int, offset: int) -> bool:
         """Give the key back; False (and nothing) when another record has it, or nobody."""

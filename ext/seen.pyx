@@ -14,23 +14,8 @@ cdef extern from "siphash.h" nogil:
     void siphash128(const uint8_t* key, const uint8_t* data, size_t length, uint8_t* out)
 
 FREED = -1  # the offset of an entry that gives its key back
-MOST_HOPS = 0xFFF
-
-
-def hop_code(uint32_t hop, bytes where not None):
-    cdef uint8_t[16] secret = [0] * 16
-    cdef uint8_t[16] out
-    cdef uint32_t mark
-    if hop == 0:
-        return 0
-    siphash128(secret, <const uint8_t*>PyBytes_AS_STRING(where), len(where), out)
-    memcpy(&mark, out, 4)
-    return min(hop, MOST_HOPS) << HOP_SHIFT | mark & (1 << HOP_SHIFT) - 1
-
-
 cdef enum:
     LONGEST = 2 + 3 * 128  # of a scope and an id
-    HOP_SHIFT = 20  # below it a hop's code has a mark of the record that made it
 
 
 def siphash(bytes secret not None, bytes data not None):
@@ -181,13 +166,12 @@ cdef class SeenTable:
             self.put(key, place, hop, offset, self.segment)
             self.note(key, place, hop, offset)
             return NULL
-        if slot.place != place or slot.offset != offset or hop >> HOP_SHIFT < slot.hop >> HOP_SHIFT:
+        if slot.place != place or slot.offset != offset or hop < slot.hop:
             return slot
-        if hop >> HOP_SHIFT > slot.hop >> HOP_SHIFT:
+        if hop > slot.hop:
             self.note(key, place, hop, offset)
             slot.hop, slot.segment = hop, self.segment
-            return NULL
-        return NULL if hop == slot.hop else slot
+        return NULL
 
     def claim(self, bytes key not None, uint32_t place, uint32_t hop, int64_t offset):
         cdef Slot* slot = self.claim_key(key_bytes(key), place, hop, offset)

@@ -35,6 +35,7 @@ cdef class OpenSend:
     cdef public uint32_t left
     cdef public bint taken
     cdef readonly bint partial
+    cdef readonly object move_key  # bytes or None
     cdef str topic  # of its origin, like the next two
     cdef int32_t partition
     cdef int64_t origin_offset

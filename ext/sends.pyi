@@ -70,6 +70,7 @@ class OpenSend:
     data: Mapping[int, Mapping[str, Any]]
     taken: bool
     partial: bool
+    move_key: bytes | None  # dedupe of moved records
     def __init__(
         self,
         id: str,
@@ -92,6 +93,7 @@ class OpenSend:
         headers: Headers,
         data: Mapping[int, Mapping[str, Any]],
         partial: bool = False,
+        move_key: bytes | None = None,
     ) -> None: ...
     def whole(self, count: int) -> bool:
         """Whether so many of its recipients are all that its record names."""

@@ -47,7 +47,7 @@ cdef class OpenSend:
     def __init__(
         self, str id, origin, Flow flow, Content content, Ledger ledger, int64_t offset, bytes key, uint32_t total,
         uint32_t left, int64_t first_seen_ms, int64_t pushed_ns, int64_t due_ns, int64_t deadline_ns,
-        int64_t linger_ns, meta, record_key, bytes value, headers, data, bint partial=False,
+        int64_t linger_ns, meta, record_key, bytes value, headers, data, bint partial=False, move_key=None,
     ):
         if len(key) != 16:
             raise ValueError(f"key has {len(key)} bytes: 16 expected")
@@ -59,7 +59,7 @@ cdef class OpenSend:
         self.first_seen_ms, self.pushed_ns, self.due_ns = first_seen_ms, pushed_ns, due_ns
         self.deadline_ns, self.linger_ns = deadline_ns, linger_ns
         self.record_key, self.value, self.headers, self.data = record_key, value, headers, data
-        self.partial = partial
+        self.partial, self.move_key = partial, move_key
 
     cdef const char* id_text(self, Py_ssize_t* length) noexcept:
         if self.id_bytes is None:

@@ -56,8 +56,7 @@ class Seen:
 
     def claim(self, key: bytes, origin: Origin, hop: int = 0) -> Origin | None:
         """Take ``key`` for ``origin``; None when it is ours now (or was: a redelivery), else the first origin: the same
-        one when the send has moved on meanwhile, by a later hop or another record of this one (``ext.seen.hop_code``).
-        """
+        one when the send has moved on meanwhile, to a later hop."""
         taken = self.table.claim(key, self.place(origin.topic, origin.partition), hop, origin.offset)
         if taken is None:
             return None

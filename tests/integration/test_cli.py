@@ -26,11 +26,11 @@ class Gateway:
         self.got: list[str] = []
         self.headers: list[str] = []
         self.news = asyncio.Event()
-        self.refuses = ""  # a call that names this recipient
+        self.refuses: set[str] = set()  # calls that name one of them
 
     async def handle(self, request: web.Request) -> web.Response:
         body = await request.json()
-        if self.refuses in [recipient["id"] for recipient in body["to"]]:
+        if self.refuses & {recipient["id"] for recipient in body["to"]}:
             return web.Response(status=401, text="who are you?")
         self.got += [recipient["id"] for recipient in body["to"]]
         self.headers.append(request.headers["Authorization"])

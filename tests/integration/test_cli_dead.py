@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ async def listed(path: Path, count: int, *options: str) -> Any:
 async def test_a_letter_is_sent_again_to_those_who_did_not_get_it_and_only_once(
     gateway: tuple[Gateway, str], config: Path, engine: Engine
 ) -> None:
-    gateway[0].refuses = "u2"
+    gateway[0].refuses = {"u2"}
     text = line("1", ["u2"], campaign="k") + line("2", ["ok", "\u0001"], campaign="l")
     assert (await run("send", "-c", config, "system", input=text))[0] == 0
     document = await listed(config, 2)
@@ -59,7 +60,7 @@ async def test_a_letter_is_sent_again_to_those_who_did_not_get_it_and_only_once(
     shown = json.loads(out)
     assert (shown["record"]["to"], shown["hop"], shown["headers"]["surgetank-attempts"]) == (["u2"], 0, "1")
 
-    gateway[0].refuses = ""
+    gateway[0].refuses = set()
     code, out, _ = await run("dead", "replay", "-c", config, "--campaign", "k", "--dry-run", "--json")
     assert (code, json.loads(out)) == (0, {"letters": 1, "recipients": 1, "left": 0, "dry_run": True})
     assert gateway[0].got == ["ok"]
@@ -94,6 +95,33 @@ async def test_of_a_send_partly_dead_only_the_dead_part_is_sent_again(
     sends = [send for receipt in await receipts(config, 3) for send in receipt.sends]
     assert sorted(list(send.to or ["all"]) for send in sends) == [["a", "c"], ["b\u0001"], ["b\u0001"]]
     assert await engine.stop() == 0
+
+
+async def test_two_letters_of_one_send_are_two(gateway: tuple[Gateway, str], config: Path) -> None:
+    """A send that needs two calls, both refused: each letter is replayed on its own, also after it has died again."""
+    await asyncio.to_thread(to_twos, config)
+    process = await asyncio.create_subprocess_exec(sys.executable, "-m", "engine.cli", "serve", "-c", str(config))
+    gateway[0].refuses = {"a", "d"}
+    await run("send", "-c", config, "system", input=line("1", ["a", "b", "c", "d", "e"]))
+    assert (await listed(config, 2))["total"] == 2
+    await gateway[0].until(1)
+    gateway[0].refuses = {"d"}
+    assert (await run("dead", "replay", "-c", config, "--all"))[0] == 0
+    await gateway[0].until(3)
+    assert sorted(gateway[0].got) == ["a", "b", "e"]
+    assert (await listed(config, 3))["total"] == 3
+    gateway[0].refuses = set()
+    assert (await run("dead", "replay", "-c", config, "--all"))[0] == 0
+    await gateway[0].until(5)
+    await run("send", "-c", config, "system", input=line("1", ["z"]) + line("2", ["last"]))
+    await gateway[0].until(6)
+    assert sorted(gateway[0].got) == ["a", "b", "c", "d", "e", "last"], "everybody once, and the id is taken"
+    process.terminate()
+    assert await process.wait() == 0
+
+
+def to_twos(config: Path) -> None:
+    config.write_text(config.read_text().replace('driver = "webhook"', 'driver = "webhook"\nbatch = 2'))
 
 
 async def test_letters_are_chosen_and_purged(gateway: tuple[Gateway, str], config: Path, engine: Engine) -> None:
