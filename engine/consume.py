@@ -347,7 +347,7 @@ class Intake:
     def _moved_on(self, send: Send, arrival: Arrival) -> None:
         """Another record of the same move has come before (a letter was replayed twice): that one tells its end."""
         self._counters.taken_in[self.tier] -= arrival.count(send)
-        self._counters.moved_on[self.tier] += 1
+        self._counters.replayed_twice[self.tier] += 1
         self._recorder.complete(arrival.ledger, array("q", [arrival.offset]))
 
     def _end_some(self, handle: int, send: OpenSend, outcome: Outcome, reason: str, positions: Sequence[int]) -> None:

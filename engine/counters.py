@@ -34,7 +34,7 @@ class Counters:
         self.given_back = [0, 0, 0]  # of partitions taken away
         self.invalid: Counter[tuple[Tier, str]] = Counter()  # sends, by reason
         self.unknown_keys = 0
-        self.moved_on = [0, 0, 0]  # records whose send went on by another record
+        self.replayed_twice = [0, 0, 0]  # records: another one of the same move came before
         self.outcomes: Counter[tuple[Tier, str, Outcome]] = Counter()
         self.attempts: Counter[tuple[str, str]] = Counter()  # calls, by (channel, result)
         self.retries: Counter[tuple[str, str]] = Counter()  # by (channel, reason)

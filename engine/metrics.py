@@ -70,6 +70,7 @@ class Snapshot:
             invalid.add_metric([tier.label, reason], count)
         yield invalid
         yield _counter("unknown_keys", "Keys of sends that no version of the format knows", c.unknown_keys)
+        yield _by_tier("replayed_twice", "Records of a move that another record makes", c.replayed_twice)
         yield _counter("series_dropped", "Values told under _other to bound the number of series", c.series_dropped)
         stall = CounterMetricFamily("surgetank_backpressure_seconds", "Time a stage held back", labels=["stage"])
         for stage, ns in c.backpressure_ns.items():
