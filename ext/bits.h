@@ -72,11 +72,10 @@ static inline uint8_t *bits_put_runs(const uint64_t *words, size_t used, uint8_t
 
 static inline size_t bits_set_size(size_t used) { return (used + 7) / 8; }
 
-/* Words are little-endian, as every machine is that this is built for. The bits from `used` on become 0. */
+/* Words are little-endian, as every machine is that this is built for. What else stands in the last byte goes with it. */
 static inline uint8_t *bits_put_set(const uint64_t *words, size_t used, uint8_t *to) {
     size_t size = bits_set_size(used);
     memcpy(to, words, size);
-    if (used % 8) to[size - 1] &= (uint8_t)((1 << used % 8) - 1);
     return to + size;
 }
 
