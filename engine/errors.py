@@ -82,3 +82,17 @@ class RecordRefused(EngineError):
     """The log will never take this record: too large, no such partition, no key on a compacted topic."""
 
     disposition = Disposition.DEAD_LETTER
+
+
+class MapUnreadable(EngineError):
+    """A commit's map of what is done cannot be used: its records are read and done again, which is safe.
+
+    ``reason``: see docs/operations.md (Progress).
+    """
+
+    disposition = Disposition.DROP
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+        self.detail = detail

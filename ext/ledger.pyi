@@ -1,11 +1,17 @@
-"""The ledger of one partition: out-of-order completion, in-order watermark."""
+"""The ledger of one partition: out-of-order completion, in-order watermark, and a map of what is done above it."""
 
 from collections.abc import Sequence
+from typing import final
 
 from typing_extensions import Buffer
 
 from engine.logs import Partition
 
+RUNS: int
+BITSET: int  # codecs of a map: see Snapshot
+MAX_SPAN: int  # offsets a map may speak of
+
+@final
 class Ledger:
     """One partition under one assignment: what was read and is not complete.
 
@@ -17,6 +23,7 @@ class Ledger:
     epoch: int
     committed: int  # the caller's: the position last committed
     stale: bool  # taken away: completions do nothing any more
+    refuted: bool  # what was restored turned out to be of another topic
 
     def __init__(self, partition: Partition, position: int, epoch: int) -> None:
         """Nothing read yet, ``position`` (0..2**62 - 1) is the next. MemoryError."""
@@ -41,8 +48,8 @@ class Ledger:
     def uncommitted(self) -> int:
         """Records read and not covered by the last commit."""
 
-    def open_many(self, offsets: Sequence[int] | Buffer, timestamps_ms: Sequence[int] | Buffer) -> None:
-        """Records read, in order; buffers are of int64.
+    def open_many(self, offsets: Sequence[int] | Buffer, timestamps_ms: Sequence[int] | Buffer) -> int:
+        """Records read, in order; buffers are of int64. Returns how many of them a restored map speaks of.
 
         Raises ValueError for offsets that do not ascend from ``position`` on, or columns of two lengths; nothing has
         changed then. Cost: 30 ns a record, 10 of a buffer.
@@ -55,4 +62,53 @@ class Ledger:
         """The same for a buffer of int64; stops with ValueError at the first that is not open."""
 
     def is_done(self, offset: int) -> bool:
-        """Whether the record is complete."""
+        """Whether the record is complete, or a restored map says so."""
+
+    def settle(self, offset: int, total: int, positions: Buffer) -> None:
+        """These recipients (a buffer of uint16, each below ``total``) of an open record are done with.
+
+        ValueError when the record is not open. Cost: 0.1 us, and 1 ns a recipient.
+        """
+
+    def settled(self, offset: int) -> frozenset[int]:
+        """Which recipients of a record that is not complete are done with; here or before a restart."""
+
+    @property
+    def dirty(self) -> bool:
+        """Whether a commit would say something new."""
+
+    @property
+    def unsaved(self) -> int:
+        """Completions and settlements since the last commit."""
+
+    def snapshot(self) -> Snapshot:
+        """What a commit would say now. Cost: a copy, about 1 us for 10,000 offsets."""
+
+    def commit(self, snapshot: Snapshot) -> None:
+        """It was committed."""
+
+    def restore(self, stamp_ms: int, codec: int, payload: bytes) -> None:
+        """Before anything is read: what a Snapshot taken at the same position said.
+
+        The first record read confirms it: at another offset, or with another timestamp than ``stamp_ms``, it is of
+        another topic of that name, and the ledger forgets what it said (``refuted``). ValueError for what is no map;
+        nothing has changed then. Never more than 64 MiB of memory, whoever wrote it.
+        """
+
+@final
+class Snapshot:
+    """What is done of one partition, and what its commit would name. Does not change; may be used on any thread."""
+
+    offset: int  # the position to commit: the watermark, or (see marks.h, marks_anchor) the record before it
+    stamp_ms: int  # timestamp of the record there; means nothing while empty
+    span: int  # offsets from there to the end of what is known
+
+    @property
+    def empty(self) -> bool:
+        """Nothing is done above the position."""
+
+    def sizes(self) -> tuple[int, int]:
+        """Bytes of the payload by codec: RUNS, BITSET."""
+
+    def payload(self, codec: int, most: int = ...) -> bytes:
+        """As docs/wire-format.md has it; of the first ``most`` offsets."""

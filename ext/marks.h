@@ -1,11 +1,13 @@
 /* What of one partition is done: a ring of bits, one an offset, from the watermark's word on; and of the records that
-   are open their timestamps, in blocks of 64 that are freed once all of a word is done.
+   are open their timestamps, and which of their recipients are settled, in blocks of 64 that are freed once all of a
+   word is done.
 
    A bit is set for a record that is complete, for an offset nobody was given (compaction, control records), and for
    what a restored map says. Bits of offsets not read are 0 unless restored; bits below the watermark mean nothing.
    Outside the words of watermark..max(position, end) every word is 0 and has no block.
 
-   Memory: a quarter of a byte for each offset between watermark and position, 520 B for each word with an open one. */
+   Memory: a quarter of a byte for each offset between watermark and position, 520 B for each word with an open one,
+   a bit for each recipient of a record in such a word some of whose recipients were settled before it was complete. */
 #ifndef SURGETANK_MARKS_H
 #define SURGETANK_MARKS_H
 
@@ -18,8 +20,16 @@
 #define WORD 64
 #define LEAST_WORDS 16
 
+typedef struct Settled {
+    struct Settled *next; /* owned; offsets ascend */
+    int64_t offset;
+    uint32_t words;
+    uint64_t bits[]; /* by position: settled */
+} Settled;
+
 typedef struct Block {
     int64_t stamps[WORD]; /* ms; of open records */
+    Settled *settled;     /* owned */
 } Block;
 
 typedef struct Marks {
@@ -30,6 +40,8 @@ typedef struct Marks {
     int64_t position;  /* the next offset to read */
     int64_t end;       /* >= position; from here on nothing is known to be done */
     uint64_t open;     /* records read and not done */
+    int64_t last;      /* the offset last read, and its timestamp */
+    int64_t last_ms;
 } Marks;
 
 static inline size_t marks_at(const Marks *marks, int64_t offset) { return (size_t)(offset / WORD) & marks->mask; }
@@ -60,12 +72,24 @@ static inline int marks_resize(Marks *marks, size_t size) {
 /* -1: no memory. */
 static inline int marks_make(Marks *marks, int64_t position) {
     memset(marks, 0, sizeof(Marks));
-    marks->watermark = marks->position = marks->end = position;
+    marks->watermark = marks->position = marks->end = marks->last = position;
     return marks_resize(marks, LEAST_WORDS);
 }
 
+/* The block of the word at `at`, made when there is none. NULL: no memory. */
+static inline Block *marks_block(Marks *marks, size_t at) {
+    if (marks->blocks[at] == NULL) marks->blocks[at] = calloc(1, sizeof(Block));
+    return marks->blocks[at];
+}
+
 static inline void marks_free_block(Marks *marks, size_t at) {
-    free(marks->blocks[at]);
+    Block *block = marks->blocks[at];
+    if (block == NULL) return;
+    for (Settled *one = block->settled, *next; one != NULL; one = next) {
+        next = one->next;
+        free(one);
+    }
+    free(block);
     marks->blocks[at] = NULL;
 }
 
@@ -110,11 +134,11 @@ static inline void marks_jump(Marks *marks, int64_t offset) {
     marks->watermark = marks->position = marks->end = offset;
 }
 
-/* Everything from the position up to `offset` is done: nobody was given it. */
-static inline void marks_fill(Marks *marks, int64_t offset) {
-    for (int64_t from = marks->position; from < offset;) {
+/* The offsets from..end - 1 (the ring holds them) are done. */
+static inline void marks_fill(Marks *marks, int64_t from, int64_t end) {
+    while (from < end) {
         int64_t to = (from / WORD + 1) * WORD;
-        if (to > offset) to = offset;
+        if (to > end) to = end;
         uint64_t bits = to - from == WORD ? ~(uint64_t)0 : (marks_bit(to - from) - 1) << (from % WORD);
         size_t at = marks_at(marks, from);
         marks->done[at] |= bits;
@@ -123,28 +147,72 @@ static inline void marks_fill(Marks *marks, int64_t offset) {
     }
 }
 
-/* The record at `offset` (>= position, < 2^62) was read. -1: no memory, and nothing has changed. */
+/* The offsets whose bits are set, counted from `offset` on, are done. The ring holds them all, and one word more. */
+static inline void marks_set(Marks *marks, int64_t offset, uint64_t bits) {
+    if (!bits) return;
+    marks->done[marks_at(marks, offset)] |= bits << (offset % WORD);
+    if (offset % WORD) marks->done[marks_at(marks, offset + WORD)] |= bits >> (WORD - offset % WORD);
+    marks->end = offset + WORD - __builtin_clzll(bits);
+}
+
+/* The record at `offset` (>= position, < 2^62) was read; 1: it is done already. -1: no memory, nothing has changed. */
 static inline int marks_open(Marks *marks, int64_t offset, int64_t stamp_ms) {
     assert(offset >= marks->position);
     if (marks->open == 0 && marks->end == marks->position) marks_jump(marks, offset);
     if (marks_reserve(marks, offset) < 0) return -1;
     size_t at = marks_at(marks, offset);
     int known = (marks->done[at] & marks_bit(offset)) != 0;
-    if (!known && marks->blocks[at] == NULL && (marks->blocks[at] = malloc(sizeof(Block))) == NULL) return -1;
-    marks_fill(marks, offset);
+    if (!known && marks_block(marks, at) == NULL) return -1;
+    marks_fill(marks, marks->position, offset); /* nobody was given these */
     marks->position = offset + 1;
+    marks->last = offset;
+    marks->last_ms = stamp_ms;
     if (marks->end < marks->position) marks->end = marks->position;
     if (!known) {
         marks->blocks[at]->stamps[offset % WORD] = stamp_ms;
         marks->open++;
     }
     if (marks->open <= 1) marks_advance(marks);
-    return 0;
+    return known;
 }
 
 static inline int marks_done(const Marks *marks, int64_t offset) {
     if (offset < marks->watermark || offset >= marks->end) return offset < marks->watermark;
     return (marks->done[marks_at(marks, offset)] & marks_bit(offset)) != 0;
+}
+
+/* Where what is settled of the record stands, or would: the first of the block from its offset on. */
+static inline Settled **settled_at(Block *block, int64_t offset) {
+    Settled **at = &block->settled;
+    while (*at != NULL && (*at)->offset < offset) at = &(*at)->next;
+    return at;
+}
+
+/* What is settled of the record, NULL: nothing. */
+static inline Settled *marks_settled(const Marks *marks, int64_t offset) {
+    if (marks_done(marks, offset) || offset >= marks->end) return NULL;
+    Block *block = marks->blocks[marks_at(marks, offset)];
+    if (block == NULL || block->settled == NULL) return NULL;
+    Settled *one = *settled_at(block, offset);
+    return one != NULL && one->offset == offset ? one : NULL;
+}
+
+/* The same with room for `words` words, made when there is none (`offset` < end). NULL: no memory. */
+static inline Settled *marks_settle(Marks *marks, int64_t offset, uint32_t words) {
+    Block *block = marks_block(marks, marks_at(marks, offset));
+    if (block == NULL) return NULL;
+    Settled **at = settled_at(block, offset), *one = *at;
+    int found = one != NULL && one->offset == offset;
+    if (found && one->words >= words) return one;
+    Settled *made = calloc(1, sizeof(Settled) + words * sizeof(uint64_t));
+    if (made == NULL) return NULL;
+    made->offset = offset;
+    made->words = words;
+    made->next = found ? one->next : one;
+    if (found) memcpy(made->bits, one->bits, one->words * sizeof(uint64_t));
+    *at = made;
+    if (found) free(one);
+    return made;
 }
 
 /* 0: no such record is open, and nothing has changed. */
@@ -163,6 +231,36 @@ static inline int marks_complete(Marks *marks, int64_t offset) {
 static inline int64_t marks_oldest_ms(const Marks *marks) {
     assert(marks->open > 0);
     return marks->blocks[marks_at(marks, marks->watermark)]->stamps[marks->watermark % WORD];
+}
+
+/* The 64 bits from `offset` on, which is the anchor or above: 0 from `end` on. */
+static inline uint64_t marks_word(const Marks *marks, int64_t offset) {
+    int64_t word = offset / WORD, below = marks->watermark / WORD;
+    uint64_t found[2];
+    for (int i = 0; i < 2; i++, word++) {
+        if (word < below)
+            found[i] = ~(uint64_t)0;
+        else
+            found[i] = word * WORD < marks->end ? marks->done[marks_at(marks, word * WORD)] : 0;
+    }
+    int shift = (int)(offset % WORD);
+    return shift ? found[0] >> shift | found[1] << (WORD - shift) : found[0];
+}
+
+/* The offset a commit names. The watermark, except when what comes next is known to be done in part though its record
+   was not read yet: then the record read last, as its timestamp is known. */
+static inline int64_t marks_anchor(const Marks *marks) {
+    return marks->open || marks->end == marks->position ? marks->watermark : marks->last;
+}
+
+/* Nothing was read yet: forget what was said to be done. */
+static inline void marks_forget(Marks *marks) {
+    assert(marks->open == 0 && marks->watermark == marks->position);
+    for (int64_t word = marks->position / WORD; word * WORD < marks->end; word++) {
+        marks->done[marks_at(marks, word * WORD)] = 0;
+        marks_free_block(marks, marks_at(marks, word * WORD));
+    }
+    marks->end = marks->position;
 }
 
 #endif
