@@ -35,6 +35,7 @@ SENDS = st.lists(
     ),
     min_size=1,
     max_size=12,
+    unique_by=lambda send: send[1],  # no two sends have one origin
 )
 
 
