@@ -29,7 +29,7 @@ def test_what_the_engine_can_read_the_audit_reads_alike(value: bytes) -> None:
 
 @given(st.binary(max_size=200) | nearly())
 def test_what_is_no_receipt_is_said_and_nothing_else(value: bytes) -> None:
-    found = []
+    found: list[tuple[tuple[str, int, int], rows.Told]] = []
     with suppress(ValueError):
         found.extend(rows.told(value))
     for origin, told in found:
