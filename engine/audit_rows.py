@@ -110,7 +110,7 @@ def told(value: bytes | None) -> Iterator[tuple[tuple[str, int, int], Told]]:
         for id, origin, to, *_ in body["sends"]:
             names = None if to is None else [str(name) for name in to]
             yield _origin(*origin), Told(_string(id), names, outcome, batch, at_ms, tier, channel, campaign)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"not a receipt: {error!r}") from error
 
 

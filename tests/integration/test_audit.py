@@ -16,7 +16,7 @@ from engine.audit import KINDS, Audit, Finding, Window
 from engine.audit_read import Reading
 from engine.audit_runs import Runs
 from engine.config import Config, load
-from engine.logs import Headers, Log, Partition, Position, Record
+from engine.logs import Headers, Log, Partition, Position, Record, TopicSpec
 from engine.send import Outcome
 from tests.contract.log_kit import Listener, wait_for
 from tests.integration.support import (
@@ -99,6 +99,7 @@ class Place:
             records["dead"] = [record for record in records["dead"] if not no_dead or no_dead not in str(record.value)]
             for name in TOPICS:
                 await log.append(records[name])
+            await log.create_topics([TopicSpec(f"{new}.later.system.1h")])
             await log.append(more(new))
             for tier in TIERS:
                 await commit_all(log, f"{new}.{tier}")
@@ -179,9 +180,9 @@ async def place(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
         place = Place(tmp_path, keys, partner.url)
         prefix = place.config.log.prefix
         async with working(place.config) as worker:
-            old = cancel("gone", now_ms())._replace(topic=f"{prefix}.control")
+            await worker.append(cancel("gone", now_ms())._replace(topic=f"{prefix}.control"))
+            await worker.until(lambda: len(worker.pipeline.dispatcher.cancelled), "the command is known")
             await worker.append(
-                old,
                 *(Record(f"{prefix}.basic", send(f"i{n}", f"u{n}", campaign=f"c{n % 2}")) for n in range(20)),
                 Record(
                     f"{prefix}.template", send("large", ["a", "b", "a", "no", "\x07", *(f"l{n}" for n in range(40))])
