@@ -142,6 +142,12 @@ class Log(Protocol):
         Cost: one round trip or transaction, shared by concurrent callers.
         """
 
+    async def put(self, record: Record) -> tuple[Partition, int]:
+        """Append one; returns where it stands. Raises as ``append`` does, and LogUnavailable when that is not known."""
+
+    async def fetch(self, places: Sequence[tuple[Partition, int]]) -> list[Record | None]:
+        """The records at exactly these offsets; None where there is none (any more). Raises LogUnavailable."""
+
     def consumer(self, group: str, topics: Sequence[str], listener: AssignmentListener) -> Consumer:
         """A member of ``group``, not started. One per tier."""
 

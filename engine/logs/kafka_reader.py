@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import ConsumerStoppedError, KafkaError, OffsetOutOfRangeError
 
 from engine.errors import LogUnavailable
-from engine.logs import Chunk, Partition
+from engine.logs import Chunk, Partition, Record
 from engine.logs.kafka_source import CONSUMER, Source
 
 if TYPE_CHECKING:
     from engine.logs.kafka import KafkaLog
 
 START_S = 20.0
+FETCH_S = 10.0
+RECORD_MS = 2_000
 
 
 class KafkaReader:
@@ -82,3 +84,33 @@ class KafkaReader:
         if self._source is None:
             raise LogUnavailable(f"{self._log.bootstrap}: the reader is closed")
         return self._source
+
+
+async def fetch(log: KafkaLog, places: Sequence[tuple[Partition, int]]) -> list[Record | None]:
+    """See Log.fetch."""
+    kafka = AIOKafkaConsumer(**log.client, **CONSUMER)
+    source = Source(kafka)
+    try:
+        async with asyncio.timeout(FETCH_S):
+            await kafka.start()
+            first, end = await source.bounds({partition for partition, _ in places})
+            return [
+                await _record(kafka, TopicPartition(*at), offset) if first[at] <= offset < end[at] else None
+                for at, offset in places
+            ]
+    except (KafkaError, OSError, TimeoutError) as error:
+        raise LogUnavailable(f"{log.bootstrap}: {error!r}") from error
+    finally:
+        await source.stop()
+
+
+async def _record(kafka: Any, place: Any, offset: int) -> Record | None:
+    """A record later than that is given where that one was compacted away; nothing at all at the partition's end."""
+    kafka.assign([place])
+    kafka.seek(place, offset)
+    records = (await kafka.getmany(place, timeout_ms=RECORD_MS, max_records=1)).get(place)
+    if not records or records[0].offset != offset:
+        return None
+    found = records[0]
+    headers = tuple((name, value or b"") for name, value in found.headers)
+    return Record(place.topic, found.value, found.key, headers, place.partition, found.timestamp)

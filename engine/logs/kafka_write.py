@@ -20,7 +20,7 @@ from aiokafka.errors import KafkaError, MessageSizeTooLargeError, ProducerClosed
 from aiokafka.partitioner import murmur2
 
 from engine.errors import EngineError, LogUnavailable, RecordRefused
-from engine.logs import Record
+from engine.logs import Partition, Record
 from engine.logs.checks import check_record
 
 KEYLESS_RUN = 64  # records without a key that go to one partition before the next: fewer, larger batches
@@ -34,24 +34,24 @@ TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
 
 
 class _Ticket:
-    """One append, and how many of its records are still open."""
+    """One append, and how many of its records are still open. Its result: where the last of them stands."""
 
     __slots__ = ("future", "left")
 
     def __init__(self, left: int) -> None:
         self.left = left
-        self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
-    def end(self, records: int, error: EngineError | None) -> None:
-        """So many of its records ended, well or with ``error``."""
+    def end(self, records: int, ended: int | EngineError) -> None:
+        """So many of its records ended, the last of them at this offset, or with an error."""
         self.left -= records
         if self.future.done():
             return
-        if error is not None:
-            self.future.set_exception(error)
+        if isinstance(ended, EngineError):
+            self.future.set_exception(ended)
             self.future.exception()  # the caller may have stopped waiting: not worth a warning
         elif not self.left:
-            self.future.set_result(None)
+            self.future.set_result(ended)
 
 
 class _Part(NamedTuple):
@@ -124,6 +124,19 @@ class KafkaWriter:
             self._enqueue(place, _Part(ticket, part))
         await asyncio.shield(ticket.future)
 
+    async def put(self, record: Record) -> tuple[Partition, int]:
+        """See Log.put."""
+        if self._closed:
+            raise LogUnavailable(f"{self._bootstrap}: the log is closed")
+        check_record(record)
+        number = self._number(record, await self._partitions(record.topic))
+        ticket = _Ticket(1)
+        self._enqueue((record.topic, number), _Part(ticket, [record]))
+        offset = await asyncio.shield(ticket.future)
+        if offset < 0:  # written by an earlier try whose answer was lost; the broker does not say where
+            raise LogUnavailable(f"{self._bootstrap}: put to {record.topic}/{number}: written, but not known where")
+        return Partition(record.topic, number), offset
+
     async def _check_keyless(self, topic: str) -> None:
         """Asked beforehand: the broker's own refusal cannot be told from an unknown error."""
         if await self._is_compacted(topic):
@@ -174,16 +187,19 @@ class KafkaWriter:
         finally:
             lane.task = None
 
-    def _end(self, lane: _Lane, parts: list[_Part], error: EngineError | None) -> None:
+    def _end(self, lane: _Lane, parts: list[_Part], ended: int | EngineError) -> None:
+        """``ended``: where the first of the batch stands, or why none does."""
         records = sum(len(part.records) for part in parts)
-        if isinstance(error, RecordRefused) and records > 1:
+        if isinstance(ended, RecordRefused) and records > 1:
             # Too large together, under a smaller limit than the usual one: again in halves.
             lane.waiting.extendleft(reversed(parts))
             lane.most = records // 2
             return
         lane.most = min(lane.most * 2, ANY_COUNT)  # a single large one may have been the cause
+        passed = 0
         for ticket, part in parts:
-            ticket.end(len(part), error)
+            passed += len(part)
+            ticket.end(len(part), ended + passed - 1 if isinstance(ended, int) and ended >= 0 else ended)
 
     def _fill_empty(self, lane: _Lane) -> list[_Part]:
         parts = list(lane.waiting)
@@ -210,12 +226,13 @@ class KafkaWriter:
         except LogUnavailable:
             return None
 
-    async def _send(self, lane: _Lane, batch: Any) -> EngineError | None:
-        """How the batch ended."""
+    async def _send(self, lane: _Lane, batch: Any) -> int | EngineError:
+        """How the batch ended: the offset of its first record (negative: not known), or why it is not written."""
         while batch is not None and (producer := await self._ready_or_none()) is not None:
             try:
                 async with asyncio.timeout(DELIVERY_S):
-                    await (await producer.send_batch(batch, lane.topic, partition=lane.number))
+                    written = await (await producer.send_batch(batch, lane.topic, partition=lane.number))
+                    offset: int = written.offset
             except ProducerClosed:  # retired by another lane before it took this batch: the next one does
                 continue
             except TOO_LARGE as error:
@@ -224,7 +241,7 @@ class KafkaWriter:
             except (KafkaError, TimeoutError) as error:
                 self._retire(producer)
                 return LogUnavailable(f"{self._bootstrap}: append to {lane.topic}/{lane.number}: {error!r}")
-            return None
+            return offset
         return LogUnavailable(f"{self._bootstrap}: no broker answers")
 
     async def _ready(self) -> AIOKafkaProducer:

@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar
 from engine.clock import Clock
 from engine.errors import LogUnavailable
 from engine.logs import AssignmentListener, Consumer, Partition, Position, Reader, Record, TopicDifference, TopicSpec
+from engine.logs.sqlite_cursor import find_record
 from engine.logs.sqlite_read import SqliteConsumer, SqliteReader
 from engine.logs.sqlite_store import Store
 from engine.logs.sqlite_upkeep import Upkeep
@@ -98,6 +99,16 @@ class SqliteLog:
         if self._store is None:
             raise LogUnavailable(f"{self.path} is not open")
         await self.writer.append(records, self._clock.wall_ms())
+
+    async def put(self, record: Record) -> tuple[Partition, int]:
+        """Append one; returns where it stands."""
+        if self._store is None:
+            raise LogUnavailable(f"{self.path} is not open")
+        return await self.writer.put(record, self._clock.wall_ms())
+
+    async def fetch(self, places: Sequence[tuple[Partition, int]]) -> list[Record | None]:
+        """The records at exactly these offsets."""
+        return await self.read(_fetch, places)
 
     def consumer(self, group: str, topics: Sequence[str], listener: AssignmentListener) -> Consumer:
         """The one member of ``group``; it owns every partition of ``topics``."""
@@ -221,6 +232,10 @@ DELETE FROM batch WHERE last < :end AND partition = (
     SELECT partition.id FROM partition JOIN topic ON topic.id = topic WHERE topic.name = :topic AND number = :number
 )
 """
+
+
+def _fetch(db: sqlite3.Connection, places: Sequence[tuple[Partition, int]]) -> list[Record | None]:
+    return [find_record(db, partition, offset) for partition, offset in places]
 
 
 def _committed(db: sqlite3.Connection, group: str) -> dict[Partition, Position]:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from engine.errors import LogUnavailable
-from engine.logs import Chunk, Partition
+from engine.logs import Chunk, Partition, Record
 from engine.logs.sqlite_batch import unpack
 from engine.logs.sqlite_store import find_ends
 
@@ -205,3 +205,17 @@ def lasts(db: sqlite3.Connection, places: Mapping[Partition, Place]) -> dict[Par
         (last,) = db.execute("SELECT max(last) FROM batch WHERE partition = ?", (place.id,)).fetchone()
         found[partition] = BEFORE_ALL if last is None else last
     return found
+
+
+def find_record(db: sqlite3.Connection, partition: Partition, offset: int) -> Record | None:
+    """The record at that offset; None when it is not there."""
+    row = db.execute(
+        "SELECT first, data FROM batch JOIN partition ON partition.id = batch.partition"
+        " JOIN topic ON topic.id = partition.topic"
+        " WHERE name = ? AND number = ? AND first <= ? AND last >= ?",
+        (*partition, offset, offset),
+    ).fetchone()
+    for at, timestamp_ms, key, value, headers in zip(*unpack(*row), strict=True) if row else ():
+        if at == offset:
+            return Record(partition.topic, value, key, headers, partition.number, timestamp_ms)
+    return None

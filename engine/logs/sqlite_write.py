@@ -19,7 +19,7 @@ from itertools import count
 from typing import Any, NamedTuple
 
 from engine.errors import LogUnavailable, RecordRefused
-from engine.logs import Headers, Record
+from engine.logs import Headers, Partition, Record
 from engine.logs.checks import check_record
 from engine.logs.sqlite_batch import Columns, pack
 from engine.logs.sqlite_store import Store, find_ends
@@ -104,8 +104,8 @@ class Appends:
             place.values.append(value)
             place.headers.append(headers)
 
-    def flush(self) -> None:
-        """Give every record its offset and write it."""
+    def flush(self) -> list[tuple[int, int]]:
+        """Give every record its offset and write it. Returns the ends of the partitions (row ids) written to."""
         full = {partition: columns for partition, columns in self._open.items() if columns.values}
         nexts = find_ends(self._db, list(full))
         self._db.executemany(
@@ -118,6 +118,7 @@ class Appends:
             " WHERE partition.id = json_extract(value, '$[0]')",
             (json.dumps(ends),),
         )
+        return ends
 
     def _place(self, record: Record) -> _Open:
         check_record(record)
@@ -174,6 +175,23 @@ class Writer:
     async def append(self, records: Sequence[Record], now_ms: int) -> None:
         """Returns when ``records`` are on disk."""
         await self._submit(records, None, now_ms)
+
+    async def put(self, record: Record, now_ms: int) -> tuple[Partition, int]:
+        """Where ``record`` stands, once it is on disk."""
+
+        def put(db: sqlite3.Connection) -> tuple[Partition, int] | RecordRefused:
+            appends = Appends(db, self._topics, self._spread)
+            try:
+                appends.add([record], now_ms)
+            except RecordRefused as error:  # returned: what is raised here would undo the whole transaction
+                return error
+            ((id, end),) = appends.flush()
+            (number,) = db.execute("SELECT number FROM partition WHERE id = ?", (id,)).fetchone()
+            return Partition(record.topic, number), end - 1
+
+        place: tuple[Partition, int] = await self.change(put)
+        self._store.notify()
+        return place
 
     async def change(self, change: Change) -> Any:
         """What ``change`` returned, once its transaction is on disk."""

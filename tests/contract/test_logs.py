@@ -149,6 +149,41 @@ async def test_a_record_too_large_is_refused_alone(opened: OpenLog, topic: str) 
     assert rows(await poll_until(await log.reader([topic]), 1))[0][3] == b"yes"
 
 
+async def test_what_was_put_is_fetched_from_its_place(opened: OpenLog, topic: str) -> None:
+    log = await opened()
+    await log.create_topics([TopicSpec(topic, partitions=3, compacted=True)])
+    records = [Record(topic, bytes([n]) * 1000 * n, b"k%d" % n, (("h", b"%d" % n),), None, 1_000 + n) for n in range(9)]
+    more = [asyncio.create_task(log.append([Record(topic, b"x", b"%d" % n)])) for n in range(50)]
+    places = await asyncio.gather(*(log.put(record) for record in records))
+    await asyncio.gather(*more)
+    assert len(set(places)) == 9
+    assert {partition.topic for partition, _ in places} == {topic}
+    found = await log.fetch([*reversed(places), places[0]])
+    wanted = [record._replace(partition=place[0].number) for record, place in zip(records, places, strict=True)]
+    assert found == [*reversed(wanted), wanted[0]]
+    (end,) = [offset for partition, offset in [await log.put(Record(topic, b"", b"k0", (), 1))]]
+    nothing = [(Partition(topic, 1), end + 1), (Partition(topic, 1), 1 << 40)]
+    assert await log.fetch(nothing) == [None, None]
+    assert await log.fetch([]) == []
+
+
+async def test_a_put_wakes_a_poll_and_may_be_refused_alone(opened: OpenLog, topic: str) -> None:
+    log = await opened()
+    await log.create_topics([TopicSpec(topic, extra={"max.message.bytes": str(12 << 20)})])
+    reader = await log.reader([topic])
+    polling = asyncio.create_task(reader.poll(10, 40.0))
+    refused = asyncio.create_task(log.put(Record(topic, bytes(20 << 20))))
+    place = await log.put(Record(topic, b"yes"))
+    with pytest.raises(RecordRefused):
+        await refused
+    with pytest.raises(RecordRefused, match="0 to 0"):
+        await log.put(Record(topic, b"no", partition=1))
+    assert values(await polling) == {(topic, 0): [b"yes"]}
+    large = Record(topic, bytes(8 << 20), None, (), 0, 5)
+    there = await log.put(large)
+    assert (await log.fetch([there, place]))[0] == large
+
+
 async def test_a_partition_that_is_not_there_is_refused(opened: OpenLog, topic: str) -> None:
     log = await opened()
     await log.create_topics([TopicSpec(topic, partitions=2)])
