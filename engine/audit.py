@@ -164,12 +164,14 @@ class _Send:
         self.kept = kept
         self.dead_whole = dead_whole
         self.sums = audit.count(self.send.tier, self.send.channel, self.send.campaign)
-        self.due_ms = audit.due_ms(self.send)
         to = self.send.to
         self.times = Counter(to)  # how often `to` names each
         self.waiting = {name for record in records if not record.settled for name in names_at(to, record.positions)}
         self.moved = {name for record in records if record.hop for name in names_at(to, record.positions)}
         self.settled = records[0].settled
+        # By whom its times count: a record that was replayed was seen anew.
+        again = [record for record in records if record.seen_ms > self.send.seen_ms]
+        self.seen_as = {name: record for record in again for name in names_at(to, record.positions)}
         self.on_dead = {name for one in kept for name in names_at(to, one.positions)}
 
     def judge(self) -> None:
@@ -244,8 +246,9 @@ class _Send:
         if len(batches) > 1 and not told_already:
             self._tell("repeated", name, f"{reached[0].outcome} in {len(batches)} calls: {', '.join(sorted(batches))}")
         accepted = min((one.at_ms for one in reached if one.outcome == "accepted"), default=None)
-        if accepted is not None and self.audit.is_late(accepted, self.due_ms):
-            self._tell("late", name, f"{accepted - self.due_ms} ms after its due time")
+        due_ms = self.audit.due_ms(self.seen_as.get(name, self.send))
+        if accepted is not None and self.audit.is_late(accepted, due_ms):
+            self._tell("late", name, f"{accepted - due_ms} ms after its due time")
 
     def _dead(self, name: str, outcomes: set[str]) -> None:
         if not self.settled:  # the one may have been written, and the other not yet
@@ -257,7 +260,7 @@ class _Send:
 
     def _expired(self, name: str, ends: Sequence[Told]) -> None:
         expired = [one.at_ms for one in ends if one.outcome == "expired"]
-        deadline_ms = self.audit.deadline_ms(self.send)
+        deadline_ms = self.audit.deadline_ms(self.seen_as.get(name, self.send))
         if expired and self.audit.is_early(min(expired), deadline_ms):
             self._tell("unexplained", name, f"expired {deadline_ms - min(expired)} ms before its deadline")
 

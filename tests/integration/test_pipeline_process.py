@@ -39,6 +39,7 @@ from tests.integration.support import (
     working,
     write_config,
 )
+from tests.integration.test_cli import run
 
 WITHIN_S = 40.0  # a process starts in about a second on a machine at rest
 
@@ -189,6 +190,11 @@ async def test_killed_at_any_moment_nothing_is_missing(tmp_path: Path) -> None:
         assert set(told.outcomes()) == set(wanted)
         assert {end.outcome for ends in told.outcomes().values() for end in ends} == {Outcome.ACCEPTED}
         assert set(partner.ids) == {id for _, id in wanted}
+        code, out, _ = await run("audit", "-c", tmp_path / "surgetank.toml", "--grace", "1h", "--json")
+        audited = json.loads(out)
+        assert (code, audited["recipients"], audited["missing"], audited["unexplained"]) == (0, 1000, 0, 0)
+        # Not those whose first call was under way, or not told of yet, when it was killed.
+        assert audited["repeated"] <= sum(calls > 1 for calls in partner.ids.values())
 
 
 async def test_a_log_that_fails_while_the_engine_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -179,6 +179,17 @@ def test_due_times_and_deadlines() -> None:
     assert Judge().of(sent(), told("expired", at=DAY_MS - 1))[0][0] == "unexplained"
 
 
+def test_what_was_replayed_is_due_anew() -> None:
+    judge = Judge(due_after=Duration(10**9))
+    again = sent(("a", "b"), hop=1, seen_ms=50_000, positions=(1,))
+    findings = judge.of(
+        sent(("a", "b")), told(to=["a"]), told("dead", ["b"]), rows.Kept((1,), "x"), again, told(to=["b"], at=51_500)
+    )
+    assert findings == []
+    judge = Judge(due_after=Duration(10**9))
+    assert judge.of(sent(("a",)), sent(("a",), hop=1), told(at=51_500))[0][0] == "late", "moved, and not seen anew"
+
+
 def test_dead_letters_and_receipts_of_them_belong_together() -> None:
     kept = rows.Kept((1,), "failed")
     to = ("a", "b")
