@@ -16,6 +16,7 @@ import msgspec
 from engine.send import Tier
 
 NS = {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3_600 * 10**9, "d": 86_400 * 10**9}
+MONTH = 2_629_746 * NS["s"]  # the mean one; a calendar's has 28..31 days
 BYTES = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 MASK = "***"
 # An account key of such a name, or given as X_file, is never shown.
@@ -32,6 +33,18 @@ class Duration(int):
 
     def __str__(self) -> str:
         return _shown(self, NS)
+
+
+class Span(Duration):
+    """A Duration, or "1mo", a month."""
+
+    @staticmethod
+    def parse(text: str) -> Span:
+        """ "1mo" -> MONTH. Raises ValueError."""
+        return Span(MONTH if text == "1mo" else _parse(text, NS))
+
+    def __str__(self) -> str:
+        return "1mo" if self == MONTH else super().__str__()
 
 
 class Size(int):
@@ -78,16 +91,16 @@ class Budget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Limit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """At most ``calls`` or ``recipients`` in any window of length ``per``. ``zone``: the platform's calendar."""
+    """At most ``calls`` or ``recipients`` in any window of length ``per``; with ``zone`` in any day or month there."""
 
-    per: Annotated[Duration, about("Length of the window.", NS["ms"], YEAR)]
+    per: Annotated[Span, about("Length of the window; with `zone` `1d` or `1mo`.", NS["ms"], YEAR)]
     calls: Annotated[int | None, about("Calls in any window; this or `recipients`.", 1, 10**9)] = None
     recipients: Annotated[int | None, about("Recipients in any window; this or `calls`.", 1, 10**12)] = None
     zone: Annotated[
         str | None,
         about(
-            "Time zone whose calendar the platform counts in. Not in effect yet: the limit holds in *any* window of "
-            "that length, which is stricter."
+            "Time zone whose calendar days or months the platform counts in, e.g. `Asia/Shanghai`. Not given: any "
+            "window of that length, which is stricter."
         ),
     ] = None
 

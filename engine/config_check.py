@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from urllib.parse import urlsplit
 from zoneinfo import available_timezones
 
-from engine.config import ChannelConfig, Config, Limit, Security
+from engine.config import MONTH, NS, ChannelConfig, Config, Limit, Security
 from engine.config_lines import Path
 from engine.errors import ConfigError
 
@@ -61,20 +61,10 @@ def warn(config: Config, given: Container[Path]) -> Found:
         yield ("workers",), f"no group serves {', '.join(unserved)}"
     if config.http.admin and ("http", "admin") in given:
         yield ("http", "admin"), "not in effect yet: nothing listens there"
-    yield from _zone_warnings(config.limits, ("limits",))
     for name, channel in config.channels.items():
         at = ("channels", name)
         if channel.repeats == "never":
             yield (*at, "repeats"), "holds within a run; not yet across a crash"
-        yield from _zone_warnings(channel.limits, (*at, "limits"))
-        for account, limits in channel.account_limits.items():
-            yield from _zone_warnings(limits, (*at, "accounts", account, "limits"))
-
-
-def _zone_warnings(limits: tuple[Limit, ...], path: Path) -> Found:
-    for index, limit in enumerate(limits):
-        if limit.zone is not None:
-            yield (*path, index, "zone"), f"not in effect yet: holds in any {limit.per}, which is stricter"
 
 
 def _log(config: Config) -> Found:
@@ -126,6 +116,10 @@ def _limits(limits: tuple[Limit, ...], path: Path) -> Found:
     for index, limit in enumerate(limits):
         if (limit.calls is None) == (limit.recipients is None):
             yield (*path, index), "must have exactly one of `calls` and `recipients`"
+        if limit.zone is not None and limit.per not in (NS["d"], MONTH):
+            yield (*path, index, "per"), 'with `zone` it must be "1d" or "1mo"'
+        if limit.zone is None and limit.per == MONTH:
+            yield (*path, index, "zone"), "missing: a month is one of a calendar"
         if limit.zone is not None and limit.zone not in available_timezones():
             close = get_close_matches(limit.zone, available_timezones(), n=1)
             hint = f'did you mean "{close[0]}"?' if close else 'for example "Asia/Shanghai"'

@@ -19,6 +19,7 @@ from engine.config import (
     Retry,
     Security,
     Size,
+    Span,
     TierConfig,
     WorkerGroup,
     default_tiers,
@@ -116,7 +117,7 @@ def _type(kind: Any) -> str:
         return f"list of {valid(get_args(plain)[0])}"
     if isinstance(plain, type) and issubclass(plain, msgspec.Struct):
         return "table"
-    if plain in (Duration, Size):
+    if plain in (Duration, Span, Size):
         return valid(kind).replace(' such as "10m",', "").replace(' such as "1GiB",', "").removeprefix("a ")
     return f"integer, {valid(kind)}" if plain is int else valid(kind)
 

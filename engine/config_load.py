@@ -25,6 +25,7 @@ from engine.config import (
     LogConfig,
     Security,
     Size,
+    Span,
     TierConfig,
     default_tiers,
     tier_policy,
@@ -162,7 +163,7 @@ class Reading:
         plain = plain_type(kind)
         low, high = range_of(kind)
         try:
-            if plain in (Duration, Size):
+            if plain in (Duration, Span, Size):
                 found: Any = plain.parse(value) if isinstance(value, str) else None
             else:
                 found = msgspec.convert(value, plain, strict=True)
@@ -270,8 +271,8 @@ def valid(kind: Any) -> str:
     low, high = range_of(kind)
     if get_origin(plain) is Literal:
         return " or ".join(f'"{choice}"' for choice in get_args(plain))
-    if plain in (Duration, Size):
-        unit = 'a duration such as "10m"' if plain is Duration else 'a size such as "1GiB"'
+    if plain in (Duration, Span, Size):
+        unit = 'a size such as "1GiB"' if plain is Size else 'a duration such as "10m"'
         return f"{unit}, {plain(low)}..{plain(high)}"
     if plain is int:
         return f"{low}..{high}" if low is not None else "an integer"

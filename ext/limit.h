@@ -37,9 +37,9 @@ typedef struct Use {
 } Use;
 
 typedef struct Limit {
-    struct Limit *next;    /* owned: the next of the same scope */
-    struct Limit **asking; /* borrowed: the list it joins when its grant runs low */
-    struct Limit *next_asking;
+    struct Limit *next;   /* owned: the next of the same scope */
+    struct Scope *scope;  /* borrowed: its own */
+    struct Limit *asking; /* borrowed: the next that asks for a grant */
     uint32_t handle;
     uint8_t unit;
     uint8_t calendar;
@@ -60,10 +60,11 @@ typedef struct Limit {
 } Limit;
 
 typedef struct Scope { /* everything, a tier, a channel, an account, a recipient class, or a tenant */
-    int64_t blocked;   /* nothing of it leaves before this time */
-    uint64_t held[2];  /* calls and recipients on their way */
-    Limit *limits;     /* owned, in order of addition */
-    Link parked;       /* what this scope keeps from leaving */
+    int64_t blocked;  /* nothing of it leaves before this time */
+    uint64_t held[2]; /* calls and recipients on their way */
+    Limit *limits;    /* owned, in order of addition */
+    Limit **asking;   /* borrowed: the first of those that ask for a grant */
+    Link parked;      /* what this scope keeps from leaving */
 } Scope;
 
 enum { REFUSED_NOT, REFUSED_BLOCKED, REFUSED_FULL, REFUSED_GRANT };
@@ -145,13 +146,14 @@ static inline int limit_grow(Limit *limit) {
     return 0;
 }
 
-/* n uses at a time not before any counted until now. */
+/* n uses until a time. */
 static inline void limit_count(Limit *limit, int64_t at, uint64_t n) {
     limit->total += n;
     if (limit->calendar) {
         if (limit->ends != LIMIT_NEVER && at >= limit->ends - 2 * limit->guard) limit->edge += n;
         return;
     }
+    if (limit->count && at < limit_use(limit, limit->count - 1)->at) at = limit_use(limit, limit->count - 1)->at;
     int merges = limit->count && (at < limit->opened + limit->grain || (limit->count == limit->room && limit_grow(limit) < 0));
     if (!merges) {
         limit->count++;
@@ -197,8 +199,8 @@ static inline void limit_ask(Limit *limit, uint64_t want) {
     if (want > limit->want) limit->want = want;
     if (limit->asks) return;
     limit->asks = 1;
-    limit->next_asking = *limit->asking;
-    *limit->asking = limit;
+    limit->asking = *limit->scope->asking;
+    *limit->scope->asking = limit;
 }
 
 static inline void limit_spend(Limit *limit, uint64_t n) {
@@ -223,8 +225,8 @@ static inline void limit_grant(Limit *limit, uint64_t n) {
 
 /* --- scopes --- */
 
-static inline void scope_make(Scope *scope) {
-    *scope = (Scope){0};
+static inline void scope_make(Scope *scope, Limit **asking) {
+    *scope = (Scope){.asking = asking};
     ring_make(&scope->parked);
 }
 
@@ -248,6 +250,7 @@ static inline void scope_add(Scope *scope, Limit *limit) {
     Limit **at = &scope->limits;
     while (*at != NULL) at = &(*at)->next;
     *at = limit;
+    limit->scope = scope;
 }
 
 /* What a batch of up to n recipients may be at most: one larger than a limit's whole number would wait for ever. */

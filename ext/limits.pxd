@@ -10,10 +10,11 @@ cdef extern from "limit.h" nogil:
     const int64_t LIMIT_NEVER
     const uint64_t LIMIT_ENDLESS
 
+    ctypedef struct Scope
     ctypedef struct Limit:
         Limit* next
-        Limit** asking
-        Limit* next_asking
+        Scope* scope
+        Limit* asking
         uint32_t handle
         uint8_t unit
         uint8_t calendar
@@ -38,7 +39,7 @@ cdef extern from "limit.h" nogil:
     void limit_period(Limit* limit, int64_t now, int64_t period, int64_t ends, int64_t ends_next)
     uint64_t limit_wants(Limit* limit)
     void limit_grant(Limit* limit, uint64_t n)
-    void scope_make(Scope* scope)
+    void scope_make(Scope* scope, Limit** asking)
     void scope_free(Scope* scope)
     Limit* scope_limit(const Scope* scope, int unit, int calendar, int64_t per)
     void scope_add(Scope* scope, Limit* limit)

@@ -9,8 +9,11 @@ GRANT: int
 class Limits:
     """Six scopes, 0..5. ``unit`` 0: calls, 1: recipients; times are ns of a clock that never goes back."""
 
-    def add(self, scope: int, unit: int, number: int, per_ns: int, reserved: int = 0, calendar: bool = False) -> int:
-        """A limit's handle. ``reserved`` of ``number`` is kept for system. Its grant is endless until ``ration``."""
+    def add_limit(
+        self, scope: int, handle: int, unit: int, number: int, per_ns: int, reserved: int = 0, calendar: bool = False
+    ) -> int:
+        """A limit's handle; ``handle``, the scope's, means nothing here. ``reserved`` of ``number`` is kept for system.
+        Its grant is endless until ``ration``."""
 
     def most(self, n: int, system: bool = False) -> int:
         """What a call of up to n recipients may carry."""
@@ -45,5 +48,5 @@ class Limits:
     def grant(self, handle: int, n: int) -> None:
         """So much more may be used."""
 
-    def counted(self, handle: int, now_ns: int) -> int:
-        """Uses in the window or period that ends now."""
+    def use(self, handle: int, now_ns: int) -> tuple[int, int, int, int]:
+        """Counted ever; of it in the window or period that ends now; held; granted and not used."""

@@ -34,7 +34,7 @@ cdef class Limits:
         cdef int i
         self.limits = []
         for i in range(SCOPES):
-            scope_make(&self.scopes[i])
+            scope_make(&self.scopes[i], &self.asking)
             self.path[i] = &self.scopes[i]
 
     def __dealloc__(self):
@@ -45,12 +45,14 @@ cdef class Limits:
     cdef Limit* limit(self, handle) except NULL:
         return <Limit*><size_t>self.limits[handle]
 
-    def add(self, int scope, int unit, uint64_t number, int64_t per_ns, uint64_t reserved=0, bint calendar=False):
+    def add_limit(
+        self, int scope, int handle, int unit, uint64_t number, int64_t per_ns, uint64_t reserved=0,
+        bint calendar=False,
+    ):
         cdef Limit* made = <Limit*>malloc(sizeof(Limit))
         if made == NULL:
             raise MemoryError
         limit_make(made, <unsigned int>len(self.limits), unit, calendar, number, per_ns, reserved)
-        made.asking = &self.asking
         scope_add(&self.scopes[scope], made)
         self.limits.append(<size_t>made)
         return len(self.limits) - 1
@@ -91,13 +93,13 @@ cdef class Limits:
         wants = []
         while self.asking != NULL:
             wants.append((self.asking.handle, limit_wants(self.asking)))
-            self.asking = self.asking.next_asking
+            self.asking = self.asking.asking
         return wants
 
     def grant(self, handle, uint64_t n):
         limit_grant(self.limit(handle), n)
 
-    def counted(self, handle, int64_t now_ns):
+    def use(self, handle, int64_t now_ns):
         limit = self.limit(handle)
         limit_roll(limit, now_ns)
-        return limit.total - limit.gone
+        return limit.total, limit.total - limit.gone, limit.scope.held[limit.unit], limit.granted

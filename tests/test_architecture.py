@@ -14,14 +14,14 @@ import engine.pipeline
 
 ROOT = Path(engine.__file__).parent
 STAGES = re.findall(r"^    (\w+) +(pure|shell) +([\w.]+)", engine.__doc__ or "", re.MULTILINE)
-PURE = {"errors", "send", "config", "wire", "decode", "admit", "settle", "open_sends", "cancelled", "arrival"}
+PURE = {"errors", "send", "config", "periods", "overload", "wire", "decode", "admit", "settle", "open_sends", "cancelled", "arrival"}
 FORBIDDEN = {"asyncio", "aiokafka", "aiohttp", "time", "random", "prometheus_client", "sqlite3", "socket", "threading"}
 # Each layer may import itself and the ones before it.
 LAYERS = [
-    {"errors", "send", "config", "clock", "backoff", "wire"},
+    {"errors", "send", "config", "periods", "clock", "backoff", "wire"},
     {"decode", "drivers", "logs", "counters", "state"},
-    {"admit", "arrival", "cancelled", "settle", "commit", "open_sends", "topics", "tokens"},
-    {"deliver", "record", "content", "probes", "oplog"},
+    {"admit", "overload", "arrival", "cancelled", "settle", "commit", "open_sends", "topics", "tokens"},
+    {"deliver", "limits", "record", "content", "probes", "oplog"},
     {"dispatch", "control"},
     {"consume"},
     {"metrics", "pipeline", "audit"},

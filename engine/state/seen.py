@@ -11,12 +11,11 @@ oldest go first (counted: the window is then shorter than configured). An id of 
 
 from __future__ import annotations
 
-import sqlite3
 from collections import deque
 from pathlib import Path
 
-from engine.errors import LogUnusable
 from engine.send import Origin
+from engine.state.file import open_file
 from ext.seen import SeenTable
 from ext.sends import dedupe_scope
 
@@ -42,7 +41,7 @@ class Seen:
         self._names: list[tuple[str, int]] = []
         self._sequence = 0
         self._written_places = 0
-        self._db = _open(path)
+        self._db = open_file(path, APPLICATION_ID, SCHEMA, TABLES, "dedupe")
         (secret,) = self._db.execute("SELECT key FROM secret").fetchone()
         self.table = SeenTable(secret)
         self._load()
@@ -141,30 +140,3 @@ class Segment:
         self.entries = entries
         self.places = places
         self.forget = forget
-
-
-def _open(path: Path) -> sqlite3.Connection:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        db = sqlite3.connect(path, check_same_thread=False, isolation_level="IMMEDIATE")
-    except (OSError, sqlite3.Error) as error:
-        raise LogUnusable(f"{path}: cannot be opened: {error}") from error
-    try:
-        application, schema = (db.execute(f"PRAGMA {p}").fetchone()[0] for p in ("application_id", "user_version"))
-        empty = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
-        if empty and application == 0:
-            ours = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA};"
-            db.executescript(f"BEGIN; {ours} {TABLES} COMMIT;")
-        elif application != APPLICATION_ID:
-            raise LogUnusable(f"{path}: not a surgetank dedupe file; move it away or set another `state`")
-        elif schema != SCHEMA:
-            raise LogUnusable(f"{path}: dedupe file of version {schema}; this engine reads version {SCHEMA}")
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = FULL")
-    except sqlite3.DatabaseError as error:
-        db.close()
-        raise LogUnusable(f"{path}: not a usable dedupe file: {error}") from error
-    except LogUnusable:
-        db.close()
-        raise
-    return db
