@@ -15,6 +15,7 @@ import json
 import platform
 import sys
 from array import array
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 from statistics import median
@@ -63,8 +64,8 @@ class Load:
             popped = self.core.pop_batches(0, CALL)
             spent += perf_counter_ns() - start
             came += popped.items
-            for _ in range(popped.count):
-                self.core.release(0, 2)
+            for account, (start, end) in zip(popped.account, pairwise(popped.start), strict=True):
+                self.core.release(0, account, 2, end - start, end - start)
         return spent, came
 
     def fill(self, queued: int) -> None:

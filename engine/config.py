@@ -194,6 +194,7 @@ class TierConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         ),
     ] = "paced"
     budget: Annotated[Budget, about("What the tier may hold in memory; at it intake pauses.")] = Budget()
+    limits: Annotated[tuple[Limit, ...], about("Limits of the tier, over all channels.")] = ()
 
 
 class ChannelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -110,6 +110,7 @@ def _tiers(config: Config) -> Found:
             elif topic in taken:
                 yield path, f'"{topic}" is already used by {taken[topic]}'
             taken[topic] = f"tier {tier}"
+        yield from _limits(settings.limits, ("tiers", tier, "limits"))
 
 
 def _limits(limits: tuple[Limit, ...], path: Path) -> Found:

@@ -3,14 +3,15 @@
 In: a Call. Out: a CallResult, always: whatever goes wrong becomes a verdict.
 Invariant: a call that may have reached the platform is never reported as one that did not. What failed before anything
 was written is a RETRY; what failed after is UNKNOWN, and settle decides whether it may be repeated.
-Never: repeats a call by itself (but once at once, when the platform refused its token), follows a redirect, keeps a
-cookie, writes a secret to the log.
+Never: repeats a call by itself (each is charged to the limits), follows a redirect, keeps a cookie, writes a secret to
+the log.
 """
 
 from __future__ import annotations
 
 import io
 from collections.abc import Mapping
+from dataclasses import replace
 
 import aiohttp
 import structlog
@@ -35,14 +36,14 @@ REST_S = 1.0
 
 HEADERS = {"User-Agent": "surgetank", "Accept": "application/json", "Accept-Encoding": "identity"}
 
-CONNECT = CallResult(Verdict(Action.RETRY, "connect", "could not connect"))
-TIMEOUT = CallResult(Verdict(Action.UNKNOWN, "timeout", "no answer in time"))
-RESET = CallResult(Verdict(Action.UNKNOWN, "reset", "connection lost"))
+CONNECT = CallResult(Verdict(Action.RETRY, "connect", "could not connect"), left=False)
+TIMEOUT = CallResult(Verdict(Action.UNKNOWN, "timeout", "no answer in time"), answered=False)
+RESET = CallResult(Verdict(Action.UNKNOWN, "reset", "connection lost"), answered=False)
 GARBAGE = CallResult(Verdict(Action.UNKNOWN, "garbage", "not an HTTP answer"))
 OVERSIZE = CallResult(Verdict(Action.UNKNOWN, "oversize", "answer larger than 1 MiB"))
-INTERNAL = CallResult(Verdict(Action.UNKNOWN, "internal", "a fault of our own"))
-NO_TOKEN = CallResult(Verdict(Action.RETRY, "token", "no access token"))
-REFUSED = CallResult(Verdict(Action.PARK, "credentials", "credentials refused", REFUSED_NS / NS_PER_S))
+INTERNAL = CallResult(Verdict(Action.UNKNOWN, "internal", "a fault of our own"), answered=False)
+NO_TOKEN = CallResult(Verdict(Action.RETRY, "token", "no access token"), left=False)
+REFUSED = CallResult(Verdict(Action.PARK, "credentials", "credentials refused", REFUSED_NS / NS_PER_S), left=False)
 STILL_REFUSED = CallResult(Verdict(Action.PARK, "token", "a new access token is refused too", TOKEN_REFUSED_S))
 
 logger = structlog.get_logger(__name__)
@@ -58,6 +59,7 @@ class Deliverer:
         self._driver = driver
         self._tokens = Tokens(self._fetch, clock)
         self._wants_token = {name for name in config.accounts if driver.token_request(name) is not None}
+        self._stale: dict[str, str] = {}  # the token an account was refused last, until one works
         self._misses = 0  # calls in a row that did not reach the platform
         self._refused: set[str] = set()  # accounts whose credentials are; said once
         self._session: aiohttp.ClientSession | None = None
@@ -108,16 +110,18 @@ class Deliverer:
         if self._misses <= MISSES:
             return result
         rest_s = max(result.whole.after_s or 0.0, REST_S)
-        return CallResult(Verdict(Action.PARK, result.whole.code, "the platform cannot be reached", rest_s))
+        return replace(result, whole=Verdict(Action.PARK, result.whole.code, "the platform cannot be reached", rest_s))
 
     async def _with_token(self, call: Call) -> CallResult:
-        for _ in range(2):
-            token = self._tokens.current(call.account) or await self._tokens.get(call.account)
-            result = await self._exchange(call, token)
-            if result.whole.action is not Action.REFRESH:
-                return result
-            self._tokens.invalidate(call.account, token)
-        return STILL_REFUSED
+        token = self._tokens.current(call.account) or await self._tokens.get(call.account)
+        result = await self._exchange(call, token)
+        if result.whole.action is not Action.REFRESH:
+            self._stale.pop(call.account, None)
+            return result
+        self._tokens.invalidate(call.account, token)
+        before = self._stale.get(call.account)
+        self._stale[call.account] = token
+        return result if before in (None, token) else STILL_REFUSED
 
     async def _exchange(self, call: Call, token: str) -> CallResult:
         reply = await self._http(self._driver.request(call, token))

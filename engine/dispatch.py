@@ -25,6 +25,7 @@ from engine.config import ChannelConfig
 from engine.counters import Counters
 from engine.deliver import Deliverer
 from engine.drivers import Action, Call, CallResult
+from engine.limits import Limits
 from engine.open_sends import Flow, OpenSend, OpenSends, recipients
 from engine.record import Recorder
 from engine.send import Origin, Outcome
@@ -65,6 +66,7 @@ class Dispatcher:
         deliverers: Mapping[str, Deliverer],
         recorder: Recorder,
         seen: Seen,
+        limits: Limits,
         counters: Counters,
         clock: Clock,
     ) -> None:
@@ -76,6 +78,7 @@ class Dispatcher:
         self._configs = configs
         self._deliverers = deliverers
         self._seen = seen
+        self._limits = limits
         self.clock = clock
         self.cancelled = Cancelled()
         self._calls: set[asyncio.Task[None]] = set()
@@ -146,6 +149,7 @@ class Dispatcher:
             popped = self.core.pop_batches(now, POP_BUDGET)
             for batch in batches_of(popped, self.opens, now):
                 self._start(batch)
+            self._limits.look()
             more = popped.more
         if self._reap(now) or more:
             self.wake()
@@ -163,15 +167,15 @@ class Dispatcher:
             self._timer = self._loop.call_later(max(due - now, 0) / NS_PER_S, self.wake)
 
     def _start(self, batch: Batch) -> None:
-        stale = batch.stale()
+        popped, stale = len(batch), batch.stale()
         if stale:
             self._give_back(batch, stale)
             if not len(batch):
-                self.core.release(batch.channel, batch.tier)
+                self.core.release(self.clock.now_ns(), batch.flow.account_handle, batch.tier, popped, 0)
                 self.wake()
                 return
         self.counters.in_flight[batch.tier] += len(batch)
-        task = self._loop.create_task(self._call(batch))
+        task = self._loop.create_task(self._call(batch, popped))
         self._calls.add(task)
         task.add_done_callback(self._called)
 
@@ -189,14 +193,15 @@ class Dispatcher:
         if error is not None and not self.failure.done():
             self.failure.set_exception(error)
 
-    async def _call(self, batch: Batch) -> None:
-        flow = batch.flow
+    async def _call(self, batch: Batch, popped: int) -> None:
+        flow, left, late_ns = batch.flow, len(batch), int(self._configs[batch.flow.channel].timeout)
         call = Call(batch.name(), flow.account, batch.content.prepared.body, batch.ids, batch.data)
         self.counters.calls_in_flight[flow.channel] += 1
         try:
             result = await self._deliverers[flow.channel].call(call)
-        finally:
-            self.core.release(batch.channel, batch.tier)
+            left, late_ns = left if result.left else 0, 0 if result.answered else late_ns
+        finally:  # one that was cut off may have left, and may arrive as late as one without an answer
+            self.core.release(self.clock.now_ns(), flow.account_handle, batch.tier, popped, left, late_ns)
             self.counters.calls_in_flight[flow.channel] -= 1
             self.counters.in_flight[batch.tier] -= len(batch)
         self._settle(batch, call, result)

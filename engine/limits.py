@@ -19,6 +19,7 @@ import structlog
 
 from engine.clock import NS_PER_MS, Clock
 from engine.config import MONTH, Limit
+from engine.errors import LogUnusable
 from engine.periods import GUARD_MS, period_at, portion
 from engine.state.uses import Row, Use, Uses
 
@@ -72,12 +73,12 @@ class Kept(msgspec.Struct):
 class Limits:
     """One process's. ``add`` all, then ``start``."""
 
-    def __init__(self, core: Core, uses: Uses, clock: Clock, granted: Callable[[], None]) -> None:
+    def __init__(self, core: Core, uses: Uses, clock: Clock) -> None:
+        self.granted: Callable[[], None] = lambda: None  # called when something may go again
         self.forfeited = 0  # uses that were open when the process before this one ended
         self._core = core
         self._uses = uses
         self._clock = clock
-        self._granted = granted
         self._kept: dict[int, Kept] = {}
         self._asked: dict[int, int] = {}
         self._wake = asyncio.Event()
@@ -121,10 +122,13 @@ class Limits:
 
     def start(self) -> None:
         """Write what a restart must know before anything leaves, and grant the first portions. Blocks on the disk.
-        Raises sqlite3.Error."""
+        Raises LogUnusable."""
         first = {limit: kept.portion or 0 for limit, kept in self._kept.items()}
         rows = self._rows(first)
-        self._uses.write(rows)
+        try:
+            self._uses.write(rows)
+        except sqlite3.Error as error:
+            raise LogUnusable(f"limits cannot be written: {error}") from error
         self._done(first, rows)
 
     def look(self) -> None:
@@ -163,7 +167,7 @@ class Limits:
             self._wake.set()
             return
         self._done(asked, rows)
-        self._granted()
+        self.granted()
 
     def _rows(self, asked: Mapping[int, int]) -> list[Row]:
         """What must be on disk before so much is granted."""

@@ -23,7 +23,7 @@ from engine.backoff import Backoff
 from engine.cancelled import Standing
 from engine.clock import NS_PER_MS, NS_PER_S, Clock
 from engine.commit import Committer
-from engine.config import Config, Limit, account_limits, tier_policy
+from engine.config import Config, account_limits, tier_policy
 from engine.consume import Intake
 from engine.content import Contents
 from engine.control import Control
@@ -32,6 +32,7 @@ from engine.deliver import Deliverer
 from engine.dispatch import Dispatcher
 from engine.drivers import load
 from engine.errors import LogUnavailable
+from engine.limits import Limits
 from engine.logs import Chunk, Log, Reader
 from engine.logs.open import open_log
 from engine.metrics import Snapshot
@@ -40,15 +41,15 @@ from engine.probes import Probes
 from engine.record import Recorder
 from engine.send import Tier
 from engine.state.seen import Seen
+from engine.state.uses import Uses
 from engine.topics import topic_specs
-from ext.schedule import ACCOUNT, CALLS, CHANNEL, GLOBAL, RECIPIENTS, Core
+from ext.schedule import ACCOUNT, CHANNEL, GLOBAL, WHOLE_TIER, Core
 
 logger = structlog.get_logger("surgetank.pipeline")
 GC_EVERY = 50_000  # objects
 SWITCH_S = 0.0005  # the embedded log's threads give the interpreter back sooner: 5 ms would show in urgent latency
 DRAIN_S = 20.0  # for calls under way and their receipts; Kubernetes ends a process 30 s after SIGTERM
 TELL_S = 2.0  # of it, at least for receipts
-MARGIN_NS = 50 * NS_PER_MS  # a call is charged when it leaves and counted where it arrives
 WATCH_NS = 100 * NS_PER_MS
 FOLLOW_RECORDS = 1000
 
@@ -60,7 +61,8 @@ class Pipeline:
         self.config, self.log, self.clock = config, log, clock
         self.counters = Counters()
         self.core = Core(tier_policy(config, Tier.TEMPLATE).weight, tier_policy(config, Tier.BASIC).weight)
-        self.channels = _channels(config, self.core)
+        self.limits = Limits(self.core, Uses(Path(config.state) / "limits.db"), clock)
+        self.channels = _channels(config, self.core, self.limits)
         self.opens = OpenSends()
         self.seen = Seen(Path(config.state) / "seen.db", config.dedupe_window // NS_PER_MS, config.max_ids)
         self.recorder = Recorder(log, config.log.prefix, clock)
@@ -70,8 +72,9 @@ class Pipeline:
         }
         self.dispatcher = Dispatcher(
             self.core, self.opens, self.channels, config.channels, self.deliverers, self.recorder, self.seen,
-            self.counters, clock,
+            self.limits, self.counters, clock,
         )  # fmt: skip
+        self.limits.granted = self.dispatcher.wake
         self.contents = Contents(self._registered)
         worker = f"{socket.gethostname()}-{os.getpid()}"
         self.control = Control(f"{config.log.prefix}.control", worker, self._cancel, clock)
@@ -88,9 +91,11 @@ class Pipeline:
         content, control = [await self._reader(f"{prefix}.{name}") for name in ("content", "control")]
         await _read_all(content, self.contents.take)
         await _read_all(control, self.control.take)
+        self.limits.start()
         for intake in self.intakes:
             await intake.consumer.start()
-        self._spawn(self.recorder.run(), self.committer.run(), _watch_loop(self.counters, self.clock))
+        self._spawn(self.recorder.run(), self.committer.run(), self.limits.run())
+        self._spawn(_watch_loop(self.counters, self.clock))
         self._spawn(_follow(content, self.contents.take), _follow(control, self.control.take, self._answer))
         self._spawn(*(intake.run() for intake in self.intakes))
 
@@ -122,6 +127,7 @@ class Pipeline:
         for deliverer in self.deliverers.values():
             await deliverer.close()
         self.seen.close()
+        self.limits.close()
 
     @property
     def ready(self) -> bool:
@@ -269,23 +275,23 @@ async def _follow(
             await asyncio.sleep(1.0)
 
 
-def _channels(config: Config, core: Core) -> dict[str, Channel]:
-    _limit(core, GLOBAL, 0, config.limits)
+def _channels(config: Config, core: Core, limits: Limits) -> dict[str, Channel]:
+    for rule in config.limits:
+        limits.add(GLOBAL, 0, ["everything"], rule)
+    for tier in Tier:
+        for rule in tier_policy(config, tier).limits:
+            limits.add(WHOLE_TIER, tier, ["tier", tier.label], rule)
     channels = {}
     for name, channel in config.channels.items():
         driver = load(channel.driver)(name, channel)
         reserved = max(1, channel.in_flight // 4) if channel.in_flight > 1 else 0
         handle = core.add_channel(channel.in_flight, reserved, driver.cap)
-        _limit(core, CHANNEL, handle, channel.limits)
+        for rule in channel.limits:
+            limits.add(CHANNEL, handle, ["channel", name], rule)
         accounts = {}
         for account in channel.accounts or ("default",):
             accounts[account] = core.add_account(handle)
-            _limit(core, ACCOUNT, accounts[account], account_limits(config, name, account))
+            for rule in account_limits(config, name, account):
+                limits.add(ACCOUNT, accounts[account], ["account", name, account], rule)
         channels[name] = Channel(name, handle, driver, accounts, channel.repeats == "allowed")
     return channels
-
-
-def _limit(core: Core, scope: int, handle: int, limits: Sequence[Limit]) -> None:
-    for limit in limits:
-        number, unit = (limit.calls, CALLS) if limit.calls is not None else (limit.recipients or 0, RECIPIENTS)
-        core.add_limit(scope, handle, unit, number, limit.per + MARGIN_NS, number // 10)

@@ -74,6 +74,8 @@ def settle(
         elif action is Action.PARK:
             rest = now_ns + (PARK_NS if verdict.after_s is None else max(_after_ns(verdict), LEAST_PARK_NS))
             done.again.append(Again(rest, False, verdict.reason or verdict.code, who))
+        elif action is Action.REFRESH:
+            done.again.append(Again(now_ns, False, verdict.reason or verdict.code, who))
         else:
             _retry(done, verdict, who, attempts, policy, now_ns, jitter)
     return done if rest is None else done._replace(rest_until_ns=rest)

@@ -298,8 +298,10 @@ static inline void scopes_hold(Scope *const *path, int length, uint64_t n) {
     }
 }
 
-/* A call that was held ended now: `left` of its n recipients were on it; 0: it never left. */
-static inline void scopes_settle(Scope *const *path, int length, int64_t now, uint64_t n, uint64_t left) {
+/* A call that was held ended now: `left` of its n recipients were on it and had arrived by `at`; 0: it never left. */
+static inline void scopes_settle(
+    Scope *const *path, int length, int64_t now, uint64_t n, uint64_t left, int64_t at
+) {
     for (int i = 0; i < length; i++) {
         path[i]->held[LIMIT_CALLS] -= 1;
         path[i]->held[LIMIT_RECIPIENTS] -= n;
@@ -307,7 +309,7 @@ static inline void scopes_settle(Scope *const *path, int length, int64_t now, ui
             uint64_t held = limit->unit == LIMIT_RECIPIENTS ? n : 1;
             uint64_t used = limit->unit == LIMIT_RECIPIENTS ? left : left > 0;
             limit_roll(limit, now);
-            if (used) limit_count(limit, now, used);
+            if (used) limit_count(limit, at, used);
             if (limit->granted != LIMIT_ENDLESS) limit->granted += held - used;
         }
     }

@@ -3,6 +3,12 @@
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 
+cdef extern from "ring.h" nogil:
+    ctypedef struct Link:
+        Link* next
+        void* owner
+
+
 cdef extern from "limit.h" nogil:
     enum:
         LIMIT_CALLS, LIMIT_RECIPIENTS
@@ -24,6 +30,7 @@ cdef extern from "limit.h" nogil:
         int64_t blocked
         uint64_t held[2]
         Limit* limits
+        Link parked
     ctypedef struct Refusal:
         int why
         int scope
@@ -46,4 +53,4 @@ cdef extern from "limit.h" nogil:
     uint64_t scopes_most(Scope** path, int length, uint64_t n, int system)
     Refusal scopes_refuse(Scope** path, int length, int64_t now, uint64_t n, int system)
     void scopes_hold(Scope** path, int length, uint64_t n)
-    void scopes_settle(Scope** path, int length, int64_t now, uint64_t n, uint64_t left)
+    void scopes_settle(Scope** path, int length, int64_t now, uint64_t n, uint64_t left, int64_t at)

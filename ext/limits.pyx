@@ -68,7 +68,7 @@ cdef class Limits:
         scopes_hold(self.path, SCOPES, n)
 
     def settle(self, int64_t now_ns, uint64_t n, uint64_t left):
-        scopes_settle(self.path, SCOPES, now_ns, n, left)
+        scopes_settle(self.path, SCOPES, now_ns, n, left, now_ns)
 
     def block(self, int scope, int64_t until_ns):
         self.scopes[scope].blocked = until_ns

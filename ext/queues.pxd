@@ -9,6 +9,7 @@ ready, so nothing ever walks flows to find work.
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from ext.histogram cimport Counts
+from ext.limits cimport Limit, Link, Scope
 
 
 cdef extern from *:
@@ -20,10 +21,6 @@ cdef extern from *:
 
 
 cdef extern from "ring.h" nogil:
-    ctypedef struct Link:
-        Link* next
-        void* owner
-
     void ring_make(Link* head)
     bint ring_holds(const Link* link)
     void* ring_first(const Link* head)
@@ -45,17 +42,6 @@ cdef extern from "wheel.h" nogil:
     void wheel_disarm(Wheel* wheel, Timer* timer)
     Timer* wheel_fire(Wheel* wheel, int64_t now_ns)
     int64_t wheel_due(const Wheel* wheel)
-
-
-cdef extern from "window.h" nogil:
-    ctypedef struct Window:
-        Window* next
-        int recipients
-
-    void window_make(Window* window, int recipients, uint64_t number, int64_t per_ns, uint64_t reserved)
-    uint64_t window_ceiling(const Window* window, bint system)
-    int64_t window_when(Window* window, int64_t now_ns, uint64_t n, uint64_t ceiling)
-    void window_charge(Window* window, int64_t now_ns, uint64_t n)
 
 
 cdef extern from "table.h" nogil:
@@ -89,7 +75,7 @@ cdef enum Cause:
 
 cdef enum NodeState:
     OPEN
-    PARKED  # until its timer: a limit is used up, or the platform said to wait
+    PARKED  # until its timer, or until its scope changes: a limit is used up, or the platform said to wait
     BLOCKED  # a lane, until release gives it a slot
 
 cdef enum FlowState:
@@ -124,16 +110,13 @@ cdef struct Chain:
     Run* first
     Run* last
 
-cdef struct Scope:  # everything, a channel, or an account
-    int64_t blocked  # nothing of it leaves before this time
-    Window* limits  # owned, in order of addition
-
 cdef struct Node:  # a tier, a lane or a leaf
     Timer timer  # armed while PARKED
     Link link  # its place in its parent's ring
     Link ring  # its children that have something ready
+    Link halt  # while PARKED: its place among what its scope keeps
     Node* parent
-    Scope* scope
+    Scope* scope  # of everything, a channel or an account
     Channel* channel  # NULL: a tier
     uint32_t handle  # of its channel or account
     uint8_t tier
@@ -219,6 +202,10 @@ cdef struct Queues:
     int64_t lead
     Wheel wheel
     Scope everything
+    Scope of_tier[TIERS]
+    Limit** limits  # borrowed from their scopes, by handle
+    uint32_t limit_count
+    Limit* asking  # for a grant, through Limit.asking
     Node root
     Node tiers[TIERS]
     uint64_t stride[TIERS]  # a batch's worth of virtual time
@@ -242,13 +229,16 @@ cdef Queues* queues_make(uint32_t template_weight, uint32_t basic_weight, int64_
 cdef void queues_free(Queues* q) noexcept nogil
 cdef int queues_add_channel(Queues* q, uint32_t slots, uint32_t reserved, uint32_t cap) noexcept nogil
 cdef int queues_add_account(Queues* q, uint32_t channel) noexcept nogil
-cdef int queues_add_limit(Scope* scope, int recipients, uint64_t number, int64_t per, uint64_t reserved) noexcept nogil
+cdef Limit* queues_add_limit(
+    Queues* q, Scope* scope, int unit, int calendar, uint64_t number, int64_t per, uint64_t reserved
+) noexcept nogil
+cdef void queues_reconsider(Queues* q, Scope* scope) noexcept nogil
 cdef void queues_advance(Queues* q, int64_t now) noexcept nogil
 cdef Run* queues_make_run(Queues* q, const Row* row) noexcept nogil
 cdef void queues_undo_run(Queues* q, Run* run) noexcept nogil
 cdef void queues_push(Queues* q, Run* run) noexcept nogil
 cdef void queues_pop(Queues* q, uint64_t budget) noexcept nogil
-cdef void queues_release(Queues* q, Channel* channel, uint8_t tier) noexcept nogil
+cdef void queues_release(Queues* q, Node* leaf, uint64_t recipients, uint64_t left, int64_t at) noexcept nogil
 cdef uint64_t queues_cancel(Queues* q, uint32_t tenant, uint32_t campaign) noexcept nogil
 cdef uint64_t queues_reap(Queues* q, EndedRow* rows, uint64_t most) noexcept nogil
 cdef int64_t queues_due(const Queues* q) noexcept nogil

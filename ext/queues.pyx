@@ -17,6 +17,10 @@ from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy
 
 from ext.histogram cimport counts_observe
+from ext.limits cimport (
+    LIMIT_NEVER, REFUSED_NOT, Refusal, limit_make, scope_add, scope_free, scope_make, scopes_hold, scopes_most,
+    scopes_refuse, scopes_settle,
+)
 
 cdef enum:
     NODE, FLOW, RUN  # whose timer it is; the timer is the first member of all three
@@ -118,10 +122,28 @@ cdef void deactivate(Queues* q, Node* node) noexcept nogil:
             return
 
 
-cdef void park(Queues* q, Node* node, int64_t until) noexcept nogil:
+cdef void park(Queues* q, Node* node, Scope* scope, int64_t until) noexcept nogil:
+    """Until then (LIMIT_NEVER: that is not known), or until the scope changes."""
     deactivate(q, node)
     node.state = PARKED
-    wheel_arm(&q.wheel, &node.timer, until)
+    ring_append(&scope.parked, &node.halt)
+    if until != LIMIT_NEVER:
+        wheel_arm(&q.wheel, &node.timer, until)
+
+
+cdef void unpark(Queues* q, Node* node) noexcept nogil:
+    wheel_disarm(&q.wheel, &node.timer)
+    ring_remove(&node.halt)
+    node.state = OPEN
+    activate(q, node)
+
+
+cdef void queues_reconsider(Queues* q, Scope* scope) noexcept nogil:
+    """What the scope keeps may ask again: an answer, a grant or another number came."""
+    cdef Node* node = <Node*>ring_first(&scope.parked)
+    while node != NULL:
+        unpark(q, node)
+        node = <Node*>ring_first(&scope.parked)
 
 
 # --- flows ---
@@ -356,8 +378,7 @@ cdef void queues_advance(Queues* q, int64_t now) noexcept nogil:
         elif timer_kind(timer) == FLOW:
             make_ready(q, <Flow*>timer)
         else:
-            (<Node*>timer).state = OPEN
-            activate(q, <Node*>timer)
+            unpark(q, <Node*>timer)
         timer = wheel_fire(&q.wheel, q.now)
 
 
@@ -537,56 +558,45 @@ cdef inline bint has_slot(const Channel* channel, uint8_t tier) noexcept nogil:
     return tier == SYSTEM or others < channel.slots - channel.reserved
 
 
-cdef inline Node* above(Node* leaf, int level) noexcept nogil:
-    """The leaf's tier (0), lane (1), or itself (2)."""
-    return leaf.parent.parent if level == 0 else leaf.parent if level == 1 else leaf
+cdef enum:
+    PATH = 4
 
 
-cdef uint32_t planned(Node* leaf, const Flow* flow) noexcept nogil:
+cdef inline void path_of(Queues* q, Node* leaf, Scope** path) noexcept nogil:
+    """Whose limits a batch of the leaf is charged to, the widest first."""
+    path[0] = &q.everything
+    path[1] = &q.of_tier[leaf.tier]
+    path[2] = leaf.parent.scope
+    path[3] = leaf.scope
+
+
+cdef inline Node* keeps(Node* leaf, int scope) noexcept nogil:
+    """What must wait when this scope of the path refuses: all of it that is below one node."""
+    return leaf.parent.parent if scope < 2 else leaf.parent if scope == 2 else leaf
+
+
+cdef uint32_t planned(Queues* q, Node* leaf, const Flow* flow) noexcept nogil:
     """What the next batch wants: more than a limit's whole number would wait for ever."""
-    cdef uint64_t n = min(flow.queued, <uint64_t>leaf.channel.cap)
-    cdef Window* limit
-    cdef int level
-    for level in range(3):
-        limit = above(leaf, level).scope.limits
-        while limit != NULL:
-            if limit.recipients:
-                n = min(n, window_ceiling(limit, leaf.tier == SYSTEM))
-            limit = limit.next
-    return <uint32_t>n
+    cdef Scope* path[PATH]
+    path_of(q, leaf, path)
+    return <uint32_t>scopes_most(path, PATH, min(flow.queued, <uint64_t>leaf.channel.cap), leaf.tier == SYSTEM)
 
 
-cdef Node* refused_by(Queues* q, Node* leaf, uint32_t n, int64_t* until) noexcept nogil:
-    """The node that may not send n recipients in one call now, and until when; NULL: all may."""
-    cdef Node* node
-    cdef Window* limit
-    cdef int level
-    for level in range(3):
-        node = above(leaf, level)
-        if node.scope.blocked > q.now:
-            until[0] = node.scope.blocked
-            return node
-    for level in range(3):
-        node = above(leaf, level)
-        limit = node.scope.limits
-        while limit != NULL:
-            until[0] = window_when(
-                limit, q.now, n if limit.recipients else 1, window_ceiling(limit, leaf.tier == SYSTEM)
-            )
-            if until[0]:
-                return node
-            limit = limit.next
-    return NULL
+cdef bint refused(Queues* q, Node* leaf, uint32_t n) noexcept nogil:
+    """True: n recipients may not go in one call now, and what keeps them is parked."""
+    cdef Scope* path[PATH]
+    path_of(q, leaf, path)
+    cdef Refusal no = scopes_refuse(path, PATH, q.now, n, leaf.tier == SYSTEM)
+    if no.why == REFUSED_NOT:
+        return False
+    park(q, keeps(leaf, no.scope), path[no.scope], no.until)
+    return True
 
 
 cdef void charge(Queues* q, Node* leaf, uint32_t n) noexcept nogil:
-    cdef Window* limit
-    cdef int level
-    for level in range(3):
-        limit = above(leaf, level).scope.limits
-        while limit != NULL:
-            window_charge(limit, q.now, n if limit.recipients else 1)
-            limit = limit.next
+    cdef Scope* path[PATH]
+    path_of(q, leaf, path)
+    scopes_hold(path, PATH, n)
     leaf.channel.in_flight[leaf.tier] += 1
     leaf.parent.parent.turn += q.stride[leaf.tier]
     q.counts[leaf.tier].popped += n
@@ -635,7 +645,6 @@ cdef uint32_t visit(Queues* q, Node* tier) noexcept nogil:
     cdef Node* lane = <Node*>ring_first(&tier.ring)
     cdef Node* leaf = <Node*>ring_first(&lane.ring)
     cdef Flow* flow = <Flow*>ring_first(&leaf.ring)
-    cdef int64_t until = 0
     if not has_slot(lane.channel, tier.tier):
         deactivate(q, lane)
         lane.state = BLOCKED
@@ -643,10 +652,8 @@ cdef uint32_t visit(Queues* q, Node* tier) noexcept nogil:
     if flow.fresh:
         flow.fresh = False
         flow.deficit += lane.channel.cap  # more than a batch can have left it in debt: it may go
-    cdef uint32_t most = planned(leaf, flow)
-    cdef Node* refused = refused_by(q, leaf, most, &until)
-    if refused != NULL:
-        park(q, refused, until)
+    cdef uint32_t most = planned(q, leaf, flow)
+    if refused(q, leaf, most):
         return 0
     return send_batch(q, flow, most)
 
@@ -661,10 +668,17 @@ cdef void queues_pop(Queues* q, uint64_t budget) noexcept nogil:
         tier = next_tier(q)
 
 
-cdef void queues_release(Queues* q, Channel* channel, uint8_t tier) noexcept nogil:
+cdef void queues_release(Queues* q, Node* leaf, uint64_t recipients, uint64_t left, int64_t at) noexcept nogil:
+    """A call has ended: ``left`` of its recipients were on it and had arrived by ``at``."""
+    cdef Channel* channel = leaf.channel
+    cdef Scope* path[PATH]
     cdef Node* lane
     cdef uint8_t i
-    channel.in_flight[tier] -= 1
+    path_of(q, leaf, path)
+    scopes_settle(path, PATH, q.now, recipients, left, at)
+    for i in range(PATH):
+        queues_reconsider(q, path[i])
+    channel.in_flight[leaf.tier] -= 1
     for i in range(TIERS):
         lane = &channel.lanes[i]
         if lane.state == BLOCKED and has_slot(channel, i):
@@ -748,7 +762,7 @@ cdef void make_node(
     Node* node, Node* parent, Scope* scope, Channel* channel, uint32_t handle, uint8_t tier
 ) noexcept nogil:
     timer_make(&node.timer, NODE)
-    node.link.owner = node
+    node.link.owner = node.halt.owner = node
     ring_make(&node.ring)
     node.parent, node.scope, node.channel = parent, scope, channel
     node.handle, node.tier = handle, tier
@@ -765,8 +779,10 @@ cdef Queues* queues_make(uint32_t template_weight, uint32_t basic_weight, int64_
     q.stride[BASIC] = (1 << 20) // basic_weight
     wheel_make(&q.wheel)
     make_node(&q.root, NULL, NULL, NULL, 0, 0)
+    scope_make(&q.everything, &q.asking)
     for tier in range(TIERS):
-        make_node(&q.tiers[tier], &q.root, &q.everything, NULL, 0, tier)
+        scope_make(&q.of_tier[tier], &q.asking)
+        make_node(&q.tiers[tier], &q.root, NULL, NULL, 0, tier)
     return q
 
 
@@ -781,6 +797,7 @@ cdef int queues_add_channel(Queues* q, uint32_t slots, uint32_t reserved, uint32
         free(made)
         return -1
     made.slots, made.reserved, made.cap = slots, reserved, cap
+    scope_make(&made.scope, &q.asking)
     for tier in range(TIERS):
         make_node(&made.lanes[tier], &q.tiers[tier], &made.scope, made, q.channel_count, tier)
     q.channels[q.channel_count] = made
@@ -798,6 +815,7 @@ cdef int queues_add_account(Queues* q, uint32_t channel) noexcept nogil:
     cdef Channel* into = q.channels[channel]
     if made == NULL:
         return -1
+    scope_make(&made.scope, &q.asking)
     for tier in range(TIERS):
         make_node(&made.leaves[tier], &into.lanes[tier], &made.scope, into, q.account_count, tier)
     q.accounts[q.account_count] = made
@@ -805,16 +823,22 @@ cdef int queues_add_account(Queues* q, uint32_t channel) noexcept nogil:
     return 0
 
 
-cdef int queues_add_limit(Scope* scope, int recipients, uint64_t number, int64_t per, uint64_t reserved) noexcept nogil:
-    cdef Window* made = <Window*>malloc(sizeof(Window))
-    cdef Window** at = &scope.limits
+cdef Limit* queues_add_limit(
+    Queues* q, Scope* scope, int unit, int calendar, uint64_t number, int64_t per, uint64_t reserved
+) noexcept nogil:
+    cdef void* grown = realloc(q.limits, (q.limit_count + 1) * sizeof(Limit*))
+    cdef Limit* made
+    if grown == NULL:
+        return NULL
+    q.limits = <Limit**>grown
+    made = <Limit*>malloc(sizeof(Limit))
     if made == NULL:
-        return -1
-    window_make(made, recipients, number, per, reserved)
-    while at[0] != NULL:
-        at = &at[0].next
-    at[0] = made
-    return 0
+        return NULL
+    limit_make(made, q.limit_count, unit, calendar, number, per, reserved)
+    scope_add(scope, made)
+    q.limits[q.limit_count] = made
+    q.limit_count += 1
+    return made
 
 
 cdef size_t queues_memory(const Queues* q) noexcept nogil:
@@ -825,15 +849,6 @@ cdef size_t queues_memory(const Queues* q) noexcept nogil:
         + q.channel_count * sizeof(Channel) + q.account_count * sizeof(Account)
         + out.batches_room * sizeof(BatchRow) + out.items_room * sizeof(ItemRow) + out.ids_room
     )
-
-
-cdef void free_limits(Scope* scope) noexcept nogil:
-    cdef Window* limit = scope.limits
-    cdef Window* after
-    while limit != NULL:
-        after = limit.next
-        free(limit)
-        limit = after
 
 
 cdef void free_chain(Queues* q, Chain* chain) noexcept nogil:
@@ -867,12 +882,15 @@ cdef void queues_free(Queues* q) noexcept nogil:
     if q == NULL:
         return
     free_flows(q)
-    free_limits(&q.everything)
+    scope_free(&q.everything)
+    for i in range(TIERS):
+        scope_free(&q.of_tier[i])
+    free(q.limits)
     for i in range(q.channel_count):
-        free_limits(&q.channels[i].scope)
+        scope_free(&q.channels[i].scope)
         free(q.channels[i])
     for i in range(q.account_count):
-        free_limits(&q.accounts[i].scope)
+        scope_free(&q.accounts[i].scope)
         free(q.accounts[i])
     free(q.channels)
     free(q.accounts)

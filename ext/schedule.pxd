@@ -1,6 +1,7 @@
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
 
-from ext.queues cimport Queues, Scope
+from ext.limits cimport Limit, Scope
+from ext.queues cimport Queues
 
 
 cdef class Core:
@@ -12,7 +13,7 @@ cdef class Core:
     cdef Scope* scope(self, object scope, object handle) except NULL
     cdef int64_t channel_of(self, object handle) except -1
     cdef int advance(self, object now_ns) except -1
-    cdef int limits(self, Scope* scope) noexcept
+    cdef Limit* limit(self, object handle) except NULL
     cdef dict tier_stats(self, int tier)
 
 

@@ -13,6 +13,7 @@ TICK_NS: int  # timers are rounded up to this (2**20 ns)
 GLOBAL: int
 CHANNEL: int
 ACCOUNT: int
+WHOLE_TIER: int
 CALLS: int
 RECIPIENTS: int
 CLOSED_CAP: int
@@ -78,13 +79,46 @@ class Core:
     def add_account(self, channel: int) -> int:
         """An account of a channel. Returns its handle, counted over all channels."""
 
-    def add_limit(self, scope: int, handle: int, unit: int, number: int, per_ns: int, reserved: int) -> int:
-        """At most ``number`` (1..2**60) CALLS or RECIPIENTS in any half-open window of ``per_ns`` (1..2**60),
-        ``reserved`` of them (0..number - 1) for system. ``handle``: of the channel or account; 0 for GLOBAL.
+    def add_limit(
+        self, scope: int, handle: int, unit: int, number: int, per_ns: int, reserved: int = 0, calendar: bool = False
+    ) -> int:
+        """At most ``number`` (1..2**60) CALLS or RECIPIENTS in any half-open window of ``per_ns`` (1..2**60), or in any
+        period that ``set_period`` tells (``calendar``; ``per_ns`` then only names it); ``reserved`` of them
+        (0..number - 1) for system. ``handle``: of the channel, account or tier; 0 for GLOBAL.
 
-        Uses are counted in 65 buckets of per / 64: never over, and at least 64/65 of the number can be used. A batch
-        that does not fit waits, and its account, channel or tier with it. Returns the limit's place in its scope.
+        A use counts from its pop until a window after its release: however long a call is on its way, no window is over
+        at the platform (limit.h has the proof). At least 0.999 of N P / (P + J) can be used by calls of one recipient,
+        J = from pop to release. A batch that does not fit waits, and its account, channel or tier with it. Returns the
+        limit's handle. What is on its way counts at once.
         """
+
+    def set_limit(
+        self, scope: int, handle: int, unit: int, number: int, per_ns: int, reserved: int = 0, calendar: bool = False
+    ) -> int:
+        """Another number for the scope's limit of this unit, length and kind; what it has counted stays. Adds it when
+        there is none. Returns its handle."""
+
+    def set_period(self, limit: int, now_ns: int, period: int, ends_ns: int, next_ns: int, guard_ns: int = 0) -> None:
+        """A calendar limit's period (1 or more, one more than that of the one before), when it ends and when the next
+        one does, both ``guard_ns`` after the platform's: the clocks differ by less. What is used within that of an
+        end counts in both. To be told again whenever the wall clock may have been set."""
+
+    def restore(self, limit: int, at_ns: int, n: int) -> None:
+        """Uses of an earlier life, by ``at_ns`` (which may be negative), oldest first."""
+
+    def ration(self, limit: int, portion: int) -> None:
+        """From now on only what is granted may be used. It asks for more when less than half a portion is left, or for
+        what a call needs."""
+
+    def asked(self) -> list[tuple[int, int]]:
+        """(limit, amount) asked for since the last time; each asks no more until it has got a grant."""
+
+    def grant(self, limit: int, n: int) -> None:
+        """So much more may be used."""
+
+    def use(self, limit: int, now_ns: int) -> tuple[int, int, int, int]:
+        """Counted ever; of it in the window or period that ends now; on its way; granted and not used (2**64 - 1:
+        everything is granted)."""
 
     def push_many(
         self,
@@ -116,8 +150,10 @@ class Core:
         finishes the batch it is at: at most budget + the largest cap of steps.
         """
 
-    def release(self, channel: int, tier: int) -> None:
-        """A call of this tier has ended: its slot is free. ValueError: none was in flight."""
+    def release(self, now_ns: int, account: int, tier: int, recipients: int, left: int, late_ns: int = 0) -> None:
+        """A call has ended: its slot is free, and ``left`` of the recipients it was popped with count in every limit
+        for a window from now, or from ``late_ns`` later when it may arrive as late as that; the others never left
+        (0: the platform saw nothing of it). ValueError: none was in flight."""
 
     def cancel(self, tenant: int, campaign: int) -> int:
         """End all that is queued or waiting of a campaign, in every tier; returns how many recipients. Takes as long as

@@ -14,17 +14,22 @@ from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint16_t, uint32_t, uint64
 from libc.stdlib cimport free, malloc
 
 from ext.histogram cimport Histogram
+from ext.limits cimport (
+    LIMIT_CALLS, LIMIT_RECIPIENTS, Limit, Scope, limit_count, limit_grant, limit_period, limit_roll,
+    limit_wants, scope_limit,
+)
 from ext.queues cimport (
     BASIC, CANCELLED_, CAP, CUT, DUE, EXPIRED_, LINGER_OVER, PARKED, SYSTEM, TIERS,
-    BatchRow, EndedRow, ItemRow, Node, Output, Queues, Row, Run, Scope, Window,
+    BatchRow, EndedRow, ItemRow, Node, Output, Queues, Row, Run,
     queues_add_account, queues_add_channel, queues_add_limit, queues_advance, queues_cancel, queues_due, queues_free,
-    queues_make, queues_make_run, queues_memory, queues_pop, queues_push, queues_reap, queues_release, queues_undo_run,
+    queues_make, queues_make_run, queues_memory, queues_pop, queues_push, queues_reap, queues_reconsider, queues_release,
+    queues_undo_run,
 )
 
 NEVER = INT64_MAX
 TICK_NS = 1 << 20
-GLOBAL, CHANNEL, ACCOUNT = 0, 1, 2
-CALLS, RECIPIENTS = 0, 1
+GLOBAL, CHANNEL, ACCOUNT, WHOLE_TIER = 0, 1, 2, 3
+CALLS, RECIPIENTS = LIMIT_CALLS, LIMIT_RECIPIENTS
 CLOSED_CAP, CLOSED_LINGER, CLOSED_DUE, CLOSED_CUT = CAP, LINGER_OVER, DUE, CUT
 EXPIRED, CANCELLED = EXPIRED_, CANCELLED_
 
@@ -338,12 +343,14 @@ cdef class Core:
         queues_free(self.q)
 
     cdef Scope* scope(self, object scope, object handle) except NULL:
-        cdef int64_t kind = within("scope", scope, GLOBAL, ACCOUNT)
+        cdef int64_t kind = within("scope", scope, GLOBAL, WHOLE_TIER)
         if kind == GLOBAL:
             within("handle", handle, 0, 0)
             return &self.q.everything
         if kind == CHANNEL:
             return &self.q.channels[self.channel_of(handle)].scope
+        if kind == WHOLE_TIER:
+            return &self.q.of_tier[within("tier", handle, SYSTEM, BASIC)]
         return &self.q.accounts[within("account", handle, 0, <int64_t>self.q.account_count - 1)].scope
 
     cdef int64_t channel_of(self, object handle) except -1:
@@ -378,23 +385,66 @@ cdef class Core:
             raise MemoryError
         return handle
 
-    def add_limit(self, scope, handle, unit, number, per_ns, reserved):
+    cdef Limit* limit(self, object handle) except NULL:
+        return self.q.limits[within("limit", handle, 0, <int64_t>self.q.limit_count - 1)]
+
+    def add_limit(self, scope, handle, unit, number, per_ns, reserved=0, bint calendar=False):
         cdef Scope* of = self.scope(scope, handle)
-        cdef int64_t counted = within("unit", unit, CALLS, RECIPIENTS)
+        cdef int64_t counted = within("unit", unit, LIMIT_CALLS, LIMIT_RECIPIENTS)
         cdef int64_t most = within("number", number, 1, WIDEST)
         cdef int64_t per = within("per_ns", per_ns, 1, WIDEST)
         cdef int64_t kept = within("reserved", reserved, 0, most - 1)
-        if queues_add_limit(of, <int>counted, <uint64_t>most, per, <uint64_t>kept) < 0:
+        made = queues_add_limit(self.q, of, <int>counted, calendar, <uint64_t>most, per, <uint64_t>kept)
+        if made == NULL:
             raise MemoryError
-        return self.limits(of) - 1
+        queues_reconsider(self.q, of)
+        return made.handle
 
-    cdef int limits(self, Scope* scope) noexcept:
-        cdef int n = 0
-        cdef const Window* limit = scope.limits
-        while limit != NULL:
-            n += 1
-            limit = limit.next
-        return n
+    def set_limit(self, scope, handle, unit, number, per_ns, reserved=0, bint calendar=False):
+        cdef Scope* of = self.scope(scope, handle)
+        cdef int64_t counted = within("unit", unit, LIMIT_CALLS, LIMIT_RECIPIENTS)
+        cdef int64_t most = within("number", number, 1, WIDEST)
+        cdef int64_t kept = within("reserved", reserved, 0, most - 1)
+        limit = scope_limit(of, <int>counted, calendar, within("per_ns", per_ns, 1, WIDEST))
+        if limit == NULL:
+            return self.add_limit(scope, handle, unit, number, per_ns, reserved, calendar)
+        limit.number, limit.reserved = <uint64_t>most, <uint64_t>kept
+        queues_reconsider(self.q, of)
+        return limit.handle
+
+    def set_period(self, limit, now_ns, period, ends_ns, next_ns, guard_ns=0):
+        cdef Limit* of = self.limit(limit)
+        cdef int64_t ends = within("ends_ns", ends_ns, 0, LATEST)
+        cdef int64_t ends_next = within("next_ns", next_ns, ends, LATEST)
+        of.guard = within("guard_ns", guard_ns, 0, WIDEST)
+        self.advance(now_ns)
+        limit_period(of, self.q.now, within("period", period, 1, WIDEST), ends, ends_next)
+        queues_reconsider(self.q, of.scope)
+
+    def restore(self, limit, at_ns, n):
+        limit_count(self.limit(limit), within("at_ns", at_ns, -LATEST, LATEST), within("n", n, 0, WIDEST))
+
+    def ration(self, limit, portion):
+        cdef Limit* of = self.limit(limit)
+        of.granted, of.portion = 0, <uint64_t>within("portion", portion, 0, WIDEST)
+
+    def asked(self):
+        wants = []
+        while self.q.asking != NULL:
+            wants.append((self.q.asking.handle, limit_wants(self.q.asking)))
+            self.q.asking = self.q.asking.asking
+        return wants
+
+    def grant(self, limit, n):
+        cdef Limit* of = self.limit(limit)
+        limit_grant(of, <uint64_t>within("n", n, 0, WIDEST))
+        queues_reconsider(self.q, of.scope)
+
+    def use(self, limit, now_ns):
+        cdef Limit* of = self.limit(limit)
+        self.advance(now_ns)
+        limit_roll(of, self.q.now)
+        return of.total, of.total - of.gone, of.scope.held[of.unit], of.granted
 
     def push_many(
         self, now_ns, send, tier, account, tenant, campaign, content, attempt, not_before, due, deadline, linger,
@@ -430,12 +480,17 @@ cdef class Core:
         batches.more = self.q.root.ring.next != &self.q.root.ring
         return batches
 
-    def release(self, channel, tier):
-        cdef int64_t at = self.channel_of(channel)
+    def release(self, now_ns, account, tier, recipients, left, late_ns=0):
+        cdef int64_t at = within("account", account, 0, <int64_t>self.q.account_count - 1)
         cdef int64_t of = within("tier", tier, SYSTEM, BASIC)
-        if self.q.channels[at].in_flight[of] == 0:
-            raise ValueError(f"tier {of} has no call in flight on channel {at}")
-        queues_release(self.q, self.q.channels[at], <uint8_t>of)
+        cdef Node* leaf = &self.q.accounts[at].leaves[of]
+        if leaf.channel.in_flight[of] == 0:
+            raise ValueError(f"tier {of} has no call in flight on account {at}")
+        cdef int64_t n = within("recipients", recipients, 1, <int64_t>leaf.scope.held[LIMIT_RECIPIENTS])
+        cdef int64_t there = within("left", left, 0, n)
+        cdef int64_t late = within("late_ns", late_ns, 0, WIDEST)
+        self.advance(now_ns)
+        queues_release(self.q, leaf, <uint64_t>n, <uint64_t>there, self.q.now + late)
 
     def cancel(self, tenant, campaign):
         return queues_cancel(

@@ -14,7 +14,10 @@ import engine.pipeline
 
 ROOT = Path(engine.__file__).parent
 STAGES = re.findall(r"^    (\w+) +(pure|shell) +([\w.]+)", engine.__doc__ or "", re.MULTILINE)
-PURE = {"errors", "send", "config", "periods", "overload", "wire", "decode", "admit", "settle", "open_sends", "cancelled", "arrival"}
+PURE = {
+    "errors", "send", "config", "periods", "wire", "decode", "admit", "overload", "settle", "open_sends", "cancelled",
+    "arrival",
+}  # fmt: skip
 FORBIDDEN = {"asyncio", "aiokafka", "aiohttp", "time", "random", "prometheus_client", "sqlite3", "socket", "threading"}
 # Each layer may import itself and the ones before it.
 LAYERS = [

@@ -47,7 +47,7 @@ class Action(Enum):
 
     ACCEPTED = "accepted"  # the platform took it
     RETRY = "retry"  # the same again later, after backoff or ``after_s``
-    REFRESH = "refresh"  # whole call only: get a new token, then the same again at once
+    REFRESH = "refresh"  # whole call only: the token is old; the same again at once, with a new one
     PARK = "park"  # whole call only: nothing to this account for ``after_s``; then the same again
     FAILED = "failed"  # final, for the recipient(s)
     DEAD = "dead"  # final, for the whole batch: the platform refuses what we sent
@@ -75,6 +75,8 @@ class CallResult:
     whole: Verdict
     exceptions: Mapping[int, Verdict] = field(default_factory=dict)
     platform_id: str = ""
+    left: bool = True  # False: nothing of it was written, so no quota of the platform's counts it
+    answered: bool = True  # False: it may still arrive
 
 
 class Template(NamedTuple):

@@ -7,6 +7,7 @@ process ends at; a restart counts what was open as used at that moment. Times ar
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -45,6 +46,7 @@ class Uses:
     """The file. Not for concurrent use, except that ``write`` may run on another thread."""
 
     def __init__(self, path: Path) -> None:
+        self._lock = threading.Lock()
         self._db = open_file(path, APPLICATION_ID, SCHEMA, TABLES, "limits")
 
     def number(self, name: str) -> int:
@@ -64,7 +66,7 @@ class Uses:
 
     def write(self, rows: Sequence[Row]) -> None:
         """All of it in one transaction, on disk when it returns. Raises sqlite3.Error; then nothing is written."""
-        with self._db:
+        with self._lock, self._db:
             for row in rows:
                 grain = max(1, row.keep_ms // SLOTS)
                 if row.used.amount:
@@ -80,5 +82,6 @@ class Uses:
                 self._db.execute("UPDATE counted SET open = ? WHERE number = ?", (row.open, row.limit))
 
     def close(self) -> None:
-        """Close the file."""
-        self._db.close()
+        """Close the file, once what is being written is."""
+        with self._lock:
+            self._db.close()

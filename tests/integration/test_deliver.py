@@ -463,12 +463,14 @@ async def test_one_token_for_all_calls() -> None:
     assert wecom.given == 1
 
 
-async def test_a_refused_token_is_replaced_once_and_the_call_repeated() -> None:
+async def test_a_refused_token_is_replaced_once_and_every_call_is_made_again_by_whom_it_is_charged_to() -> None:
     wecom = Wecom()
     async with wecom.running() as url, delivering("wecom.message", url, in_flight=10) as deliverer:
         await deliverer.call(wecom_call())
         wecom.valid = "t2"
+        refused = await asyncio.gather(*(deliverer.call(wecom_call()) for _ in range(10)))
         results = await asyncio.gather(*(deliverer.call(wecom_call()) for _ in range(10)))
+    assert {said(result) for result in refused} == {(Action.REFRESH, "40014")}
     assert {said(result) for result in results} == {(Action.ACCEPTED, "0")}
     assert wecom.given == 2
     assert sorted(wecom.calls) == ["t1"] * 11 + ["t2"] * 10
@@ -478,7 +480,8 @@ async def test_a_new_token_refused_too_rests_the_account() -> None:
     wecom = Wecom()
     wecom.valid = "another"
     async with wecom.running() as url, delivering("wecom.message", url) as deliverer:
-        result = await deliverer.call(wecom_call())
+        first, result = await deliverer.call(wecom_call()), await deliverer.call(wecom_call())
+    assert said(first) == (Action.REFRESH, "40014")
     assert said(result) == (Action.PARK, "token")
     assert result.whole.after_s == 10
     assert wecom.calls == ["t1", "t2"]

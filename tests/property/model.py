@@ -62,6 +62,7 @@ class Node:
     ring: list[Node] = field(default_factory=list)
     flows: list[Flow] = field(default_factory=list)  # a leaf's ring
     state: str = "open"  # open, parked, blocked
+    parks: int = 0
     turn: int = 0
 
     @property
@@ -75,31 +76,36 @@ class Limit:
     number: int
     per: int
     reserved: int
-    log: list[tuple[int, int]] = field(default_factory=list)  # (bucket, n)
-
-    @property
-    def width(self) -> int:
-        return -(-self.per // 64)
+    entries: list[list[int]] = field(default_factory=list)  # begun, at, n
 
     def ceiling(self, tier: int) -> int:
         return self.number if tier == SYSTEM else self.number - self.reserved
 
-    def used(self, bucket: int) -> int:
-        return sum(n for k, n in self.log if bucket - 64 <= k <= bucket)
+    def count(self, at: int, n: int) -> None:
+        if self.entries and at < self.entries[-1][0] + -(-self.per // 1000):
+            self.entries[-1][1:] = [at, self.entries[-1][2] + n]
+        else:
+            self.entries.append([at, at, n])
 
-    def when(self, now: int, n: int, tier: int) -> int:
-        bucket = now // self.width
-        if self.used(bucket) + n <= self.ceiling(tier):
-            return now
-        later = sorted({k + 65 for k, _ in self.log if k + 65 > bucket})
-        left = [sum(n for k, n in self.log if k > at - 65) for at in later]
-        return next(at for at, used in zip(later, left, strict=True) if used + n <= self.ceiling(tier)) * self.width
+    def when(self, now: int, n: int, tier: int, held: int) -> int:
+        self.entries = [entry for entry in self.entries if entry[1] + self.per > now]
+        over = held + sum(entry[2] for entry in self.entries) + n - self.ceiling(tier)
+        for _, at, used in [(0, now - self.per, 0), *self.entries]:
+            over -= used
+            if over <= 0:
+                return at + self.per
+        return NEVER
 
 
 @dataclass
 class Scope:
     blocked: int = 0
     limits: list[Limit] = field(default_factory=list)
+    held: list[int] = field(default_factory=lambda: [0, 0])  # calls, recipients
+    parked: list[Node] = field(default_factory=list)
+
+    def uses(self, limit: Limit, n: int) -> int:
+        return n if limit.recipients else min(n, 1)
 
 
 @dataclass
@@ -134,7 +140,7 @@ class Model:
         self.stride = [0, 2**20 // template_weight, 2**20 // basic_weight]
         self.timers: list[tuple[int, int, Callable[[], None]]] = []
         self.armed = 0
-        self.everything = Scope()
+        self.everything, self.of_tier = Scope(), [Scope() for _ in range(3)]
         self.root = Node(-1, None, None)
         self.tiers = [Node(tier, self.root, self.everything) for tier in range(3)]
         self.channels: list[Channel] = []
@@ -157,6 +163,8 @@ class Model:
         self.leaves.append([Node(tier, lanes[tier], scope, len(self.leaves)) for tier in range(3)])
 
     def scope(self, scope: int, handle: int) -> Scope:
+        if scope == 3:
+            return self.of_tier[handle]
         found = [self.everything, self.channels[handle].lanes[0].scope if scope == 1 else None, None][scope]
         if scope == 2:
             found = self.leaves[handle][0].scope
@@ -183,15 +191,28 @@ class Model:
             if node.has_ready:
                 return
 
-    def park(self, node: Node, until: int) -> None:
+    def park(self, node: Node, scope: Scope, until: int) -> None:
         self.deactivate(node)
         node.state = "parked"
+        node.parks += 1
+        scope.parked.append(node)
+        this = node.parks
 
         def over() -> None:
-            node.state = "open"
-            self.activate(node)
+            if node.state == "parked" and node.parks == this:
+                self.unpark(node, scope)
 
-        self.arm(until, over)
+        if until != NEVER:
+            self.arm(until, over)
+
+    def unpark(self, node: Node, scope: Scope) -> None:
+        scope.parked.remove(node)
+        node.state = "open"
+        self.activate(node)
+
+    def reconsider(self, scope: Scope) -> None:
+        for node in list(scope.parked):
+            self.unpark(node, scope)
 
     # --- time ---
 
@@ -339,32 +360,38 @@ class Model:
             flow.fresh = False
             flow.deficit += channel.cap
         assert flow.deficit > 0
-        nodes = [tier, lane, leaf]
-        most = self.planned(flow, nodes)
-        for node in nodes:
-            assert node.scope is not None
-            if node.scope.blocked > self.now:
-                self.park(node, node.scope.blocked)
+        path = self.path(leaf)
+        most = self.planned(flow, path)
+        for node, scope in path:
+            if scope.blocked > self.now:
+                self.park(node, scope, scope.blocked)
                 return None
-        for node in nodes:
-            for limit in node.scope.limits if node.scope else ():
-                until = limit.when(self.now, most if limit.recipients else 1, tier.tier)
+        for node, scope in path:
+            for limit in scope.limits:
+                until = limit.when(self.now, scope.uses(limit, most), tier.tier, scope.held[limit.recipients])
                 if until > self.now:
-                    self.park(node, until)
+                    self.park(node, scope, until)
                     return None
         batch = self.form(flow, most)
         if batch is None:
             self.rest_if_empty(flow)
             return None
-        self.charge(batch, nodes, channel)
+        self.charge(batch, path, channel)
         self.after_batch(flow, len(batch.items))
         return batch
 
-    def planned(self, flow: Flow, nodes: list[Node]) -> int:
-        tier = nodes[0].tier
-        ceilings = [
-            limit.ceiling(tier) for node in nodes if node.scope for limit in node.scope.limits if limit.recipients
-        ]
+    def path(self, leaf: Node) -> list[tuple[Node, Scope]]:
+        """What waits when a scope refuses, and the scope; the widest first."""
+        lane = leaf.parent
+        assert lane is not None
+        tier = lane.parent
+        assert tier is not None
+        assert lane.scope is not None
+        assert leaf.scope is not None
+        return [(tier, self.everything), (tier, self.of_tier[tier.tier]), (lane, lane.scope), (leaf, leaf.scope)]
+
+    def planned(self, flow: Flow, path: list[tuple[Node, Scope]]) -> int:
+        ceilings = [limit.ceiling(flow.leaf.tier) for _, scope in path for limit in scope.limits if limit.recipients]
         return min(flow.queued, self.channel_of(flow.leaf).cap, *ceilings)
 
     def form(self, flow: Flow, most: int) -> Batch | None:
@@ -400,13 +427,12 @@ class Model:
             self.waits.append((run.tier, channel, max(0, self.now - max(run.pushed, run.not_before))))
         self.late.append((run.tier, max(0, self.now - run.due)))
 
-    def charge(self, batch: Batch, nodes: list[Node], channel: Channel) -> None:
+    def charge(self, batch: Batch, path: list[tuple[Node, Scope]], channel: Channel) -> None:
         n = len(batch.items)
-        for node in nodes:
-            for limit in node.scope.limits if node.scope else ():
-                limit.log.append((self.now // limit.width, n if limit.recipients else 1))
+        for _, scope in path:
+            scope.held = [scope.held[0] + 1, scope.held[1] + n]
         channel.in_flight[batch.tier] += 1
-        nodes[0].turn += self.stride[batch.tier]
+        path[0][0].turn += self.stride[batch.tier]
         self.counts["popped"][batch.tier] += n
 
     def after_batch(self, flow: Flow, n: int) -> None:
@@ -426,10 +452,21 @@ class Model:
                 node.parent.ring.append(node.parent.ring.pop(node.parent.ring.index(node)))
             node = node.parent
 
-    def release(self, channel: int, tier: int) -> None:
-        self.channels[channel].in_flight[tier] -= 1
-        for lane in self.channels[channel].lanes:
-            if lane.state == "blocked" and self.channels[channel].has_slot(lane.tier):
+    def release(self, now: int, account: int, tier: int, n: int, left: int, late: int) -> None:
+        self.advance(now)
+        leaf = self.leaves[account][tier]
+        for _, scope in self.path(leaf):
+            scope.held = [scope.held[0] - 1, scope.held[1] - n]
+            for limit in scope.limits:
+                limit.when(self.now, 0, tier, 0)
+                if left:
+                    limit.count(max([self.now + late, *(entry[1] for entry in limit.entries)]), scope.uses(limit, left))
+        for _, scope in self.path(leaf):
+            self.reconsider(scope)
+        channel = self.channel_of(leaf)
+        channel.in_flight[tier] -= 1
+        for lane in channel.lanes:
+            if lane.state == "blocked" and channel.has_slot(lane.tier):
                 lane.state = "open"
                 self.activate(lane)
 

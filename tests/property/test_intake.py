@@ -20,6 +20,7 @@ from engine.config import load, tier_policy
 from engine.consume import Intake
 from engine.counters import Counters
 from engine.dispatch import Dispatcher
+from engine.limits import Limits
 from engine.logs import Chunk, Partition
 from engine.logs.open import open_log
 from engine.open_sends import OpenSend, OpenSends
@@ -27,6 +28,7 @@ from engine.pipeline import _channels
 from engine.record import Recorder
 from engine.send import Tier
 from engine.state.seen import Seen
+from engine.state.uses import Uses
 from ext.schedule import Core
 
 NOW_MS = 1_700_000_000_000
@@ -89,11 +91,12 @@ class Place:
         config = load(folder / "c.toml")
         clock = Still()
         self.core, self.opens, self.counters = Core(), OpenSends(), Counters()
-        channels = _channels(config, self.core)
+        limits = Limits(self.core, Uses(folder / "limits.db"), clock)
+        channels = _channels(config, self.core, limits)
         self.seen = Seen(folder / "seen.db", 10**9, 10**6)
         self.recorder = Recorder(open_log(config.log, state=config.state, engine=False), "s", clock)
         self.dispatcher = Dispatcher(
-            self.core, self.opens, channels, config.channels, {}, self.recorder, self.seen, self.counters, clock
+            self.core, self.opens, channels, config.channels, {}, self.recorder, self.seen, limits, self.counters, clock
         )
         self.dispatcher._stopped = True  # the test pops
         self.dispatcher.cancel("stopped", Standing(None, NOW_MS + 5, NOW_MS + 10**6))

@@ -50,7 +50,7 @@ class Life:
     def __init__(self, path: Path, rule: Limit, clock: Hand) -> None:
         self.core, self.clock = Core(), clock
         self.uses = Uses(path)
-        self.limits = Limits(self.core, self.uses, clock, lambda: None)
+        self.limits = Limits(self.core, self.uses, clock)
         self.limits.add(0, 0, ["everything"], rule)
         self.limits.start()
         self.under_way: list[tuple[int, bool]] = []

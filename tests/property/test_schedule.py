@@ -6,16 +6,16 @@ block, expire and are cancelled all the time. What left is also held against pro
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from itertools import accumulate
+from dataclasses import dataclass
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from ext.schedule import ACCOUNT, CHANNEL, GLOBAL, NEVER, RECIPIENTS, TICK_NS, Core
+from ext.schedule import ACCOUNT, CALLS, CHANNEL, GLOBAL, NEVER, RECIPIENTS, TICK_NS, WHOLE_TIER, Core
 from tests.property.columns import columns, rows
 from tests.property.model import SYSTEM, Batch, Limit, Model, Run
+from tests.property.windows import most_in_a_window
 
 NS_PER_S = 1_000_000_000
 # A step of time: none, inside a tick, a tick, some, and over the borders of the wheel's levels.
@@ -35,6 +35,9 @@ LIMITS = st.tuples(
 )
 
 
+SCOPES = st.sampled_from([GLOBAL, CHANNEL, ACCOUNT, WHOLE_TIER])
+
+
 @st.composite
 def runs(draw: st.DrawFn) -> tuple[int, ...]:
     """All of a run but its handles: tenant, campaign, content, attempt, not_before, due, deadline, linger."""
@@ -50,11 +53,14 @@ def runs(draw: st.DrawFn) -> tuple[int, ...]:
     )
 
 
-def most_in_a_window(log: list[tuple[int, int]], per: int) -> int:
-    """The most that any half-open window of this length holds; the log is ascending (time, n)."""
-    times = [at for at, _ in log]
-    upto = [0, *accumulate(n for _, n in log)]
-    return max((upto[bisect_left(times, at + per)] - upto[i] for i, at in enumerate(times)), default=0)
+@dataclass
+class Call:
+    """A batch that left: in flight until ``ended``."""
+
+    popped: int
+    batch: Batch
+    ended: int | None = None
+    left: int = 0
 
 
 class CoreMachine(RuleBasedStateMachine):
@@ -73,8 +79,8 @@ class CoreMachine(RuleBasedStateMachine):
     ) -> None:
         self.core, self.model = Core(*weights, lead), Model(*weights, lead)
         self.now = self.sends = 0
-        self.in_flight: list[tuple[int, int]] = []  # channel, tier
-        self.left: list[tuple[int, Batch]] = []
+        self.in_flight: list[Call] = []
+        self.left: list[Call] = []
         self.deadlines: dict[int, int] = {}
         self.limits: list[tuple[int, int, Limit, int]] = []  # scope, handle, limit, how much had left before
         for slots, reserved, cap in channels:
@@ -85,16 +91,20 @@ class CoreMachine(RuleBasedStateMachine):
             self.model.add_account(channel % len(channels))
 
     def handle(self, scope: int, pick: int) -> int:
-        return pick % [1, len(self.model.channels), len(self.model.leaves)][scope]
+        return pick % [1, len(self.model.channels), len(self.model.leaves), 3][scope]
 
     @precondition(lambda self: len(self.limits) < 4)
-    @rule(scope=st.sampled_from([GLOBAL, CHANNEL, ACCOUNT]), pick=st.integers(0, 5), unit=st.integers(0, 1), of=LIMITS)
+    @rule(scope=SCOPES, pick=st.integers(0, 5), unit=st.integers(0, 1), of=LIMITS)
     def limit(self, scope: int, pick: int, unit: int, of: tuple[int, int, int]) -> None:
         number, per, reserved = of
         handle = self.handle(scope, pick)
         limit = Limit(unit == RECIPIENTS, number, per, min(reserved, number - 1))
+        here = self.model.scope(scope, handle)
+        if any((other.recipients, other.per) == (limit.recipients, per) for other in here.limits):
+            return  # set_limit would not know which is meant
         self.core.add_limit(scope, handle, unit, number, per, limit.reserved)
-        self.model.scope(scope, handle).limits.append(limit)
+        here.limits.append(limit)
+        self.model.reconsider(here)
         self.limits.append((scope, handle, limit, len(self.left)))
 
     @rule(
@@ -137,21 +147,35 @@ class CoreMachine(RuleBasedStateMachine):
             assert len(set(names)) == len(names)
             assert all(self.deadlines[item[0]] > self.now for item in batch.items)
             assert len(names) <= self.model.channels[batch.channel].cap
-            self.left.append((self.now, batch))
-            self.in_flight.append((batch.channel, batch.tier))
+            self.left.append(Call(self.now, batch))
+            self.in_flight.append(self.left[-1])
 
     @precondition(lambda self: self.in_flight)
-    @rule(pick=st.integers(0, 1000))
-    def release(self, pick: int) -> None:
+    @rule(step=STEPS, pick=st.integers(0, 1000), short=st.sampled_from([0, 0, 1, 9]), late=st.sampled_from([0, 0, 70]))
+    def release(self, step: int, pick: int, short: int, late: int) -> None:
+        self.now += step
         call = self.in_flight.pop(pick % len(self.in_flight))
-        self.core.release(*call)
-        self.model.release(*call)
+        n = len(call.batch.items)
+        call.ended, call.left = self.now + late * TICK_NS, max(n - short, 0)
+        self.core.release(self.now, call.batch.account, call.batch.tier, n, call.left, late * TICK_NS)
+        self.model.release(self.now, call.batch.account, call.batch.tier, n, call.left, late * TICK_NS)
 
     @precondition(lambda self: self.in_flight)
     @rule()
     def release_all(self) -> None:
         while self.in_flight:
-            self.release(0)
+            self.release(0, 0, 0, 0)
+
+    @precondition(lambda self: self.limits)
+    @rule(pick=st.integers(0, 3), number=st.integers(1, 9), reserved=st.integers(0, 8))
+    def set_limit(self, pick: int, number: int, reserved: int) -> None:
+        """Another number: what was used stays, and so do the promises of before only for what leaves from now on."""
+        scope, handle, limit, _ = self.limits[pick % len(self.limits)]
+        limit.number, limit.reserved = number, min(reserved, number - 1)
+        unit = RECIPIENTS if limit.recipients else CALLS
+        self.core.set_limit(scope, handle, unit, number, limit.per, limit.reserved)
+        self.model.reconsider(self.model.scope(scope, handle))
+        self.limits = [(*one[:3], len(self.left)) if one[2] is limit else one for one in self.limits]
 
     @rule(tenant=st.integers(0, 1), campaign=st.integers(0, 1))
     def cancel(self, tenant: int, campaign: int) -> None:
@@ -168,7 +192,7 @@ class CoreMachine(RuleBasedStateMachine):
         ]
         assert ended.more == bool(self.model.ended)
 
-    @rule(scope=st.sampled_from([GLOBAL, CHANNEL, ACCOUNT]), pick=st.integers(0, 5), ahead=AHEAD)
+    @rule(scope=SCOPES, pick=st.integers(0, 5), ahead=AHEAD)
     def block(self, scope: int, pick: int, ahead: int) -> None:
         handle, until = self.handle(scope, pick), max(0, self.now + ahead)
         self.core.block(scope, handle, until)
@@ -226,16 +250,21 @@ class CoreMachine(RuleBasedStateMachine):
         self.check_histograms()
 
     def check_limits(self) -> None:
+        """The platform counts a call between its pop and its end: here at the first or at the last moment."""
         for scope, handle, limit, since in self.limits:
-            of = [
-                (at, batch.tier, len(batch.items) if limit.recipients else 1)
-                for at, batch in self.left[since:]
-                if [0, batch.channel, batch.account][scope] == handle
+            calls = [
+                call
+                for call in self.left[since:]
+                if (call.ended is None or call.left)
+                and [0, call.batch.channel, call.batch.account, call.batch.tier][scope] == handle
             ]
-            assert most_in_a_window([(at, n) for at, _, n in of], limit.per) <= limit.number
-            for i, (at, tier, _) in enumerate(of):
-                used = sum(n for other, _, n in of[: i + 1] if other > at - limit.per)
-                assert used <= limit.ceiling(tier)
+            used = [call.left or len(call.batch.items) if limit.recipients else 1 for call in calls]
+            first = [(call.popped, n) for call, n in zip(calls, used, strict=True)]
+            last = [(self.now if call.ended is None else call.ended, n) for call, n in zip(calls, used, strict=True)]
+            assert most_in_a_window(first, limit.per) <= limit.number
+            assert most_in_a_window(last, limit.per) <= limit.number
+            others = [one for call, one in zip(calls, first, strict=True) if call.batch.tier != SYSTEM]
+            assert most_in_a_window(others, limit.per) <= limit.number - limit.reserved
 
     def check_histograms(self) -> None:
         for tier in range(3):
@@ -248,7 +277,7 @@ class CoreMachine(RuleBasedStateMachine):
                 assert wait.snapshot() == (at_most(values, wait.edges), sum(values))
         for channel in range(len(self.model.channels)):
             sizes = self.core.batch_recipients(channel)
-            values = [len(batch.items) for _, batch in self.left if batch.channel == channel]
+            values = [len(batch.items) for batch in [call.batch for call in self.left] if batch.channel == channel]
             assert sizes.snapshot() == (at_most(values, sizes.edges), sum(values))
 
 

@@ -26,6 +26,7 @@ from ext.schedule import (
     NEVER,
     RECIPIENTS,
     TICK_NS,
+    WHOLE_TIER,
     Core,
 )
 from tests.property.columns import columns, rows
@@ -63,6 +64,12 @@ class Channel:
 
     def pop(self, now: int, budget: int = 256) -> list[Batch]:
         return rows(self.core.pop_batches(now, budget))
+
+    def answer(self, now: int, batches: list[Batch]) -> int:
+        """All of them have arrived; how many."""
+        for batch in batches:
+            self.core.release(now, batch.account, batch.tier, len(batch.items), len(batch.items))
+        return len(batches)
 
     def sizes(self, now: int, budget: int = 256) -> list[int]:
         return [len(batch.items) for batch in self.pop(now, budget)]
@@ -307,15 +314,15 @@ def test_calls_in_flight_stay_within_the_slots_and_some_are_kept_for_system() ->
     assert channel.sizes(0) == [1, 1]
     channel.push(0, 5, SYSTEM)
     assert [batch.tier for batch in channel.pop(0)] == [SYSTEM]
-    channel.core.release(0, SYSTEM)
+    channel.core.release(0, 0, SYSTEM, 1, 1)
     assert [batch.tier for batch in channel.pop(0)] == [SYSTEM]
-    channel.core.release(0, BASIC)
+    channel.core.release(0, 0, BASIC, 1, 1)
     assert [batch.tier for batch in channel.pop(0)] == [SYSTEM]
     channel.core.cancel(0, 0)
     channel.push(0, 5, BASIC)
     assert channel.pop(0) == []
-    channel.core.release(0, SYSTEM)
-    channel.core.release(0, SYSTEM)
+    channel.core.release(0, 0, SYSTEM, 1, 1)
+    channel.core.release(0, 0, SYSTEM, 1, 1)
     assert [batch.tier for batch in channel.pop(0)] == [BASIC]
 
 
@@ -330,23 +337,23 @@ def test_a_full_channel_holds_up_no_other() -> None:
 
 def test_a_slot_that_nobody_took_cannot_be_released() -> None:
     channel = Channel()
-    with pytest.raises(ValueError, match="tier 1 has no call in flight on channel 0"):
-        channel.core.release(0, TEMPLATE)
+    with pytest.raises(ValueError, match="tier 1 has no call in flight on account 0"):
+        channel.core.release(0, 0, TEMPLATE, 1, 1)
 
 
 # --- limits ---
 
 
-@pytest.mark.parametrize("scope", [GLOBAL, CHANNEL, ACCOUNT])
+@pytest.mark.parametrize("scope", [GLOBAL, CHANNEL, ACCOUNT, WHOLE_TIER])
 @pytest.mark.parametrize(("unit", "number"), [(CALLS, 4), (RECIPIENTS, 8)])
 def test_a_limit_holds_in_any_window_and_lets_go_again(scope: int, unit: int, number: int) -> None:
     channel = Channel(cap=2)
-    channel.core.add_limit(scope, 0, unit, number, 64 * S, 0)
+    channel.core.add_limit(scope, BASIC if scope == WHOLE_TIER else 0, unit, number, 64 * S, 0)
     channel.push(0, 100)
     left = []
     now = 0
     while now < 1000 * S:
-        left += [now] * len(channel.pop(now))
+        left += [now] * channel.answer(now, channel.pop(now))
         now = max(channel.core.next_due(now), now + 1)
     assert all(later - at >= 64 * S for at, later in zip(left, left[4:], strict=False))
     assert len(left) == 50
@@ -387,6 +394,62 @@ def test_one_limit_that_refuses_charges_no_other() -> None:
     assert channel.sizes(0) == [2]
     channel.push(0, 6, account=1)
     assert channel.sizes(0) == [2, 2]
+
+
+def test_what_is_on_its_way_counts_until_a_window_after_its_answer() -> None:
+    channel = Channel(cap=1)
+    channel.core.add_limit(ACCOUNT, 0, CALLS, 1, S)
+    channel.push(0, 3)
+    first = channel.pop(0)
+    assert channel.core.next_due(0) == NEVER, "when it arrives nobody knows"
+    assert channel.pop(5 * S) == []
+    channel.answer(5 * S, first)
+    assert channel.pop(6 * S - 1) == []
+    assert len(channel.pop(6 * S + TICK_NS)) == 1
+
+
+def test_a_call_that_may_arrive_late_counts_until_a_window_after_that() -> None:
+    channel = Channel(cap=1)
+    channel.core.add_limit(ACCOUNT, 0, CALLS, 1, S)
+    channel.push(0, 3)
+    assert len(channel.pop(0)) == 1
+    channel.core.release(0, 0, BASIC, 1, 1, 4 * S)
+    assert channel.pop(5 * S - 1) == []
+    assert len(channel.pop(5 * S + TICK_NS)) == 1
+
+
+def test_a_call_that_never_left_costs_nothing() -> None:
+    channel = Channel(cap=1)
+    channel.core.add_limit(ACCOUNT, 0, CALLS, 1, S)
+    channel.push(0, 3)
+    for _ in range(3):
+        assert len(channel.pop(0)) == 1
+        channel.core.release(0, 0, BASIC, 1, 0)
+
+
+def test_another_number_counts_at_once_and_keeps_what_was_used() -> None:
+    channel = Channel(cap=1)
+    limit = channel.core.add_limit(WHOLE_TIER, BASIC, CALLS, 2, S)
+    channel.push(0, 9)
+    assert channel.answer(0, channel.pop(0)) == 2
+    assert channel.core.set_limit(WHOLE_TIER, BASIC, CALLS, 5, S) == limit
+    assert channel.answer(1, channel.pop(1)) == 3
+    channel.core.set_limit(WHOLE_TIER, BASIC, CALLS, 1, S)
+    assert channel.pop(S) == []
+    assert len(channel.pop(S + 1 + TICK_NS)) == 1
+
+
+def test_a_limit_waits_for_its_grant() -> None:
+    channel = Channel(cap=1)
+    limit = channel.core.add_limit(GLOBAL, 0, CALLS, 60, 60 * S)
+    channel.core.ration(limit, 2)
+    channel.push(0, 9)
+    assert channel.pop(0) == []
+    assert channel.core.next_due(0) == NEVER
+    assert channel.core.asked() == [(limit, 2)]
+    channel.core.grant(limit, 2)
+    assert len(channel.pop(0)) == 2
+    assert channel.core.use(limit, 0) == (0, 0, 2, 0)
 
 
 @pytest.mark.parametrize("scope", [GLOBAL, CHANNEL, ACCOUNT])
@@ -575,7 +638,7 @@ def test_one_bad_row_keeps_all_out() -> None:
         ("add_channel", (2**70, 0, 1), "slots is 1180591620717411303424"),
         ("add_account", (1,), r"channel is 1: 0\.\.0 expected"),
         ("add_account", (-1,), "channel is -1"),
-        ("add_limit", (3, 0, CALLS, 1, 1, 0), "scope is 3"),
+        ("add_limit", (4, 0, CALLS, 1, 1, 0), "scope is 4"),
         ("add_limit", (GLOBAL, 1, CALLS, 1, 1, 0), r"handle is 1: 0\.\.0 expected"),
         ("add_limit", (CHANNEL, 1, CALLS, 1, 1, 0), "channel is 1"),
         ("add_limit", (ACCOUNT, 1, CALLS, 1, 1, 0), "account is 1"),
@@ -588,8 +651,8 @@ def test_one_bad_row_keeps_all_out() -> None:
         ("reap", (0, 0), "budget is 0"),
         ("reap", (2**63, 1), "now_ns is"),
         ("next_due", (-1,), "now_ns is -1"),
-        ("release", (1, 0), "channel is 1"),
-        ("release", (0, 3), "tier is 3"),
+        ("release", (0, 1, 0, 1, 1), "account is 1"),
+        ("release", (0, 0, 3, 1, 1), "tier is 3"),
         ("cancel", (-1, 0), "tenant is -1"),
         ("cancel", (0, 2**32), "campaign is 4294967296"),
         ("block", (GLOBAL, 0, -1), "until_ns is -1"),

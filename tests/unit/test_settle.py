@@ -81,4 +81,4 @@ def test_every_recipient_stands_in_exactly_one_place(
     done = settle(CallResult(whole, exceptions), attempts, POLICY, repeats, 10, 0.5)
     places = [row for ending in done.endings for row in ending.who] + [row for again in done.again for row in again.who]
     assert sorted(places) == list(range(len(attempts)))
-    assert all(again.at_ns > 10 for again in done.again)
+    assert all(again.at_ns > 10 or (again.at_ns == 10 and not again.counts) for again in done.again)
