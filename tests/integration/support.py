@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgpack
-import pytest
 from aiohttp import web
 
 from bench.stack import opened as opened
@@ -127,34 +126,6 @@ async def corp() -> AsyncIterator[Corp]:
     routes = web.get("/cgi-bin/gettoken", made.token), web.post("/cgi-bin/message/send", made.send)
     async with _listening(0, *routes) as made.url:
         yield made
-
-
-async def steady(trial: Callable[[Path], Awaitable[Mapping[str, bool]]], directory: Path) -> None:
-    """Judge a trial's findings by a run in which the machine did not stall; each gets a directory of its own.
-
-    A call is charged when it leaves and counted where it arrives, with 50 ms between; a machine that stops this process
-    for longer than that moves arrivals together, which says nothing of the limiter.
-    """
-    worst = 0.0
-
-    async def watch() -> None:
-        nonlocal worst
-        while True:
-            due = time.monotonic() + 0.005
-            await asyncio.sleep(0.005)
-            worst = max(worst, time.monotonic() - due)
-
-    for number in range(6):
-        (directory / str(number)).mkdir()
-        worst, watcher = 0.0, asyncio.create_task(watch())
-        try:
-            found = await trial(directory / str(number))
-        finally:
-            watcher.cancel()
-        if worst < 0.025 or all(found.values()):
-            assert all(found.values()), found
-            return
-    pytest.skip(f"this machine stalls for {worst * 1000:.0f} ms: arrivals cannot be told from departures")
 
 
 def busiest(stamps_ns: Sequence[int], window_s: float) -> int:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -18,7 +16,6 @@ from tests.integration.support import (
     Answer,
     Arrived,
     Worker,
-    busiest,
     channel,
     configured,
     gateway,
@@ -26,7 +23,6 @@ from tests.integration.support import (
     opened,
     partnered,
     send,
-    steady,
     within,
     working,
 )
@@ -180,41 +176,7 @@ async def test_expired_between_two_attempts(tmp_path: Path) -> None:
             assert 1 <= end.attempts == len(partner.calls)
 
 
-# --- limits
-
-
-async def test_a_limit_is_kept_in_any_window(tmp_path: Path) -> None:
-    async def trial(directory: Path) -> Mapping[str, bool]:
-        more = 'batch = 1\nin_flight = 32\nlimits = [{ calls = 20, per = "500ms" }]'
-        async with partnered(directory, more) as (partner, worker):
-            await worker.send("basic", *(send(f"b{n}", f"b{n}") for n in range(45)))
-            await worker.until(lambda: len(partner.calls) >= 18, "basic has had its share")
-            await worker.send("system", *(send(f"s{n}", f"s{n}") for n in range(3)))
-            await worker.judged()
-            most = busiest([call.at_ns for call in partner.calls], 0.5)
-            # Two are kept for system: they go out while basic waits for the window.
-            first = Counter(call.ids[0][0] for call in partner.calls[:20])
-            return {f"{most} <= 20": most <= 20, "used": most >= 15, "system": first == {"b": 18, "s": 2}}
-
-    await steady(trial, tmp_path)
-
-
-async def test_limits_of_accounts_and_of_recipients(tmp_path: Path) -> None:
-    async def trial(directory: Path) -> Mapping[str, bool]:
-        more = (
-            'batch = 10\nlimits = [{ recipients = 30, per = "400ms" }]\n'
-            '[channels.partner.accounts.a]\nlimits = [{ calls = 1, per = "300ms" }]\n[channels.partner.accounts.b]\n'
-        )
-        async with partnered(directory, more) as (partner, worker):
-            a, b = ([f"{account}{n}" for n in range(30)] for account in "ab")
-            await worker.send("basic", send("a", a, account="a"), send("b", b, account="b"))
-            await worker.judged()
-            assert Counter(call.account for call in partner.calls)["a"] == 3
-            each = busiest([call.at_ns for call in partner.calls for _ in call.ids], 0.4)
-            of_a = busiest([call.at_ns for call in partner.calls if call.account == "a"], 0.3)
-            return {f"{each} <= 30": each <= 30, f"{of_a} == 1": of_a == 1}
-
-    await steady(trial, tmp_path)
+# --- rests
 
 
 async def test_a_rest_the_platform_wants_is_the_accounts_alone(tmp_path: Path) -> None:

@@ -1,0 +1,139 @@
+"""Limits in the running engine, judged by when calls arrived at the platform."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+from random import Random
+
+from aiohttp import web
+
+from tests.integration.support import (
+    Arrived,
+    Gateway,
+    busiest,
+    channel,
+    configured,
+    gateway,
+    partnered,
+    send,
+    working,
+)
+from tests.integration.test_pipeline_process import Engine, append, serving
+
+
+async def test_a_limit_is_kept_in_any_window_and_part_of_it_for_system(tmp_path: Path) -> None:
+    more = 'batch = 1\nin_flight = 32\nlimits = [{ calls = 20, per = "500ms" }]'
+    async with partnered(tmp_path, more) as (partner, worker):
+        await worker.send("basic", *(send(f"b{n}", f"b{n}") for n in range(45)))
+        await worker.until(lambda: len(partner.calls) >= 18, "basic has had its share")
+        await worker.send("system", *(send(f"s{n}", f"s{n}") for n in range(3)))
+        await worker.judged()
+        assert busiest([call.at_ns for call in partner.calls], 0.5) <= 20
+        # Two are kept for system: what basic may ever use is 18.
+        assert busiest([call.at_ns for call in partner.calls if call.ids[0][0] == "b"], 0.5) <= 18
+
+
+async def test_limits_of_accounts_and_of_recipients(tmp_path: Path) -> None:
+    more = (
+        'batch = 10\nlimits = [{ recipients = 30, per = "400ms" }]\n'
+        '[channels.partner.accounts.a]\nlimits = [{ calls = 1, per = "300ms" }]\n[channels.partner.accounts.b]\n'
+    )
+    async with partnered(tmp_path, more) as (partner, worker):
+        a, b = ([f"{account}{n}" for n in range(30)] for account in "ab")
+        await worker.send("basic", send("a", a, account="a"), send("b", b, account="b"))
+        await worker.judged()
+        assert Counter(call.account for call in partner.calls)["a"] == 3
+        assert busiest([call.at_ns for call in partner.calls for _ in call.ids], 0.4) <= 30
+        assert busiest([call.at_ns for call in partner.calls if call.account == "a"], 0.3) == 1
+
+
+async def test_a_limit_of_a_tier_holds_over_all_channels_and_for_no_other(tmp_path: Path) -> None:
+    tiers = '[tiers.basic]\npacing = "asap"\nlinger = "0s"\nlimits = [{ calls = 2, per = "300ms" }]\n'
+    async with gateway() as one, gateway() as other:
+        more = "batch = 1"
+        config = configured(tmp_path, channel("a", one.url, more), channel("b", other.url, more), tiers=tiers)
+        async with working(config) as worker:
+            for tier in ("basic", "template"):
+                sends = (send(f"{tier}{n}{to}", f"{tier}{n}", to) for n in range(3) for to in "ab")
+                await worker.send(tier, *sends)
+            await worker.judged()
+        calls = [call for partner in (one, other) for call in partner.calls]
+        assert busiest([call.at_ns for call in calls if call.ids[0].startswith("basic")], 0.3) == 2
+        assert len(calls) == 12
+
+
+async def test_no_window_is_over_at_a_platform_behind_stalls_and_slow_connections(tmp_path: Path) -> None:
+    """The loop stands still now and then, between a call's pop and its write too, and answers take their time."""
+    wait = Random(5)
+
+    async def slow(_: Arrived) -> web.Response:
+        await asyncio.sleep(wait.uniform(0, 0.08))
+        return web.json_response({"results": []})
+
+    async def stalls() -> None:
+        while True:
+            await asyncio.sleep(wait.uniform(0.005, 0.05))
+            time.sleep(wait.uniform(0, 0.1))  # noqa: ASYNC251  what is tested
+
+    more = 'batch = 1\nin_flight = 32\nlimits = [{ calls = 10, per = "200ms" }]'
+    async with partnered(tmp_path, more) as (partner, worker):
+        partner.answer = slow
+        stalling = asyncio.create_task(stalls())
+        await worker.send("basic", *(send(f"b{n}", f"b{n}") for n in range(80)))
+        await worker.judged()
+        stalling.cancel()
+        assert busiest([call.at_ns for call in partner.calls], 0.2) <= 10
+        assert len(partner.calls) == 80
+
+
+def gauge(metrics: str, state: str) -> float:
+    """Basic recipients in that state."""
+    found = re.search(rf'surgetank_queue_recipients{{state="{state}",tier="basic"}} (\S+)', metrics)
+    assert found is not None, metrics
+    return float(found[1])
+
+
+async def exhausted(engine: Engine) -> None:
+    """Wait until what is left waits for a limit and nothing is under way."""
+    async with asyncio.timeout(30):
+        while True:
+            _, metrics = await engine.probe("metrics")
+            if gauge(metrics, "throttled") and not gauge(metrics, "inflight"):
+                return
+            await asyncio.sleep(0.02)
+
+
+async def arrived(partner: Gateway, calls: int) -> None:
+    """Wait until so many are there."""
+    async with asyncio.timeout(30):
+        while len(partner.calls) < calls:  # noqa: ASYNC110  they come from another process
+            await asyncio.sleep(0.01)
+
+
+async def test_a_killed_engine_breaks_no_limit_when_it_is_back_and_loses_what_was_under_way(tmp_path: Path) -> None:
+    """Of a day's 60 calls a crash may cost the eight that were under way: no portion is granted ahead of so few."""
+    lives, day, slots = 3, 60, 8
+    noon = f"Etc/GMT{time.gmtime().tm_hour - 12:+d}"  # where the day does not end while this runs
+    limits = f'limits = [{{ calls = 20, per = "1500ms" }}, {{ calls = {day}, per = "1d", zone = "{noon}" }}]'
+    more = f"batch = 1\nin_flight = {slots}\n{limits}"
+    async with gateway() as partner:
+        for life in range(lives):
+            async with serving(tmp_path, channel("partner", partner.url, more)) as engine:
+                if life == 0:
+                    await engine.ready()
+                    await append(tmp_path, *(send(f"i{n}", f"u{n}") for n in range(200)))
+                await arrived(partner, len(partner.calls) + 5)
+                engine.process.send_signal(signal.SIGKILL)
+                assert await engine.ended() == -signal.SIGKILL
+        async with serving(tmp_path, channel("partner", partner.url, more)) as engine:
+            await engine.ready()
+            await arrived(partner, (day - day // 10) - lives * slots)
+            await exhausted(engine)
+        stamps = [call.at_ns for call in partner.calls]
+        assert busiest(stamps, 1.5) <= 20
+        assert day - day // 10 - lives * slots <= len(stamps) <= day - day // 10, "a tenth is kept for system"
