@@ -22,8 +22,8 @@ from ext.queues cimport (
     BASIC, CANCELLED_, CAP, CUT, DUE, EXPIRED_, LINGER_OVER, PARKED, SYSTEM, TIERS,
     BatchRow, EndedRow, ItemRow, Node, Output, Queues, Row, Run,
     queues_add_account, queues_add_channel, queues_add_limit, queues_advance, queues_cancel, queues_due, queues_free,
-    queues_make, queues_make_run, queues_memory, queues_pop, queues_push, queues_reap, queues_reconsider, queues_release,
-    queues_undo_run,
+    queues_make, queues_make_run, queues_memory, queues_pop, queues_push, queues_reap, queues_reconsider,
+    queues_release, queues_undo_run,
 )
 
 NEVER = INT64_MAX
