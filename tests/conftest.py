@@ -6,9 +6,14 @@ import os
 from collections.abc import Iterator
 from uuid import uuid4
 
+import hypothesis
 import pytest
 
 from bench.kafka import Broker, Unavailable
+
+# Nothing is timed inside a test: Hypothesis's 200 ms an example would fail where the machine is busy.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 def started(broker: Broker) -> Broker:
