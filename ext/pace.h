@@ -1,0 +1,266 @@
+/* Pacing: when the next call of a lane may leave, so that every call leaves by its due time at the lowest peak rate
+   that can be known without the future.
+
+   What is still to leave is counted in calls, by due time. The rate needed is that of Optimal Available (Yao, Demers,
+   Shenker, FOCS 1995): the most, over all due times d, of (calls due by d) / (d - now). It is enough only when calls
+   leave earliest due first. A ratchet keeps the rate at its past peak, which decays by 1/64 every tau/64: what came
+   together leaves at one rate, and what comes next finds less of it left.
+
+   Due times are kept in slots of 2^28 ns (0.27 s) up to 18 minutes ahead and of 2^34 ns (17 s) up to 19 hours; what is
+   due later is counted at the end of that. A slot lies one to two slots before its due times: pacing errs towards early.
+   As time passes a far slot moves, whole, to the near slot it starts in, so a call's slot alone tells where it stands.
+
+   Adding and removing are O(1). The slots are read once a tick (2^26 ns, 67 ms) at most, and only those in use.
+   Nothing allocates. Rates are in calls per 10^15 ns (micro-calls a second); times in ns, 0..2^62, never going back. */
+#ifndef SURGETANK_PACE_H
+#define SURGETANK_PACE_H
+
+#include <assert.h>
+#include <stdint.h>
+
+#define PACE_SLOTS 4096
+#define PACE_NEAR_BITS 28
+#define PACE_FAR_BITS 6 /* a far slot is 2^6 near ones */
+#define PACE_TICK_BITS 26
+#define PACE_LEAST_NS (1 << 27)
+#define PACE_SLACK_NS (1 << 22)             /* so late may a call leave without the next one being late too */
+#define PACE_RATCHET_NS (1ll << 34)         /* what is due sooner is over too soon to keep a rate for */
+#define PACE_NS 1000000000000000ull         /* in which a rate of 1 lets one call go */
+#define PACE_CALL_A_SECOND 1000000ull       /* as a rate */
+#define PACE_FASTEST (1000000000000000ull)  /* a billion calls a second: no ceiling */
+#define PACE_DECAYS 64                      /* of the ratchet in tau, each by 1/64 */
+
+enum PaceMode { PACE_ASAP, PACE_EVEN, PACE_PACED };
+
+/* Below: calls are held back, earliest due first. Full: at three quarters of the ceiling nothing is held back any more;
+   so nothing is late that some schedule with a peak of a quarter of the ceiling sends in time. Over: some will be late
+   whatever is done; nothing is held back, and fair shares take the place of earliest due first. */
+enum PaceState { PACE_BELOW, PACE_FULL, PACE_OVER };
+
+typedef struct PaceSlots {
+    uint64_t used[PACE_SLOTS / 64]; /* bit i: calls[i] or even[i] is not 0 */
+    uint32_t calls[PACE_SLOTS];
+    uint64_t even[PACE_SLOTS]; /* mode EVEN: the rates that end here */
+} PaceSlots;
+
+typedef struct Pace {
+    uint8_t mode, state;
+    uint8_t stale;   /* calls were added since the slots were last read */
+    uint32_t base;   /* the near slot that time is in, modulo 2^32 */
+    int64_t base_ns; /* its start */
+    int64_t read_at; /* the slots are not read before this */
+    int64_t step;    /* of the ratchet's decay; 0: there is no ratchet */
+    int64_t decayed; /* the time of its last step */
+    int64_t left;    /* when the last call left, or should have */
+    uint64_t work;   /* calls counted */
+    uint64_t late;   /* of them in slots that have passed */
+    uint64_t floor, ceiling;
+    uint64_t need, even, ratchet, rate;
+    PaceSlots near, far;
+} Pace;
+
+/* The memory must be zero. tau_ns 0: no ratchet. floor: never slower than this, 1 or more. */
+static inline void pace_make(Pace *pace, int mode, int64_t tau_ns, uint64_t floor) {
+    pace->mode = (uint8_t)mode;
+    pace->step = (tau_ns + PACE_DECAYS - 1) / PACE_DECAYS;
+    pace->left = -PACE_SLACK_NS - (int64_t)PACE_NS;
+    pace->floor = pace->rate = floor;
+    pace->ceiling = PACE_FASTEST;
+    pace->base = 1;
+}
+
+static inline uint64_t pace_rate(uint64_t calls, uint64_t ns) {
+    unsigned __int128 rate = ((unsigned __int128)calls * PACE_NS + ns - 1) / ns;
+    return rate > PACE_FASTEST ? PACE_FASTEST : (uint64_t)rate;
+}
+
+/* --- slots --- */
+
+static inline void pace_put(PaceSlots *slots, uint32_t slot, int64_t calls, uint64_t even) {
+    uint32_t at = slot % PACE_SLOTS;
+    slots->calls[at] = (uint32_t)(slots->calls[at] + calls);
+    slots->even[at] += even;
+    if (slots->calls[at] || slots->even[at])
+        slots->used[at / 64] |= 1ull << at % 64;
+    else
+        slots->used[at / 64] &= ~(1ull << at % 64);
+}
+
+/* Of the n slots from `first` on, how many stand before the first in use; n: none is. */
+static inline uint32_t pace_used(const PaceSlots *slots, uint32_t first, uint32_t n) {
+    uint32_t skipped = 0;
+    while (skipped < n) {
+        uint32_t at = (first + skipped) % PACE_SLOTS;
+        uint64_t word = slots->used[at / 64] >> at % 64;
+        if (word) {
+            skipped += (uint32_t)__builtin_ctzll(word);
+            break;
+        }
+        skipped += 64 - at % 64;
+    }
+    return skipped < n ? skipped : n;
+}
+
+static inline int pace_is_near(const Pace *pace, uint32_t slot) { return slot - pace->base < PACE_SLOTS; }
+
+static inline int pace_has_passed(const Pace *pace, uint32_t slot) { return (int32_t)(slot - pace->base) < 0; }
+
+/* The slot of a due time, as far as it can be told apart at this distance. Time must have been rolled on. */
+static inline uint32_t pace_slot(const Pace *pace, int64_t due_ns) {
+    int64_t ahead = (due_ns < pace->base_ns ? -1 : (due_ns - pace->base_ns) >> PACE_NEAR_BITS) - 1;
+    uint32_t farthest = ((pace->base >> PACE_FAR_BITS) + PACE_SLOTS - 1) << PACE_FAR_BITS;
+    if (ahead < 0) return pace->base - 1;
+    if (ahead < PACE_SLOTS) return pace->base + (uint32_t)ahead;
+    if (ahead >= (int64_t)(farthest - pace->base)) return farthest;
+    return (pace->base + (uint32_t)ahead) >> PACE_FAR_BITS << PACE_FAR_BITS;
+}
+
+/* From now to the start of a slot, but not less than half a slot: what has passed leaves within that. */
+static inline uint64_t pace_ahead(const Pace *pace, int64_t now_ns, uint32_t slot) {
+    int64_t ahead = pace->base_ns - now_ns + ((int64_t)(int32_t)(slot - pace->base) << PACE_NEAR_BITS);
+    return ahead < PACE_LEAST_NS ? PACE_LEAST_NS : (uint64_t)ahead;
+}
+
+/* --- time --- */
+
+/* Time enters a slot at most 64 further on. */
+static inline void pace_step(Pace *pace, uint32_t slots) {
+    uint32_t seen = 0, at, end = pace->base + PACE_SLOTS, far = (end + 63) >> PACE_FAR_BITS;
+    while ((seen += pace_used(&pace->near, pace->base + seen, slots - seen)) < slots) {
+        at = (pace->base + seen) % PACE_SLOTS;
+        pace->late += pace->near.calls[at];
+        pace->even -= pace->near.even[at];
+        pace_put(&pace->near, at, -(int64_t)pace->near.calls[at], 0 - pace->near.even[at]);
+    }
+    pace->base += slots;
+    pace->base_ns += (int64_t)slots << PACE_NEAR_BITS;
+    if ((far << PACE_FAR_BITS) - end >= slots) return;
+    at = far % PACE_SLOTS;
+    pace_put(&pace->near, far << PACE_FAR_BITS, pace->far.calls[at], pace->far.even[at]);
+    pace_put(&pace->far, far, -(int64_t)pace->far.calls[at], 0 - pace->far.even[at]);
+}
+
+static inline void pace_roll(Pace *pace, int64_t now_ns) {
+    int64_t slots = (now_ns - pace->base_ns) >> PACE_NEAR_BITS;
+    if (pace->work == 0 && pace->even == 0) {
+        pace->base += (uint32_t)slots;
+        pace->base_ns += slots << PACE_NEAR_BITS;
+        return;
+    }
+    for (; slots > 64; slots -= 64) pace_step(pace, 64);
+    if (slots > 0) pace_step(pace, (uint32_t)slots);
+}
+
+/* --- work --- */
+
+/* Calls that should leave by a due time; the slot they are counted in. */
+static inline uint32_t pace_add(Pace *pace, int64_t now_ns, int64_t due_ns, uint32_t calls) {
+    pace_roll(pace, now_ns);
+    uint32_t slot = pace_slot(pace, due_ns);
+    uint64_t even = 0;
+    pace->stale = 1;
+    pace->work += calls;
+    if (pace_has_passed(pace, slot)) {
+        pace->late += calls;
+        return slot;
+    }
+    if (pace->mode == PACE_EVEN) even = calls * pace_rate(1, pace_ahead(pace, now_ns, slot));
+    pace->even += even;
+    if (pace_is_near(pace, slot))
+        pace_put(&pace->near, slot, calls, even);
+    else
+        pace_put(&pace->far, slot >> PACE_FAR_BITS, calls, even);
+    return slot;
+}
+
+/* Calls counted in a slot have left, or never will. */
+static inline void pace_remove(Pace *pace, uint32_t slot, uint32_t calls) {
+    assert(pace->work >= calls);
+    pace->work -= calls;
+    if (pace_has_passed(pace, slot)) {
+        assert(pace->late >= calls);
+        pace->late -= calls;
+    } else if (pace_is_near(pace, slot)) {
+        pace_put(&pace->near, slot, -(int64_t)calls, 0);
+    } else {
+        pace_put(&pace->far, slot >> PACE_FAR_BITS, -(int64_t)calls, 0);
+    }
+}
+
+/* --- the rate --- */
+
+/* The larger of two rates that are still calls by ns. */
+static inline void pace_most(uint64_t *calls, uint64_t *ns, uint64_t more, uint64_t within) {
+    if ((unsigned __int128)more * *ns <= (unsigned __int128)*calls * within) return;
+    *calls = more;
+    *ns = within;
+}
+
+/* Read all slots: the rate needed for everything, and for what is due late enough to keep a rate for. */
+static inline void pace_read(Pace *pace, int64_t now_ns, uint64_t *kept) {
+    uint64_t due = pace->late, calls = due, ns = PACE_LEAST_NS, later_calls = 0, later_ns = 1;
+    uint32_t far = (pace->base + PACE_SLOTS + 63) >> PACE_FAR_BITS;
+    for (uint32_t seen = 0; (seen += pace_used(&pace->near, pace->base + seen, PACE_SLOTS - seen)) < PACE_SLOTS; seen++) {
+        uint64_t ahead = pace_ahead(pace, now_ns, pace->base + seen);
+        due += pace->near.calls[(pace->base + seen) % PACE_SLOTS];
+        pace_most(&calls, &ns, due, ahead);
+        if (ahead >= PACE_RATCHET_NS) pace_most(&later_calls, &later_ns, due, ahead);
+    }
+    for (uint32_t seen = 0; (seen += pace_used(&pace->far, far + seen, PACE_SLOTS - seen)) < PACE_SLOTS; seen++) {
+        uint64_t ahead = pace_ahead(pace, now_ns, (far + seen) << PACE_FAR_BITS);
+        due += pace->far.calls[(far + seen) % PACE_SLOTS];
+        pace_most(&calls, &ns, due, ahead);
+        pace_most(&later_calls, &later_ns, due, ahead);
+    }
+    assert(due == pace->work);
+    pace->need = pace_rate(calls, ns);
+    *kept = pace_rate(later_calls, later_ns);
+}
+
+static inline void pace_decay(Pace *pace, int64_t now_ns) {
+    while (pace->ratchet && now_ns - pace->decayed >= pace->step) {
+        pace->ratchet -= (pace->ratchet + PACE_DECAYS - 1) / PACE_DECAYS;
+        pace->decayed += pace->step;
+    }
+    if (pace->ratchet == 0) pace->decayed = now_ns;
+}
+
+/* Bring rate and state up to date: at most once a tick, and whoever asks in between gets the last ones. */
+static inline void pace_control(Pace *pace, int64_t now_ns) {
+    uint64_t kept;
+    if (now_ns < pace->read_at) return;
+    pace->read_at = now_ns + (1 << PACE_TICK_BITS);
+    pace->stale = 0;
+    pace_roll(pace, now_ns);
+    pace_read(pace, now_ns, &kept);
+    if (pace->mode == PACE_EVEN) {
+        kept = 0;
+        pace->need = pace_rate(pace->late, PACE_LEAST_NS);
+        if (pace->need < pace->even) pace->need = pace->even;
+    }
+    pace->rate = pace->need > pace->floor ? pace->need : pace->floor;
+    pace->state = pace->need >= pace->ceiling ? PACE_OVER : pace->need >= pace->ceiling / 4 * 3 ? PACE_FULL : PACE_BELOW;
+    if (pace->step == 0) return;
+    pace_decay(pace, now_ns);
+    if (pace->ratchet < kept) pace->ratchet = kept;
+    if (pace->rate < pace->ratchet) pace->rate = pace->ratchet;
+}
+
+static inline int64_t pace_interval(const Pace *pace) { return (int64_t)(PACE_NS / pace->rate); }
+
+/* When the next call may leave, or must be asked for again: 0 = now. */
+static inline int64_t pace_when(Pace *pace, int64_t now_ns) {
+    pace_control(pace, now_ns);
+    int64_t when = pace->left + pace_interval(pace);
+    if (pace->state != PACE_BELOW || when <= now_ns) return 0;
+    return pace->stale && pace->read_at < when ? pace->read_at : when;
+}
+
+/* A call leaves. */
+static inline void pace_leave(Pace *pace, int64_t now_ns) {
+    pace->left += pace_interval(pace);
+    if (pace->left < now_ns - PACE_SLACK_NS) pace->left = now_ns - PACE_SLACK_NS;
+    if (pace->left > now_ns) pace->left = now_ns;
+}
+
+#endif

@@ -1,0 +1,25 @@
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+
+
+cdef extern from "pace.h" nogil:
+    int PACE_ASAP, PACE_EVEN, PACE_PACED
+    int PACE_BELOW, PACE_FULL, PACE_OVER
+    uint64_t PACE_FASTEST, PACE_CALL_A_SECOND
+    ctypedef struct Pace:
+        uint8_t mode
+        uint8_t state
+        uint64_t work
+        uint64_t ceiling
+        uint64_t need
+        uint64_t rate
+
+    void pace_make(Pace* pace, int mode, int64_t tau_ns, uint64_t floor)
+    uint32_t pace_add(Pace* pace, int64_t now_ns, int64_t due_ns, uint32_t calls)
+    void pace_remove(Pace* pace, uint32_t slot, uint32_t calls)
+    void pace_control(Pace* pace, int64_t now_ns)
+    int64_t pace_when(Pace* pace, int64_t now_ns)
+    void pace_leave(Pace* pace, int64_t now_ns)
+
+
+cdef class Pacer:
+    cdef Pace* pace  # owned

@@ -1,0 +1,96 @@
+"""Pacing again, in plain Python: the judge of ext/pace.h. Due times in a dict, rates as fractions; no rings, no bits.
+
+Slots, ticks and rounding are part of what pace.h promises, so they are the same; how it keeps them is not.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from fractions import Fraction
+from math import ceil
+
+NS = 10**15  # in which a rate of 1 lets one call go
+FASTEST = 10**15
+SLOT_NS, FAR, SLOTS = 2**28, 64, 4096
+TICK_NS, LEAST_NS, SLACK_NS, RATCHET_NS = 2**26, 2**27, 2**22, 2**34
+ASAP, EVEN, PACED = range(3)
+BELOW, FULL, OVER = range(3)
+
+
+def rate_of(calls: int, ns: int) -> int:
+    return min(ceil(Fraction(calls * NS, ns)), FASTEST)
+
+
+class PaceModel:
+    def __init__(self, mode: int, tau_ns: int, floor: int) -> None:
+        self.mode, self.step, self.floor = mode, -(-tau_ns // 64), floor
+        self.calls: defaultdict[int, int] = defaultdict(int)  # slot -> calls
+        self.even: defaultdict[int, int] = defaultdict(int)  # slot -> rates that end there
+        self.ceiling, self.rate, self.need, self.ratchet = FASTEST, floor, 0, 0
+        self.state = BELOW
+        self.read_at = self.decayed = 0
+        self.left = -NS - SLACK_NS
+        self.stale = False
+
+    @property
+    def work(self) -> int:
+        return sum(self.calls.values())
+
+    def slot(self, now: int, due: int) -> int:
+        """The slot before the one the due time is in; coarser when it is far."""
+        base = now // SLOT_NS + 1
+        slot = max(due // SLOT_NS, base - 1)
+        if slot - base < SLOTS:
+            return slot
+        return min(slot, (base // FAR + SLOTS - 1) * FAR) // FAR * FAR
+
+    def ahead(self, now: int, slot: int) -> int:
+        return max((slot - 1) * SLOT_NS - now, LEAST_NS)
+
+    def add(self, now: int, due: int, calls: int) -> int:
+        slot = self.slot(now, due)
+        self.calls[slot] += calls
+        self.stale = True
+        if self.mode == EVEN and slot > now // SLOT_NS:
+            self.even[slot] += calls * rate_of(1, self.ahead(now, slot))
+        return slot
+
+    def remove(self, slot: int, calls: int) -> None:
+        self.calls[slot] -= calls
+
+    def control(self, now: int) -> None:
+        if now < self.read_at:
+            return
+        self.read_at, self.stale = now + TICK_NS, False
+        base = now // SLOT_NS + 1
+        late = sum(n for slot, n in self.calls.items() if slot < base)
+        needs, kept, due = [rate_of(late, LEAST_NS)], 0, late
+        for slot in sorted(slot for slot in self.calls if slot >= base):
+            due += self.calls[slot]
+            needs.append(rate_of(due, self.ahead(now, slot)))
+            if self.ahead(now, slot) >= RATCHET_NS:
+                kept = max(kept, needs[-1])
+        self.need = max(needs)
+        if self.mode == EVEN:
+            self.need, kept = max(needs[0], sum(rate for slot, rate in self.even.items() if slot >= base)), 0
+        self.state = OVER if self.need >= self.ceiling else FULL if self.need >= self.ceiling // 4 * 3 else BELOW
+        self.decay(now)
+        self.ratchet = max(self.ratchet, kept) if self.step else 0
+        self.rate = max(self.need, self.ratchet, self.floor)
+
+    def decay(self, now: int) -> None:
+        while self.ratchet and now - self.decayed >= self.step:
+            self.ratchet -= ceil(self.ratchet / 64)
+            self.decayed += self.step
+        if not self.ratchet:
+            self.decayed = now
+
+    def when(self, now: int) -> int:
+        self.control(now)
+        when = self.left + NS // self.rate
+        if self.state != BELOW or when <= now:
+            return 0
+        return min(when, self.read_at) if self.stale else when
+
+    def leave(self, now: int) -> None:
+        self.left = min(max(self.left + NS // self.rate, now - SLACK_NS), now)
