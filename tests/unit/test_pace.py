@@ -1,0 +1,115 @@
+"""Pacing by example; tests/property/test_pace.py holds all of it against a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from ext.pace import BELOW, CALL_A_SECOND, EVEN, FULL, OVER, PACED, Pacer
+
+NS_PER_S = 1_000_000_000
+SLOT_NS = 2**28
+TICK_NS = 2**26
+
+
+def test_a_burst_leaves_at_one_rate_and_in_time() -> None:
+    pacer = Pacer(PACED)
+    slot = pacer.add(0, 600 * NS_PER_S, 60_000)
+    times, now = [], 0
+    while pacer.work:
+        when = pacer.when(now)
+        now = max(now, -(-when // 2**20) * 2**20)
+        if when == 0:
+            pacer.remove(slot)
+            pacer.leave(now)
+            times.append(now)
+    assert 599 * NS_PER_S < times[-1] <= 600 * NS_PER_S
+    seconds = [sum(1 for time in times if time // NS_PER_S == second) for second in range(599)]
+    assert 99 <= min(seconds) <= max(seconds) <= 101
+
+
+def test_what_is_due_now_does_not_wait_for_what_is_due_later() -> None:
+    pacer = Pacer(PACED, floor=1)
+    pacer.add(0, 600 * NS_PER_S, 600)
+    assert pacer.when(0) == 0
+    pacer.leave(0)
+    assert 0.9 * NS_PER_S < pacer.when(0) < NS_PER_S
+    pacer.add(1, 0)
+    assert pacer.when(1) == TICK_NS, "to be asked again when the slots may be read again"
+    assert 0 < pacer.when(TICK_NS) < SLOT_NS
+
+
+def test_a_far_due_time_moves_near_just_in_time() -> None:
+    pacer = Pacer(PACED, floor=1)
+    assert pacer.add(0, 4160 * SLOT_NS) == 4160, "a multiple of 64: its far slot starts there"
+    pacer.when(0)
+    pacer.when(63 * SLOT_NS)
+    assert pacer.need == -(-(10**15) // (4096 * SLOT_NS)), "its near slot is one beyond those there are"
+    pacer.when(64 * SLOT_NS)
+    assert pacer.need == -(-(10**15) // (4095 * SLOT_NS))
+
+
+def test_the_ratchet_keeps_a_past_peak_and_forgets_it() -> None:
+    tau = 640 * NS_PER_S
+    pacer = Pacer(PACED, tau)
+    slot = pacer.add(0, 600 * NS_PER_S, 60_000)
+    pacer.when(0)
+    peak = pacer.rate
+    assert 100 * CALL_A_SECOND < peak == pacer.need
+    pacer.remove(slot, 30_000)
+    pacer.when(9 * NS_PER_S)
+    assert (pacer.rate, pacer.need < 0.6 * peak) == (peak, True)
+    pacer.remove(slot, 29_999)
+    pacer.when(tau)
+    assert 0.35 * peak < pacer.rate < 0.37 * peak, "1/e, but for the steps"
+    pacer.when(20 * tau)
+    assert pacer.rate == pacer.need > 7 * CALL_A_SECOND, "what is late leaves within half a slot"
+    pacer.remove(slot, 1)
+    pacer.when(21 * tau)
+    assert pacer.rate == CALL_A_SECOND, "and is no reason to be fast ever after"
+
+
+@pytest.mark.parametrize(("ceiling", "state"), [(1000, BELOW), (130, FULL), (100, OVER)])
+def test_near_the_ceiling_nothing_is_held_back(ceiling: int, state: int) -> None:
+    pacer = Pacer(PACED)
+    pacer.ceiling = ceiling * CALL_A_SECOND
+    pacer.add(0, 600 * NS_PER_S, 60_000)
+    pacer.when(0)
+    pacer.leave(0)
+    assert (pacer.when(0) == 0) == (state != BELOW)
+    assert pacer.state == state
+
+
+def test_even_gives_each_call_its_share_of_its_own_time() -> None:
+    pacer = Pacer(EVEN, floor=1)
+    pacer.add(0, 600 * NS_PER_S, 600)
+    pacer.add(0, 300 * NS_PER_S, 600)
+    pacer.when(0)
+    assert 3 * CALL_A_SECOND <= pacer.rate < 3.02 * CALL_A_SECOND
+    pacer.when(300 * NS_PER_S)
+    assert pacer.rate > 4 * CALL_A_SECOND, "what should have left must leave"
+    pacer.remove(1116, 600)
+    pacer.when(301 * NS_PER_S)
+    assert CALL_A_SECOND <= pacer.rate < 1.01 * CALL_A_SECOND
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (lambda: Pacer(3), "mode"),
+        (lambda: Pacer(PACED, -1), "tau_ns"),
+        (lambda: Pacer(PACED, 0, 0), "floor"),
+        (lambda: Pacer().add(-1, 0), "now_ns"),
+        (lambda: Pacer().add(0, 0, 0), "calls"),
+        (lambda: Pacer().remove(1, 1), "calls"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(call: Callable[[], object], name: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name} is "):
+        call()
+
+
+def test_a_ceiling_is_a_rate() -> None:
+    with pytest.raises(ValueError, match=r"^ceiling is 0: 1"):
+        Pacer().ceiling = 0
