@@ -1,5 +1,5 @@
 /* Pacing: when the next call of a lane may leave, so that every call leaves by its due time at the lowest peak rate
-   that can be known without the future.
+   that can be known without the future; and which of those that wait is due first.
 
    What is still to leave is counted in calls, by due time. The rate needed is that of Optimal Available (Yao, Demers,
    Shenker, FOCS 1995): the most, over all due times d, of (calls due by d) / (d - now). It is enough only when calls
@@ -10,7 +10,9 @@
    due later is counted at the end of that. A slot lies one to two slots before its due times: pacing errs towards early.
    As time passes a far slot moves, whole, to the near slot it starts in, so a call's slot alone tells where it stands.
 
-   Adding and removing are O(1). The slots are read once a tick (2^26 ns, 67 ms) at most, and only those in use.
+   Who waits stands in a ring by slot: first the slot due first, inside a slot first in first out.
+
+   Adding, removing and finding the first are O(1). The slots are read once a tick (2^26 ns, 67 ms) at most, and only those in use.
    Nothing allocates. Rates are in calls per 10^15 ns (micro-calls a second); times in ns, 0..2^62, never going back. */
 #ifndef SURGETANK_PACE_H
 #define SURGETANK_PACE_H
@@ -37,10 +39,21 @@ enum PaceMode { PACE_ASAP, PACE_EVEN, PACE_PACED };
    whatever is done; nothing is held back, and fair shares take the place of earliest due first. */
 enum PaceState { PACE_BELOW, PACE_FULL, PACE_OVER };
 
+typedef struct PaceLink {
+    struct PaceLink *prev, *next; /* prev == NULL: in no ring; its own: the first */
+    void *owner;                  /* borrowed: what this link is part of */
+} PaceLink;
+
+typedef struct PaceRing {
+    PaceLink *first, *last;
+} PaceRing;
+
 typedef struct PaceSlots {
-    uint64_t used[PACE_SLOTS / 64]; /* bit i: calls[i] or even[i] is not 0 */
+    uint64_t used[PACE_SLOTS / 64];   /* bit i: calls[i] or even[i] is not 0 */
+    uint64_t waited[PACE_SLOTS / 64]; /* bit i: rings[i] is not empty */
     uint32_t calls[PACE_SLOTS];
     uint64_t even[PACE_SLOTS]; /* mode EVEN: the rates that end here */
+    PaceRing rings[PACE_SLOTS];
 } PaceSlots;
 
 typedef struct Pace {
@@ -56,6 +69,7 @@ typedef struct Pace {
     uint64_t late;   /* of them in slots that have passed */
     uint64_t floor, ceiling;
     uint64_t need, even, ratchet, rate;
+    PaceRing passed; /* who waits in slots that have passed */
     PaceSlots near, far;
 } Pace;
 
@@ -86,12 +100,12 @@ static inline void pace_put(PaceSlots *slots, uint32_t slot, int64_t calls, uint
         slots->used[at / 64] &= ~(1ull << at % 64);
 }
 
-/* Of the n slots from `first` on, how many stand before the first in use; n: none is. */
-static inline uint32_t pace_used(const PaceSlots *slots, uint32_t first, uint32_t n) {
+/* Of the n slots from `first` on, how many stand before the first whose bit is set; n: none is. */
+static inline uint32_t pace_seek(const uint64_t *bits, uint32_t first, uint32_t n) {
     uint32_t skipped = 0;
     while (skipped < n) {
         uint32_t at = (first + skipped) % PACE_SLOTS;
-        uint64_t word = slots->used[at / 64] >> at % 64;
+        uint64_t word = bits[at / 64] >> at % 64;
         if (word) {
             skipped += (uint32_t)__builtin_ctzll(word);
             break;
@@ -99,6 +113,29 @@ static inline uint32_t pace_used(const PaceSlots *slots, uint32_t first, uint32_
         skipped += 64 - at % 64;
     }
     return skipped < n ? skipped : n;
+}
+
+static inline void pace_ring_append_all(PaceRing *ring, PaceRing *from) {
+    if (from->first == NULL) return;
+    if (ring->last != NULL) {
+        ring->last->next = from->first;
+        from->first->prev = ring->last;
+    } else {
+        ring->first = from->first;
+    }
+    ring->last = from->last;
+    from->first = from->last = NULL;
+}
+
+/* All that a slot holds goes to another, which is nearer. */
+static inline void pace_hand_on(PaceSlots *slots, uint32_t slot, PaceSlots *to, uint32_t to_slot) {
+    uint32_t at = slot % PACE_SLOTS, to_at = to_slot % PACE_SLOTS;
+    pace_put(to, to_slot, slots->calls[at], slots->even[at]);
+    pace_put(slots, slot, -(int64_t)slots->calls[at], 0 - slots->even[at]);
+    if (slots->rings[at].first == NULL) return;
+    pace_ring_append_all(&to->rings[to_at], &slots->rings[at]);
+    slots->waited[at / 64] &= ~(1ull << at % 64);
+    to->waited[to_at / 64] |= 1ull << to_at % 64;
 }
 
 static inline int pace_is_near(const Pace *pace, uint32_t slot) { return slot - pace->base < PACE_SLOTS; }
@@ -123,21 +160,20 @@ static inline uint64_t pace_ahead(const Pace *pace, int64_t now_ns, uint32_t slo
 
 /* --- time --- */
 
-/* Time enters a slot at most 64 further on. */
+/* Time enters the slot that is so many further on, 64 at most. */
 static inline void pace_step(Pace *pace, uint32_t slots) {
-    uint32_t seen = 0, at, end = pace->base + PACE_SLOTS, far = (end + 63) >> PACE_FAR_BITS;
-    while ((seen += pace_used(&pace->near, pace->base + seen, slots - seen)) < slots) {
-        at = (pace->base + seen) % PACE_SLOTS;
+    uint32_t end = pace->base + PACE_SLOTS, far = (end + 63) >> PACE_FAR_BITS;
+    for (uint32_t seen = 0; (seen += pace_seek(pace->near.used, pace->base + seen, slots - seen)) < slots; seen++) {
+        uint32_t at = (pace->base + seen) % PACE_SLOTS;
         pace->late += pace->near.calls[at];
         pace->even -= pace->near.even[at];
         pace_put(&pace->near, at, -(int64_t)pace->near.calls[at], 0 - pace->near.even[at]);
+        pace_ring_append_all(&pace->passed, &pace->near.rings[at]);
+        pace->near.waited[at / 64] &= ~(1ull << at % 64);
     }
     pace->base += slots;
     pace->base_ns += (int64_t)slots << PACE_NEAR_BITS;
-    if ((far << PACE_FAR_BITS) - end >= slots) return;
-    at = far % PACE_SLOTS;
-    pace_put(&pace->near, far << PACE_FAR_BITS, pace->far.calls[at], pace->far.even[at]);
-    pace_put(&pace->far, far, -(int64_t)pace->far.calls[at], 0 - pace->far.even[at]);
+    if ((far << PACE_FAR_BITS) - end < slots) pace_hand_on(&pace->far, far, &pace->near, far << PACE_FAR_BITS);
 }
 
 static inline void pace_roll(Pace *pace, int64_t now_ns) {
@@ -187,6 +223,63 @@ static inline void pace_remove(Pace *pace, uint32_t slot, uint32_t calls) {
     }
 }
 
+/* --- who is first --- */
+
+static inline PaceRing *pace_ring(Pace *pace, uint32_t slot, uint64_t **word) {
+    PaceSlots *slots = pace_is_near(pace, slot) ? &pace->near : &pace->far;
+    uint32_t at = (slots == &pace->near ? slot : slot >> PACE_FAR_BITS) % PACE_SLOTS;
+    *word = pace_has_passed(pace, slot) ? NULL : &slots->waited[at / 64];
+    return *word == NULL ? &pace->passed : &slots->rings[at];
+}
+
+static inline uint64_t pace_bit(const Pace *pace, uint32_t slot) {
+    return 1ull << (pace_is_near(pace, slot) ? slot : slot >> PACE_FAR_BITS) % 64;
+}
+
+/* One waits; its next call is counted in this slot, and stays counted while it waits. The link must be in no ring. */
+static inline void pace_wait(Pace *pace, PaceLink *link, uint32_t slot) {
+    uint64_t *word;
+    PaceRing *ring = pace_ring(pace, slot, &word);
+    assert(link->prev == NULL);
+    link->prev = ring->last == NULL ? link : ring->last;
+    link->next = NULL;
+    if (ring->last == NULL)
+        ring->first = link;
+    else
+        ring->last->next = link;
+    ring->last = link;
+    if (word != NULL) *word |= pace_bit(pace, slot);
+}
+
+static inline int pace_waits(const PaceLink *link) { return link->prev != NULL; }
+
+/* It waits no more; `slot`: the one it was given. */
+static inline void pace_wait_no_more(Pace *pace, PaceLink *link, uint32_t slot) {
+    uint64_t *word;
+    PaceRing *ring = pace_ring(pace, slot, &word);
+    assert(link->prev != NULL);
+    if (ring->first == link)
+        ring->first = link->next;
+    else
+        link->prev->next = link->next;
+    if (link->next == NULL)
+        ring->last = ring->first == NULL ? NULL : link->prev;
+    else
+        link->next->prev = link->prev == link ? link->next : link->prev;
+    link->prev = link->next = NULL;
+    if (word != NULL && ring->first == NULL) *word &= ~pace_bit(pace, slot);
+}
+
+/* The owner of the link that is due first; NULL: nobody waits. */
+static inline void *pace_first(const Pace *pace) {
+    uint32_t far = (pace->base + PACE_SLOTS + 63) >> PACE_FAR_BITS, seen;
+    if (pace->passed.first != NULL) return pace->passed.first->owner;
+    seen = pace_seek(pace->near.waited, pace->base, PACE_SLOTS);
+    if (seen < PACE_SLOTS) return pace->near.rings[(pace->base + seen) % PACE_SLOTS].first->owner;
+    seen = pace_seek(pace->far.waited, far, PACE_SLOTS);
+    return seen < PACE_SLOTS ? pace->far.rings[(far + seen) % PACE_SLOTS].first->owner : NULL;
+}
+
 /* --- the rate --- */
 
 /* The larger of two rates that are still calls by ns. */
@@ -200,13 +293,13 @@ static inline void pace_most(uint64_t *calls, uint64_t *ns, uint64_t more, uint6
 static inline void pace_read(Pace *pace, int64_t now_ns, uint64_t *kept) {
     uint64_t due = pace->late, calls = due, ns = PACE_LEAST_NS, later_calls = 0, later_ns = 1;
     uint32_t far = (pace->base + PACE_SLOTS + 63) >> PACE_FAR_BITS;
-    for (uint32_t seen = 0; (seen += pace_used(&pace->near, pace->base + seen, PACE_SLOTS - seen)) < PACE_SLOTS; seen++) {
+    for (uint32_t seen = 0; (seen += pace_seek(pace->near.used, pace->base + seen, PACE_SLOTS - seen)) < PACE_SLOTS; seen++) {
         uint64_t ahead = pace_ahead(pace, now_ns, pace->base + seen);
         due += pace->near.calls[(pace->base + seen) % PACE_SLOTS];
         pace_most(&calls, &ns, due, ahead);
         if (ahead >= PACE_RATCHET_NS) pace_most(&later_calls, &later_ns, due, ahead);
     }
-    for (uint32_t seen = 0; (seen += pace_used(&pace->far, far + seen, PACE_SLOTS - seen)) < PACE_SLOTS; seen++) {
+    for (uint32_t seen = 0; (seen += pace_seek(pace->far.used, far + seen, PACE_SLOTS - seen)) < PACE_SLOTS; seen++) {
         uint64_t ahead = pace_ahead(pace, now_ns, (far + seen) << PACE_FAR_BITS);
         due += pace->far.calls[(far + seen) % PACE_SLOTS];
         pace_most(&calls, &ns, due, ahead);

@@ -13,13 +13,26 @@ cdef extern from "pace.h" nogil:
         uint64_t need
         uint64_t rate
 
+    ctypedef struct PaceLink:
+        void* owner
+
     void pace_make(Pace* pace, int mode, int64_t tau_ns, uint64_t floor)
     uint32_t pace_add(Pace* pace, int64_t now_ns, int64_t due_ns, uint32_t calls)
     void pace_remove(Pace* pace, uint32_t slot, uint32_t calls)
+    void pace_wait(Pace* pace, PaceLink* link, uint32_t slot)
+    bint pace_waits(const PaceLink* link)
+    void pace_wait_no_more(Pace* pace, PaceLink* link, uint32_t slot)
+    void* pace_first(const Pace* pace)
     void pace_control(Pace* pace, int64_t now_ns)
     int64_t pace_when(Pace* pace, int64_t now_ns)
     void pace_leave(Pace* pace, int64_t now_ns)
 
 
+cdef class Waiter:
+    cdef PaceLink link
+    cdef uint32_t slot
+
+
 cdef class Pacer:
     cdef Pace* pace  # owned
+    cdef set waiters  # those whose links stand in it

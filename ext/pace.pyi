@@ -13,6 +13,9 @@ OVER: int
 CALL_A_SECOND: int
 FASTEST: int
 
+class Waiter:
+    """Something whose next call waits for its turn."""
+
 class Pacer:
     """``mode``: PACED (the lowest rate that meets every due time) or EVEN (each call's share from its arrival to its
     due time). ``tau_ns``: how slowly a past peak is forgotten; 0 = at once. ``floor``: never slower than this rate."""
@@ -24,6 +27,15 @@ class Pacer:
 
     def remove(self, slot: int, calls: int = 1) -> None:
         """Calls counted in a slot, with ``add``, have left or never will. O(1)."""
+
+    def wait(self, waiter: Waiter, slot: int) -> None:
+        """It waits; its next call is counted in this slot until it waits no more. ValueError: it waits already."""
+
+    def wait_no_more(self, waiter: Waiter) -> None:
+        """ValueError: it does not wait here."""
+
+    def first(self) -> Waiter | None:
+        """Who is due first, by slot, and inside a slot has waited longest. O(1)."""
 
     def when(self, now_ns: int) -> int:
         """When the next call may leave, or this must be asked again; 0 = now. Reads the slots in use, but not more than

@@ -16,11 +16,17 @@ cdef int64_t within(str name, int64_t value, int64_t least, int64_t most) except
     return value
 
 
+cdef class Waiter:
+    def __cinit__(self):
+        self.link.owner = <void*>self
+
+
 cdef class Pacer:
     def __cinit__(self, int mode=PACE_PACED, int64_t tau_ns=0, int64_t floor=PACE_CALL_A_SECOND):
         self.pace = <Pace*>calloc(1, sizeof(Pace))
         if self.pace == NULL:
             raise MemoryError
+        self.waiters = set()
         pace_make(
             self.pace,
             <int>within("mode", mode, PACE_ASAP, PACE_PACED),
@@ -37,6 +43,23 @@ cdef class Pacer:
 
     def remove(self, uint32_t slot, int64_t calls=1):
         pace_remove(self.pace, slot, <uint32_t>within("calls", calls, 0, <int64_t>self.pace.work))
+
+    def wait(self, Waiter waiter not None, uint32_t slot):
+        if pace_waits(&waiter.link):
+            raise ValueError("it waits already")
+        waiter.slot = slot
+        self.waiters.add(waiter)
+        pace_wait(self.pace, &waiter.link, slot)
+
+    def wait_no_more(self, Waiter waiter not None):
+        if waiter not in self.waiters:
+            raise ValueError("it does not wait here")
+        pace_wait_no_more(self.pace, &waiter.link, waiter.slot)
+        self.waiters.remove(waiter)
+
+    def first(self):
+        cdef void* owner = pace_first(self.pace)
+        return None if owner == NULL else <object>owner
 
     def when(self, int64_t now_ns):
         return pace_when(self.pace, within("now_ns", now_ns, 0, LATEST))

@@ -31,6 +31,9 @@ class PaceModel:
         self.read_at = self.decayed = 0
         self.left = -NS - SLACK_NS
         self.stale = False
+        self.waiting: defaultdict[int, list[object]] = defaultdict(list)  # slot -> who
+        self.passed: list[object] = []  # who waits in slots that have passed
+        self.base = 0  # the slot that time was in when it was last looked at
 
     @property
     def work(self) -> int:
@@ -47,7 +50,13 @@ class PaceModel:
     def ahead(self, now: int, slot: int) -> int:
         return max((slot - 1) * SLOT_NS - now, LEAST_NS)
 
+    def roll(self, now: int) -> None:
+        self.base = now // SLOT_NS + 1
+        for slot in sorted(slot for slot in self.waiting if slot < self.base):
+            self.passed += self.waiting.pop(slot)
+
     def add(self, now: int, due: int, calls: int) -> int:
+        self.roll(now)
         slot = self.slot(now, due)
         self.calls[slot] += calls
         self.stale = True
@@ -58,11 +67,21 @@ class PaceModel:
     def remove(self, slot: int, calls: int) -> None:
         self.calls[slot] -= calls
 
+    def wait(self, who: object, slot: int) -> None:
+        (self.passed if slot < self.base else self.waiting[slot]).append(who)
+
+    def wait_no_more(self, who: object) -> None:
+        next(ring for ring in [self.passed, *self.waiting.values()] if who in ring).remove(who)
+
+    def first(self) -> object:
+        return next((ring[0] for ring in [self.passed, *(self.waiting[k] for k in sorted(self.waiting))] if ring), None)
+
     def control(self, now: int) -> None:
         if now < self.read_at:
             return
         self.read_at, self.stale = now + TICK_NS, False
-        base = now // SLOT_NS + 1
+        self.roll(now)
+        base = self.base
         late = sum(n for slot, n in self.calls.items() if slot < base)
         needs, kept, due = [rate_of(late, LEAST_NS)], 0, late
         for slot in sorted(slot for slot in self.calls if slot >= base):

@@ -6,7 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from ext.pace import CALL_A_SECOND, EVEN, FASTEST, PACED, Pacer
+from ext.pace import CALL_A_SECOND, EVEN, FASTEST, PACED, Pacer, Waiter
 from tests.property.pace_model import SLOT_NS, TICK_NS, PaceModel
 
 NS_PER_S = 1_000_000_000
@@ -41,6 +41,7 @@ class PaceMachine(RuleBasedStateMachine):
         self.now = start
         self.pacer, self.model = Pacer(mode, tau, floor), PaceModel(mode, tau, floor)
         self.added: list[tuple[int, int]] = []  # slot, calls
+        self.waiters: list[tuple[Waiter, int]] = []  # each with its slot
 
     @rule(step=STEPS, ahead=AHEAD, calls=st.sampled_from([1, 1, 3, 1000, 10**6]))
     def add(self, step: int, ahead: int, calls: int) -> None:
@@ -60,6 +61,29 @@ class PaceMachine(RuleBasedStateMachine):
             self.added.append((slot, calls - gone))
         self.model.remove(slot, gone)
         self.pacer.remove(slot % 2**32, gone)
+
+    @rule(step=STEPS, aheads=st.lists(AHEAD, min_size=1, max_size=4))
+    def wait(self, step: int, aheads: list[int]) -> None:
+        for ahead in aheads:
+            self.add(step, ahead, 1)
+            self.waiters.append((Waiter(), self.added.pop()[0]))
+            self.place(*self.waiters[-1])
+
+    def place(self, waiter: Waiter, slot: int) -> None:
+        self.pacer.wait(waiter, slot % 2**32)
+        self.model.wait(waiter, slot)
+
+    @precondition(lambda self: self.waiters)
+    @rule(pick=st.integers(0, 1000), again=st.booleans())
+    def wait_no_more(self, pick: int, again: bool) -> None:
+        waiter, slot = self.waiters.pop(pick % len(self.waiters))
+        self.pacer.wait_no_more(waiter)
+        self.model.wait_no_more(waiter)
+        if again:
+            self.place(waiter, slot)
+            self.waiters.append((waiter, slot))
+        else:
+            self.added.append((slot, 1))
 
     @rule(step=STEPS)
     def when(self, step: int) -> None:
@@ -89,6 +113,7 @@ class PaceMachine(RuleBasedStateMachine):
 
     @invariant()
     def same(self) -> None:
+        assert self.pacer.first() is self.model.first()
         for name in ("work", "need", "rate", "state", "ceiling"):
             assert getattr(self.pacer, name) == getattr(self.model, name), name
 
