@@ -28,6 +28,15 @@ cdef extern from "pace.h" nogil:
     void pace_leave(Pace* pace, int64_t now_ns)
 
 
+cdef extern from "capacity.h" nogil:
+    ctypedef struct Capacity:
+        pass
+
+    void capacity_start(Capacity* capacity, int64_t now_ns, uint32_t slots)
+    void capacity_end(Capacity* capacity, int64_t now_ns, uint32_t slots)
+    uint64_t capacity_rate(const Capacity* capacity, uint32_t slots)
+
+
 cdef class Waiter:
     cdef PaceLink link
     cdef uint32_t slot
@@ -36,3 +45,9 @@ cdef class Waiter:
 cdef class Pacer:
     cdef Pace* pace  # owned
     cdef set waiters  # those whose links stand in it
+
+
+cdef class Learner:
+    cdef Capacity capacity
+    cdef uint32_t slots
+    cdef uint32_t in_flight

@@ -57,3 +57,17 @@ class Pacer:
     @property
     def rate(self) -> int:
         """The rate at which calls leave."""
+
+class Learner:
+    """What a channel of so many slots (1..2**20) can deliver, learned from its calls. Every operation is O(1)."""
+
+    def __init__(self, slots: int) -> None: ...
+    def start(self, now_ns: int) -> None:
+        """A call takes a slot. ValueError: all are in use."""
+
+    def end(self, now_ns: int) -> None:
+        """A call has ended. ValueError: none is in flight."""
+
+    @property
+    def rate(self) -> int:
+        """Calls that could end; CALL_A_SECOND at least, FASTEST while too little is known."""

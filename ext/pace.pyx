@@ -90,3 +90,24 @@ cdef class Pacer:
     @property
     def rate(self):
         return self.pace.rate
+
+
+cdef class Learner:
+    def __cinit__(self, int64_t slots):
+        self.slots = <uint32_t>within("slots", slots, 1, 1 << 20)
+
+    def start(self, int64_t now_ns):
+        if self.in_flight == self.slots:
+            raise ValueError("all slots are in use")
+        self.in_flight += 1
+        capacity_start(&self.capacity, within("now_ns", now_ns, 0, LATEST), self.slots)
+
+    def end(self, int64_t now_ns):
+        if self.in_flight == 0:
+            raise ValueError("no call is in flight")
+        self.in_flight -= 1
+        capacity_end(&self.capacity, within("now_ns", now_ns, 0, LATEST), self.slots)
+
+    @property
+    def rate(self):
+        return capacity_rate(&self.capacity, self.slots)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from ext.pace import BELOW, CALL_A_SECOND, EVEN, FULL, OVER, PACED, Pacer
+from ext.pace import BELOW, CALL_A_SECOND, EVEN, FASTEST, FULL, OVER, PACED, Learner, Pacer
 
 NS_PER_S = 1_000_000_000
 SLOT_NS = 2**28
@@ -113,3 +113,55 @@ def test_what_cannot_be_is_refused_by_name(call: Callable[[], object], name: str
 def test_a_ceiling_is_a_rate() -> None:
     with pytest.raises(ValueError, match=r"^ceiling is 0: 1"):
         Pacer().ceiling = 0
+
+
+def use(learner: Learner, now: int, slots: int, calls: int, takes: int) -> int:
+    """That many slots make calls one after another; returns when the last ones end."""
+    for _ in range(calls):
+        for _ in range(slots):
+            learner.start(now)
+        now += takes
+        for _ in range(slots):
+            learner.end(now)
+    return now
+
+
+@pytest.mark.parametrize("slots", [1, 3, 8])
+def test_capacity_is_what_all_slots_would_deliver(slots: int) -> None:
+    learner = Learner(8)
+    assert learner.rate == FASTEST, "nothing is known"
+    now = use(learner, 0, slots, 100, NS_PER_S // 20)
+    assert learner.rate == 8 * 20 * CALL_A_SECOND
+    use(learner, now, slots, 2000, NS_PER_S // 4)
+    assert learner.rate == pytest.approx(8 * 4 * CALL_A_SECOND, rel=0.01), "what was long ago is forgotten"
+
+
+def test_a_platform_that_hangs_has_no_capacity_and_finds_it_again() -> None:
+    learner = Learner(4)
+    now = use(learner, 0, 4, 100, NS_PER_S // 100)
+    for _ in range(4):
+        learner.start(now)
+    for _ in range(600):
+        now += NS_PER_S
+        learner.end(now)
+        learner.start(now)
+    assert learner.rate == pytest.approx(CALL_A_SECOND, rel=0.01)
+    for _ in range(4):
+        learner.end(now)
+    use(learner, now, 4, 1000, NS_PER_S // 100)
+    assert learner.rate == pytest.approx(400 * CALL_A_SECOND, rel=0.2)
+    with pytest.raises(ValueError, match="no call is in flight"):
+        learner.end(now)
+
+
+def test_a_day_without_an_answer_is_the_least_capacity() -> None:
+    learner = Learner(2)
+    now = use(learner, 0, 2, 100, NS_PER_S // 100)
+    learner.start(now)
+    for day in range(40):
+        learner.start(now + day * 86_400 * NS_PER_S)
+        learner.end(now + (day + 1) * 86_400 * NS_PER_S)
+    assert learner.rate == CALL_A_SECOND
+    learner.start(now + 41 * 86_400 * NS_PER_S)
+    with pytest.raises(ValueError, match="all slots are in use"):
+        learner.start(now + 41 * 86_400 * NS_PER_S)
