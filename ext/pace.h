@@ -3,8 +3,8 @@
 
    What is still to leave is counted in calls, by due time. The rate needed is that of Optimal Available (Yao, Demers,
    Shenker, FOCS 1995): the most, over all due times d, of (calls due by d) / (d - now). It is enough only when calls
-   leave earliest due first. A ratchet keeps the rate at its past peak, which decays by 1/64 every tau/64: what came
-   together leaves at one rate, and what comes next finds less of it left.
+   leave earliest due first. A ratchet lets them leave up to half as fast again, but not faster than at the past peak,
+   which decays by 1/64 every tau/64: what comes next finds less left, and the next peak is lower.
 
    Due times are kept in slots of 2^28 ns (0.27 s) up to 18 minutes ahead and of 2^34 ns (17 s) up to 19 hours; what is
    due later is counted at the end of that. A slot lies one to two slots before its due times: pacing errs towards early.
@@ -142,16 +142,6 @@ static inline int pace_is_near(const Pace *pace, uint32_t slot) { return slot - 
 
 static inline int pace_has_passed(const Pace *pace, uint32_t slot) { return (int32_t)(slot - pace->base) < 0; }
 
-/* The slot of a due time, as far as it can be told apart at this distance. Time must have been rolled on. */
-static inline uint32_t pace_slot(const Pace *pace, int64_t due_ns) {
-    int64_t ahead = (due_ns < pace->base_ns ? -1 : (due_ns - pace->base_ns) >> PACE_NEAR_BITS) - 1;
-    uint32_t farthest = ((pace->base >> PACE_FAR_BITS) + PACE_SLOTS - 1) << PACE_FAR_BITS;
-    if (ahead < 0) return pace->base - 1;
-    if (ahead < PACE_SLOTS) return pace->base + (uint32_t)ahead;
-    if (ahead >= (int64_t)(farthest - pace->base)) return farthest;
-    return (pace->base + (uint32_t)ahead) >> PACE_FAR_BITS << PACE_FAR_BITS;
-}
-
 /* From now to the start of a slot, but not less than half a slot: what has passed leaves within that. */
 static inline uint64_t pace_ahead(const Pace *pace, int64_t now_ns, uint32_t slot) {
     int64_t ahead = pace->base_ns - now_ns + ((int64_t)(int32_t)(slot - pace->base) << PACE_NEAR_BITS);
@@ -189,16 +179,26 @@ static inline void pace_roll(Pace *pace, int64_t now_ns) {
 
 /* --- work --- */
 
-/* Calls that should leave by a due time; the slot they are counted in. */
-static inline uint32_t pace_add(Pace *pace, int64_t now_ns, int64_t due_ns, uint32_t calls) {
+/* The slot of a due time, as far as it can be told apart at this distance. */
+static inline uint32_t pace_slot(Pace *pace, int64_t now_ns, int64_t due_ns) {
     pace_roll(pace, now_ns);
-    uint32_t slot = pace_slot(pace, due_ns);
+    int64_t ahead = (due_ns < pace->base_ns ? -1 : (due_ns - pace->base_ns) >> PACE_NEAR_BITS) - 1;
+    uint32_t farthest = ((pace->base >> PACE_FAR_BITS) + PACE_SLOTS - 1) << PACE_FAR_BITS;
+    if (ahead < 0) return pace->base - 1;
+    if (ahead < PACE_SLOTS) return pace->base + (uint32_t)ahead;
+    if (ahead >= (int64_t)(farthest - pace->base)) return farthest;
+    return (pace->base + (uint32_t)ahead) >> PACE_FAR_BITS << PACE_FAR_BITS;
+}
+
+/* Calls that should leave by a slot, found now or before; fewer than 2^32 in all. */
+static inline void pace_add(Pace *pace, int64_t now_ns, uint32_t slot, uint32_t calls) {
     uint64_t even = 0;
+    pace_roll(pace, now_ns);
     pace->stale = 1;
     pace->work += calls;
     if (pace_has_passed(pace, slot)) {
         pace->late += calls;
-        return slot;
+        return;
     }
     if (pace->mode == PACE_EVEN) even = calls * pace_rate(1, pace_ahead(pace, now_ns, slot));
     pace->even += even;
@@ -206,7 +206,6 @@ static inline uint32_t pace_add(Pace *pace, int64_t now_ns, int64_t due_ns, uint
         pace_put(&pace->near, slot, calls, even);
     else
         pace_put(&pace->far, slot >> PACE_FAR_BITS, calls, even);
-    return slot;
 }
 
 /* Calls counted in a slot have left, or never will. */
@@ -336,7 +335,9 @@ static inline void pace_control(Pace *pace, int64_t now_ns) {
     if (pace->step == 0) return;
     pace_decay(pace, now_ns);
     if (pace->ratchet < kept) pace->ratchet = kept;
-    if (pace->rate < pace->ratchet) pace->rate = pace->ratchet;
+    uint64_t faster = pace->need + pace->need / 2;
+    if (faster > pace->ratchet) faster = pace->ratchet;
+    if (pace->rate < faster) pace->rate = faster;
 }
 
 static inline int64_t pace_interval(const Pace *pace) { return (int64_t)(PACE_NS / pace->rate); }

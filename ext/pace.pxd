@@ -17,7 +17,8 @@ cdef extern from "pace.h" nogil:
         void* owner
 
     void pace_make(Pace* pace, int mode, int64_t tau_ns, uint64_t floor)
-    uint32_t pace_add(Pace* pace, int64_t now_ns, int64_t due_ns, uint32_t calls)
+    uint32_t pace_slot(Pace* pace, int64_t now_ns, int64_t due_ns)
+    void pace_add(Pace* pace, int64_t now_ns, uint32_t slot, uint32_t calls)
     void pace_remove(Pace* pace, uint32_t slot, uint32_t calls)
     void pace_wait(Pace* pace, PaceLink* link, uint32_t slot)
     bint pace_waits(const PaceLink* link)

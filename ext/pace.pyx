@@ -38,8 +38,11 @@ cdef class Pacer:
         free(self.pace)
 
     def add(self, int64_t now_ns, int64_t due_ns, int64_t calls=1):
+        within("now_ns", now_ns, 0, LATEST)
         within("calls", calls, 1, INT64_MAX >> 32)
-        return pace_add(self.pace, within("now_ns", now_ns, 0, LATEST), due_ns, <uint32_t>calls)
+        cdef uint32_t slot = pace_slot(self.pace, now_ns, due_ns)
+        pace_add(self.pace, now_ns, slot, <uint32_t>calls)
+        return slot
 
     def remove(self, uint32_t slot, int64_t calls=1):
         pace_remove(self.pace, slot, <uint32_t>within("calls", calls, 0, <int64_t>self.pace.work))

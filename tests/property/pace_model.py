@@ -95,7 +95,7 @@ class PaceModel:
         self.state = OVER if self.need >= self.ceiling else FULL if self.need >= self.ceiling // 4 * 3 else BELOW
         self.decay(now)
         self.ratchet = max(self.ratchet, kept) if self.step else 0
-        self.rate = max(self.need, self.ratchet, self.floor)
+        self.rate = max(self.need, self.floor, min(self.ratchet, self.need * 3 // 2))
 
     def decay(self, now: int) -> None:
         while self.ratchet and now - self.decayed >= self.step:

@@ -50,19 +50,24 @@ def test_a_far_due_time_moves_near_just_in_time() -> None:
     assert pacer.need == -(-(10**15) // (4095 * SLOT_NS))
 
 
-def test_the_ratchet_keeps_a_past_peak_and_forgets_it() -> None:
+def test_the_ratchet_goes_on_at_a_past_peak_within_bounds_and_forgets_it() -> None:
     tau = 640 * NS_PER_S
     pacer = Pacer(PACED, tau)
     slot = pacer.add(0, 600 * NS_PER_S, 60_000)
     pacer.when(0)
     peak = pacer.rate
     assert 100 * CALL_A_SECOND < peak == pacer.need
-    pacer.remove(slot, 30_000)
+    pacer.remove(slot, 12_000)
     pacer.when(9 * NS_PER_S)
-    assert (pacer.rate, pacer.need < 0.6 * peak) == (peak, True)
-    pacer.remove(slot, 29_999)
+    assert pacer.need < 0.9 * pacer.rate, "there is time for less"
+    assert pacer.rate == peak
+    pacer.remove(slot, 47_999)
+    pacer.when(10 * NS_PER_S)
+    assert pacer.rate == CALL_A_SECOND > pacer.need, "but not half as fast again as needed: here the floor is more"
+    again = pacer.add(tau, tau + 600 * NS_PER_S, 18_000)
     pacer.when(tau)
     assert 0.35 * peak < pacer.rate < 0.37 * peak, "1/e, but for the steps"
+    pacer.remove(again, 18_000)
     pacer.when(20 * tau)
     assert pacer.rate == pacer.need > 7 * CALL_A_SECOND, "what is late leaves within half a slot"
     pacer.remove(slot, 1)
