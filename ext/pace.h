@@ -24,7 +24,7 @@
 #define PACE_NEAR_BITS 28
 #define PACE_FAR_BITS 6 /* a far slot is 2^6 near ones */
 #define PACE_TICK_BITS 26
-#define PACE_LEAST_NS (1 << 27)
+#define PACE_LEAST_NS (1 << 26)
 #define PACE_SLACK_NS (1 << 22)             /* so late may a call leave without the next one being late too */
 #define PACE_RATCHET_NS (1ll << 34)         /* what is due sooner is over too soon to keep a rate for */
 #define PACE_NS 1000000000000000ull         /* in which a rate of 1 lets one call go */
@@ -67,6 +67,7 @@ typedef struct Pace {
     int64_t left;    /* when the last call left, or should have */
     uint64_t work;   /* calls counted */
     uint64_t late;   /* of them in slots that have passed */
+    uint64_t waiting; /* links in rings */
     uint64_t floor, ceiling;
     uint64_t need, even, ratchet, rate;
     PaceRing passed; /* who waits in slots that have passed */
@@ -142,7 +143,7 @@ static inline int pace_is_near(const Pace *pace, uint32_t slot) { return slot - 
 
 static inline int pace_has_passed(const Pace *pace, uint32_t slot) { return (int32_t)(slot - pace->base) < 0; }
 
-/* From now to the start of a slot, but not less than half a slot: what has passed leaves within that. */
+/* From now to the start of a slot, but not less than a tick: what has passed leaves within that. */
 static inline uint64_t pace_ahead(const Pace *pace, int64_t now_ns, uint32_t slot) {
     int64_t ahead = pace->base_ns - now_ns + ((int64_t)(int32_t)(slot - pace->base) << PACE_NEAR_BITS);
     return ahead < PACE_LEAST_NS ? PACE_LEAST_NS : (uint64_t)ahead;
@@ -152,12 +153,16 @@ static inline uint64_t pace_ahead(const Pace *pace, int64_t now_ns, uint32_t slo
 
 /* Time enters the slot that is so many further on, 64 at most. */
 static inline void pace_step(Pace *pace, uint32_t slots) {
-    uint32_t end = pace->base + PACE_SLOTS, far = (end + 63) >> PACE_FAR_BITS;
-    for (uint32_t seen = 0; (seen += pace_seek(pace->near.used, pace->base + seen, slots - seen)) < slots; seen++) {
+    uint32_t end = pace->base + PACE_SLOTS, far = (end + 63) >> PACE_FAR_BITS, seen = 0;
+    for (; (seen += pace_seek(pace->near.used, pace->base + seen, slots - seen)) < slots; seen++) {
         uint32_t at = (pace->base + seen) % PACE_SLOTS;
         pace->late += pace->near.calls[at];
         pace->even -= pace->near.even[at];
         pace_put(&pace->near, at, -(int64_t)pace->near.calls[at], 0 - pace->near.even[at]);
+    }
+    seen = 0;
+    for (; (seen += pace_seek(pace->near.waited, pace->base + seen, slots - seen)) < slots; seen++) {
+        uint32_t at = (pace->base + seen) % PACE_SLOTS;
         pace_ring_append_all(&pace->passed, &pace->near.rings[at]);
         pace->near.waited[at / 64] &= ~(1ull << at % 64);
     }
@@ -168,7 +173,7 @@ static inline void pace_step(Pace *pace, uint32_t slots) {
 
 static inline void pace_roll(Pace *pace, int64_t now_ns) {
     int64_t slots = (now_ns - pace->base_ns) >> PACE_NEAR_BITS;
-    if (pace->work == 0 && pace->even == 0) {
+    if (pace->work == 0 && pace->even == 0 && pace->waiting == 0) {
         pace->base += (uint32_t)slots;
         pace->base_ns += slots << PACE_NEAR_BITS;
         return;
@@ -235,11 +240,12 @@ static inline uint64_t pace_bit(const Pace *pace, uint32_t slot) {
     return 1ull << (pace_is_near(pace, slot) ? slot : slot >> PACE_FAR_BITS) % 64;
 }
 
-/* One waits; its next call is counted in this slot, and stays counted while it waits. The link must be in no ring. */
+/* One waits, and its next call is due in this slot. The link must be in no ring. */
 static inline void pace_wait(Pace *pace, PaceLink *link, uint32_t slot) {
     uint64_t *word;
     PaceRing *ring = pace_ring(pace, slot, &word);
     assert(link->prev == NULL);
+    pace->waiting++;
     link->prev = ring->last == NULL ? link : ring->last;
     link->next = NULL;
     if (ring->last == NULL)
@@ -257,6 +263,7 @@ static inline void pace_wait_no_more(Pace *pace, PaceLink *link, uint32_t slot) 
     uint64_t *word;
     PaceRing *ring = pace_ring(pace, slot, &word);
     assert(link->prev != NULL);
+    pace->waiting--;
     if (ring->first == link)
         ring->first = link->next;
     else

@@ -4,11 +4,13 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 cdef extern from "pace.h" nogil:
     int PACE_ASAP, PACE_EVEN, PACE_PACED
     int PACE_BELOW, PACE_FULL, PACE_OVER
-    uint64_t PACE_FASTEST, PACE_CALL_A_SECOND
+    uint64_t PACE_FASTEST, PACE_CALL_A_SECOND, PACE_NS
     ctypedef struct Pace:
         uint8_t mode
         uint8_t state
+        int64_t read_at
         uint64_t work
+        uint64_t late
         uint64_t ceiling
         uint64_t need
         uint64_t rate
@@ -16,6 +18,7 @@ cdef extern from "pace.h" nogil:
     ctypedef struct PaceLink:
         void* owner
 
+    uint64_t pace_rate(uint64_t calls, uint64_t ns)
     void pace_make(Pace* pace, int mode, int64_t tau_ns, uint64_t floor)
     uint32_t pace_slot(Pace* pace, int64_t now_ns, int64_t due_ns)
     void pace_add(Pace* pace, int64_t now_ns, uint32_t slot, uint32_t calls)
@@ -33,6 +36,7 @@ cdef extern from "capacity.h" nogil:
     ctypedef struct Capacity:
         pass
 
+    void capacity_pass(Capacity* capacity, int64_t now_ns, uint32_t slots)
     void capacity_start(Capacity* capacity, int64_t now_ns, uint32_t slots)
     void capacity_end(Capacity* capacity, int64_t now_ns, uint32_t slots)
     uint64_t capacity_rate(const Capacity* capacity, uint32_t slots)

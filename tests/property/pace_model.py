@@ -11,8 +11,9 @@ from math import ceil
 
 NS = 10**15  # in which a rate of 1 lets one call go
 FASTEST = 10**15
+CALL_A_SECOND = 10**6
 SLOT_NS, FAR, SLOTS = 2**28, 64, 4096
-TICK_NS, LEAST_NS, SLACK_NS, RATCHET_NS = 2**26, 2**27, 2**22, 2**34
+TICK_NS, LEAST_NS, SLACK_NS, RATCHET_NS = 2**26, 2**26, 2**22, 2**34
 ASAP, EVEN, PACED = range(3)
 BELOW, FULL, OVER = range(3)
 
@@ -41,6 +42,7 @@ class PaceModel:
 
     def slot(self, now: int, due: int) -> int:
         """The slot before the one the due time is in; coarser when it is far."""
+        self.roll(now)
         base = now // SLOT_NS + 1
         slot = max(due // SLOT_NS, base - 1)
         if slot - base < SLOTS:
@@ -56,13 +58,16 @@ class PaceModel:
             self.passed += self.waiting.pop(slot)
 
     def add(self, now: int, due: int, calls: int) -> int:
-        self.roll(now)
         slot = self.slot(now, due)
+        self.add_at(now, slot, calls)
+        return slot
+
+    def add_at(self, now: int, slot: int, calls: int) -> None:
+        self.roll(now)
         self.calls[slot] += calls
         self.stale = True
         if self.mode == EVEN and slot > now // SLOT_NS:
             self.even[slot] += calls * rate_of(1, self.ahead(now, slot))
-        return slot
 
     def remove(self, slot: int, calls: int) -> None:
         self.calls[slot] -= calls
@@ -84,7 +89,7 @@ class PaceModel:
         base = self.base
         late = sum(n for slot, n in self.calls.items() if slot < base)
         needs, kept, due = [rate_of(late, LEAST_NS)], 0, late
-        for slot in sorted(slot for slot in self.calls if slot >= base):
+        for slot in sorted(slot for slot, n in self.calls.items() if n and slot >= base):
             due += self.calls[slot]
             needs.append(rate_of(due, self.ahead(now, slot)))
             if self.ahead(now, slot) >= RATCHET_NS:
@@ -113,3 +118,33 @@ class PaceModel:
 
     def leave(self, now: int) -> None:
         self.left = min(max(self.left + NS // self.rate, now - SLACK_NS), now)
+
+
+class CapacityModel:
+    """ext/capacity.h again."""
+
+    def __init__(self, slots: int) -> None:
+        self.slots = slots
+        self.at = self.slot_ns = self.ended = self.in_flight = 0
+        self.known = False
+
+    def go_on(self, now: int) -> None:
+        self.slot_ns += min(now - self.at, 2**36) * self.in_flight
+        self.at = now
+        if self.ended >= 512 or self.slot_ns >= 2**36 * self.slots:
+            self.slot_ns, self.ended = self.slot_ns // 2, self.ended // 2
+
+    def start(self, now: int) -> None:
+        self.go_on(now)
+        self.in_flight += 1
+
+    def end(self, now: int) -> None:
+        self.go_on(now)
+        self.in_flight -= 1
+        self.ended += 1
+        self.known = self.known or self.ended >= 16
+
+    def rate(self, slots: int) -> int:
+        if not self.known or not self.slot_ns:
+            return FASTEST
+        return min(max(self.ended * slots * NS // self.slot_ns, CALL_A_SECOND), FASTEST)

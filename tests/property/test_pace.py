@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from ext.pace import CALL_A_SECOND, EVEN, FASTEST, PACED, Pacer, Waiter
-from tests.property.pace_model import SLOT_NS, TICK_NS, PaceModel
+from ext.pace import CALL_A_SECOND, EVEN, FASTEST, PACED, Learner, Pacer, Waiter
+from tests.property.pace_model import SLOT_NS, TICK_NS, CapacityModel, PaceModel
 
 NS_PER_S = 1_000_000_000
 # No time, inside a tick, a tick, some slots, over the border between near and far, a day.
@@ -120,3 +120,22 @@ class PaceMachine(RuleBasedStateMachine):
 
 TestPace = PaceMachine.TestCase
 TestPace.settings = settings(max_examples=200, stateful_step_count=60, deadline=None, print_blob=True)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    slots=st.integers(1, 4),
+    takes=st.lists(st.sampled_from([0, 1, 10**6, NS_PER_S, 2**35, 2**38]), min_size=1, max_size=4),
+    calls=st.lists(st.booleans(), max_size=1500),
+)
+def test_capacity_is_that_of_a_plain_model(slots: int, takes: list[int], calls: list[bool]) -> None:
+    learner, model, now = Learner(slots), CapacityModel(slots), 0
+    for number, starts in enumerate(calls):
+        now += takes[number % len(takes)]
+        if starts and model.in_flight < slots:
+            learner.start(now)
+            model.start(now)
+        elif model.in_flight:
+            learner.end(now)
+            model.end(now)
+        assert learner.rate == model.rate(slots)
