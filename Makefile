@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := $(wildcard ext/*.pyx ext/*.pxd ext/*.h) setup.py pyproject.toml
+SOURCES := $(wildcard ext/*.pyx ext/*.pxd ext/*.pxi ext/*.h) setup.py pyproject.toml
 
 .PHONY: demo test lint bench kafka clean build build-debug
 
@@ -32,7 +32,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cython-lint ext/*.pyx ext/*.pxd
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cython-lint ext/*.pyx ext/*.pxd ext/*.pxi
 
 # Bounds checks and assertions on; `make clean build` goes back.
 build-debug: $(VENV)/.dev

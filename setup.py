@@ -15,7 +15,7 @@ extensions = [
     Extension(
         f"ext.{path.stem}",
         [str(path)],
-        depends=[str(header) for header in sorted(Path("ext").glob("*.h"))],
+        depends=[str(part) for part in sorted([*Path("ext").glob("*.h"), *Path("ext").glob("*.pxi")])],
         extra_compile_args=(["-O1", "-g", "-UNDEBUG"] if DEBUG else ["-O3"]) + SANITIZERS,
         extra_link_args=SANITIZERS,
     )

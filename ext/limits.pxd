@@ -5,8 +5,8 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 cdef extern from "ring.h" nogil:
     ctypedef struct Link:
+        Link* prev
         Link* next
-        void* owner
 
 
 cdef extern from "limit.h" nogil:

@@ -1,9 +1,9 @@
 """The records of the core and what can be done with them; no Python object anywhere, nothing needs the GIL.
 
-    tier (3) -> lane (tier x channel) -> leaf (tier x account) -> flow (tenant, campaign, content) -> runs
+    root -> tier (3) -> lane (tier x channel) -> leaf (tier x account) -> tenant -> campaign -> queue
 
-A flow is the unit of merging. A node stands in its parent's ring exactly while it is OPEN and something below it is
-ready, so nothing ever walks flows to find work.
+A queue is the unit of merging: what may share a call. A node stands in its parent's ring while it has work and is not
+held, so nothing ever walks queues to find some. docs/scheduler.md has the pictures.
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -14,16 +14,15 @@ from ext.limits cimport Limit, Link, Scope
 
 cdef extern from *:
     """
-    /* A run's first two cache lines: in a deep queue every one of them waits for memory. */
-    #define prefetch(run) (__builtin_prefetch(run), __builtin_prefetch((const char *)(run) + 64))
+    #define prefetch(at) __builtin_prefetch(at)
     """
-    void prefetch(const void* run) noexcept nogil
+    void prefetch(const void* at) noexcept nogil
 
 
 cdef extern from "ring.h" nogil:
     void ring_make(Link* head)
     bint ring_holds(const Link* link)
-    void* ring_first(const Link* head)
+    Link* ring_first(const Link* head)
     void ring_append(Link* head, Link* link)
     void ring_remove(Link* link)
     void ring_to_tail(Link* head, Link* link)
@@ -37,28 +36,95 @@ cdef extern from "wheel.h" nogil:
 
     void timer_make(Timer* timer, int kind)
     int timer_kind(const Timer* timer)
+    bint timer_armed_by(const Timer* timer, int64_t at_ns)
     void wheel_make(Wheel* wheel)
     void wheel_arm(Wheel* wheel, Timer* timer, int64_t at_ns)
     void wheel_disarm(Wheel* wheel, Timer* timer)
     Timer* wheel_fire(Wheel* wheel, int64_t now_ns)
     int64_t wheel_due(const Wheel* wheel)
+    bint wheel_is_sound(const Wheel* wheel)
+    uint64_t tick_up(int64_t ns)
+
+
+cdef extern from "slab.h" nogil:
+    ctypedef struct Slab:
+        size_t touched
+
+    void slab_make(Slab* slab, uint32_t size)
+    void* slab_at(const Slab* slab, uint32_t handle)
+    int slab_reserve(Slab* slab, size_t records)
+    uint32_t slab_take(Slab* slab)
+    void slab_free(Slab* slab, uint32_t handle)
+    void slab_free_all(Slab* slab)
+    size_t slab_taken(const Slab* slab)
+
+
+cdef extern from "fifo.h" nogil:
+    enum:
+        REC_OPENS, REC_FIRST, REC_FACTS, CLOSES_FALL, DEADLINES_FALL
+    ctypedef struct Rec:
+        uint32_t send, facts
+        uint16_t position
+        uint8_t length, attempt
+    ctypedef struct Facts:
+        int64_t pushed, due, deadline, close, not_before
+        uint32_t refs, slot
+    ctypedef struct Fifo:
+        uint32_t head, tail
+        uint16_t head_at, tail_at
+        uint32_t count, last, falls
+        int64_t close, deadline
+    ctypedef struct Store:
+        Slab chunks[3]
+        Slab facts
+
+    void store_make(Store* store)
+    void store_free(Store* store)
+    size_t store_bytes(const Store* store)
+    int store_reserve(Store* store, size_t runs, size_t recipients, size_t id_bytes)
+    char* chunk_at(const Store* store, uint32_t chunk)
+    Facts* facts_at(const Store* store, uint32_t facts)
+    uint32_t facts_hold(Store* store, const Facts* like, uint32_t n)
+    bint facts_refs(const Store* store, uint64_t* refs)
+    void facts_drop(Store* store, uint32_t handle, uint32_t n)
+    void fifo_make(Fifo* fifo)
+    void fifo_expect(const Store* store, Fifo* fifo, uint32_t handle, const Facts* facts)
+    void fifo_append(Store* store, Fifo* fifo, const Rec* rec, const uint32_t* content, const uint8_t* id)
+    const char* fifo_first(const Store* store, const Fifo* fifo, Rec* rec)
+    void fifo_step(const Store* store, Fifo* fifo, const Rec* rec, bint mixed)
+    void fifo_skip(Store* store, Fifo* fifo, const Rec* rec, bint mixed)
+    void fifo_renew(const Store* store, Fifo* fifo)
+    void fifo_splice(Store* store, Fifo* fifo, Fifo* more)
+    bint fifo_is_sound(const Store* store, const Fifo* fifo, bint mixed, size_t* chunks, uint64_t* facts)
 
 
 cdef extern from "table.h" nogil:
+    enum:
+        SHARDS
     ctypedef struct TableSlot:
-        pass
-    ctypedef struct Table:
+        void* item
+    ctypedef struct TableShard:
         TableSlot* slots
+        size_t size
+    ctypedef struct Table:
+        TableShard shards[64]
+        size_t bytes
+    ctypedef struct Prints:
+        size_t bytes
     ctypedef struct IdSet:
         void* slots
+        size_t mask
         uint64_t seed
 
     uint64_t mix64(uint64_t a, uint64_t b)
+    TableSlot* table_home(const Table* table, uint64_t key_hash)
     void* table_next(const Table* table, uint64_t key_hash, size_t* cursor)
     int table_add(Table* table, uint64_t key_hash, void* item)
     void table_remove(Table* table, uint64_t key_hash, const void* item)
-    size_t table_size(const Table* table)
-    void* table_item(const Table* table, size_t index)
+    void table_free(Table* table)
+    int prints_add(Prints* prints, uint64_t key_hash)
+    void prints_remove(Prints* prints, uint64_t key_hash)
+    void prints_free(Prints* prints)
     int idset_reserve(IdSet* ids, size_t most)
     void idset_clear(IdSet* ids)
     bint idset_add(IdSet* ids, const uint8_t* base, size_t at, const uint8_t* name, size_t length)
@@ -67,63 +133,94 @@ cdef extern from "table.h" nogil:
 cdef enum:
     SYSTEM, TEMPLATE, BASIC, TIERS
 
+cdef enum:
+    FRESH_RUN = 8  # turns of newcomers before one of the others
+    LEAST_COST = 16  # a call counts as at least the cap / 16 recipients in fair turns
+
 cdef enum Closed:
     CAP, LINGER_OVER, DUE, CUT
 
 cdef enum Cause:
     LIVE, EXPIRED_, CANCELLED_
 
-cdef enum NodeState:
-    OPEN
-    PARKED  # until its timer, or until its scope changes: a limit is used up, or the platform said to wait
-    BLOCKED  # a lane, until release gives it a slot
+cdef enum Level:
+    ROOT, TIER_, LANE, LEAF, TENANT, CAMPAIGN_
 
-cdef enum FlowState:
+cdef enum Held:  # bits of Node.state; 0: open
+    PARKED = 1  # until its timer, or until its scope changes: a limit is used up, or the platform said to wait
+    BLOCKED = 2  # a lane, until release gives it a slot
+
+cdef enum QueueState:
     IDLE  # nothing in its FIFO
-    LINGERING  # waiting for more to merge; its timer is armed
-    READY  # in its leaf's ring
-    DEAD  # cancelled: its runs stand on the ended list, the last one reaped frees it
+    LINGERING  # waiting for more to merge
+    READY  # in its campaign's ring
+    DEAD  # cancelled: on the list of the dead until all of it is reaped
 
 
-cdef struct Run:  # one row of push_many; its recipients follow it in memory
-    Timer timer  # queued: at its deadline; waiting: at not_before, or the deadline if that is earlier
-    Run* prev
-    Run* next
-    Flow* flow  # NULL once expired
-    int64_t not_before
-    int64_t due
-    int64_t deadline
-    int64_t close  # queued: when it wants its batch closed; waiting: its linger
-    int64_t pushed
-    uint32_t send
-    uint32_t size  # recipients it came with
-    uint32_t left  # the last so many of them are still here
-    uint32_t taken_bytes  # id bytes of those that are not
-    uint32_t bytes  # of memory
-    uint8_t attempt
+cdef struct Parcel:  # what waits in one queue for one tick
+    Timer timer  # at not_before, or the deadline if that is earlier
+    Parcel* prev  # of the same queue, circular
+    Parcel* next
+    Queue* queue
+    Fifo fifo
+    uint64_t tick
+    uint32_t retries  # recipients with attempt > 0
+    uint32_t self
+
+cdef struct Queue:
+    # A push touches these 64 bytes only.
+    Fifo fifo
+    uint32_t account, tenant, campaign, content
+    uint32_t self
     uint8_t tier
-    uint8_t cause  # LIVE in the ended list means cancelled: cancel does not touch runs
-    bint waiting
-    # uint16_t positions[size]; uint8_t id_lengths[size]; uint8_t ids[]
+    uint8_t state  # QueueState
+    uint8_t mixed
+    # The others.
+    Link link  # READY: in its campaign's ring; DEAD: in the list of the dead
+    Link sibling  # among its campaign's queues, oldest first
+    Link sweep  # in the list of those whose first record has expired
+    Timer timer  # not after the end of lingering and the earliest deadline
+    Node* branch  # its campaign
+    Parcel* parcels  # the oldest
+    uint32_t retries  # recipients waiting, attempt > 0
+    uint32_t scheduled  # recipients waiting, attempt 0
+    uint32_t pins  # rows of the running push that want it
 
-cdef struct Chain:
-    Run* first
-    Run* last
+cdef struct Group:  # a tenant, or a tenant's campaign, over all leaves
+    Link members  # its nodes
+    uint64_t key_hash
+    uint32_t tenant, campaign
+    uint32_t weight
+    uint32_t self
+    uint8_t level  # TENANT or CAMPAIGN_
 
-cdef struct Node:  # a tier, a lane or a leaf
-    Timer timer  # armed while PARKED
+cdef struct Node:
     Link link  # its place in its parent's ring
-    Link ring  # its children that have something ready
-    Link halt  # while PARKED: its place among what its scope keeps
+    Link ring  # its children that take turns (a campaign's: READY queues)
+    Link fresh  # its children that came anew and go first
+    Link sibling  # a tenant or campaign: among its group's members
+    Link queues  # a campaign: all of its queues
+    Link halt  # while PARKED: its place among what a scope keeps
+    Timer timer  # armed while PARKED
     Node* parent
-    Scope* scope  # of everything, a channel or an account
+    Scope* scope  # of a lane its channel's, of a leaf its account's
     Channel* channel  # NULL: a tier
-    uint32_t handle  # of its channel or account
-    uint8_t tier
-    uint8_t state  # NodeState
+    Group* group  # of a tenant or campaign
+    Queue* mixed  # of a campaign, NULL: none
+    uint64_t key_hash
     uint64_t turn  # a tier's virtual time
     uint64_t queued  # a leaf's recipients in FIFOs
-    uint64_t lingering  # of them in flows that linger
+    uint64_t lingering  # of them in queues that linger
+    int64_t deficit
+    uint32_t ready  # READY queues below that nothing below holds
+    uint32_t children  # a tenant's campaigns, a campaign's queues, at work or not
+    uint32_t handle  # channel, account, tenant or campaign
+    uint32_t self
+    uint8_t level, tier
+    uint8_t state  # Held
+    uint8_t owed  # its turn begins with a quantum
+    uint8_t is_fresh  # it stands in the ring of the fresh
+    uint8_t fresh_had  # so many last turns in a row were of its fresh ring, FRESH_RUN at most
 
 cdef struct Channel:
     Scope scope
@@ -139,48 +236,23 @@ cdef struct Account:
     Scope scope
     Node leaves[TIERS]
 
-cdef struct Campaign:
-    Link flows
-    uint32_t tenant
-    uint32_t campaign
-
-cdef struct Flow:
-    Timer timer  # armed while LINGERING
-    Link link  # its place in its leaf's ring
-    Link sibling  # its place among its campaign's flows, oldest first
-    Node* leaf
-    Campaign* campaign
-    Chain fifo
-    Chain waiting
-    uint64_t queued  # recipients in the FIFO
-    uint64_t retries  # recipients waiting, attempt > 0
-    uint64_t scheduled  # recipients waiting, attempt 0
-    uint64_t runs
-    int64_t close  # not after the earliest close of its runs
-    int64_t deficit
-    uint32_t content
-    uint8_t state  # FlowState
-    bint fresh  # its quantum is still to come
-
-cdef struct Count:  # of one tier; all but flows and runs in recipients
+cdef struct Count:  # of one tier; all but flows in recipients
     uint64_t pushed, popped, expired, cancelled
     uint64_t queued, retries, scheduled, ended
-    uint64_t flows, runs
+    uint64_t flows  # queues
 
 cdef struct BatchRow:
     int64_t due
     uint32_t channel, account, tenant, campaign, content, start
     uint8_t tier, closed
 
-cdef struct ItemRow:
-    int64_t pushed
-    uint32_t send, id_end
-    uint16_t position
-    uint8_t attempt
-
-cdef struct Output:  # what pop has formed and nobody has fetched yet
+cdef struct Output:  # what pop has formed and nobody has fetched yet; a column each
     BatchRow* batches
-    ItemRow* items
+    int64_t* pushed
+    uint32_t* send
+    uint32_t* id_end
+    uint16_t* position
+    uint8_t* attempt
     uint8_t* ids
     size_t batches_used, batches_room, items_used, items_room, ids_used, ids_room
 
@@ -189,7 +261,7 @@ cdef struct EndedRow:
     uint16_t position
     uint8_t cause, attempt
 
-cdef struct Row:  # of push_many; the pointers are borrowed for the call
+cdef struct Row:  # of a push; the pointers are borrowed for the call
     uint32_t send, account, tenant, campaign, content, count, id_bytes
     uint8_t tier, attempt
     int64_t not_before, due, deadline, linger, pushed
@@ -197,9 +269,15 @@ cdef struct Row:  # of push_many; the pointers are borrowed for the call
     const uint8_t* id_lengths
     const uint8_t* ids
 
+cdef struct Target:  # where a row goes
+    Queue* queue  # NULL: nowhere, its deadline has passed
+    uint64_t key_hash
+    bint first  # of its content in a mixed queue
+
 cdef struct Queues:
     int64_t now
     int64_t lead
+    uint32_t own_queues  # of a campaign in a leaf; contents beyond share its mixed one until they are seen again
     Wheel wheel
     Scope everything
     Scope of_tier[TIERS]
@@ -213,19 +291,26 @@ cdef struct Queues:
     Account** accounts
     uint32_t channel_count
     uint32_t account_count
-    Table flows
-    Table campaigns
+    Store store
+    Slab queues, nodes, groups, parcels
+    Table by_key, branches, names  # queues; tenants' and campaigns' nodes; groups
+    Prints once  # contents that stand in mixed queues
     IdSet seen
-    Chain ended
+    Fifo ended  # recipients that expired at push or pop; their facts are the tier + 1
+    Link sweeping  # queues whose first record has expired
+    Link dead  # queues that were cancelled
     Output out
+    Target* targets
+    size_t targets_room
     Count counts[TIERS]
     Counts* lateness[TIERS]  # borrowed
-    size_t memory  # of runs, flows and campaigns, bytes
     bint no_memory  # met while a batch was formed
 
 
 # Functions that return NULL or -1 have run out of memory and changed nothing.
-cdef Queues* queues_make(uint32_t template_weight, uint32_t basic_weight, int64_t lead, uint64_t seed) noexcept nogil
+cdef Queues* queues_make(
+    uint32_t template_weight, uint32_t basic_weight, int64_t lead, uint32_t own_queues, uint64_t seed
+) noexcept nogil
 cdef void queues_free(Queues* q) noexcept nogil
 cdef int queues_add_channel(Queues* q, uint32_t slots, uint32_t reserved, uint32_t cap) noexcept nogil
 cdef int queues_add_account(Queues* q, uint32_t channel) noexcept nogil
@@ -234,12 +319,14 @@ cdef Limit* queues_add_limit(
 ) noexcept nogil
 cdef void queues_reconsider(Queues* q, Scope* scope) noexcept nogil
 cdef void queues_advance(Queues* q, int64_t now) noexcept nogil
-cdef Run* queues_make_run(Queues* q, const Row* row) noexcept nogil
-cdef void queues_undo_run(Queues* q, Run* run) noexcept nogil
-cdef void queues_push(Queues* q, Run* run) noexcept nogil
+# account < account_count, tier < TIERS, 1 <= count <= 65,536, id lengths 1..255, linger >= 0
+cdef int queues_push(Queues* q, const Row* rows, size_t n) noexcept nogil
 cdef void queues_pop(Queues* q, uint64_t budget) noexcept nogil
 cdef void queues_release(Queues* q, Node* leaf, uint64_t recipients, uint64_t left, int64_t at) noexcept nogil
 cdef uint64_t queues_cancel(Queues* q, uint32_t tenant, uint32_t campaign) noexcept nogil
 cdef uint64_t queues_reap(Queues* q, EndedRow* rows, uint64_t most) noexcept nogil
+cdef bint queues_has_ended(const Queues* q) noexcept nogil
+cdef bint queues_has_work(const Queues* q) noexcept nogil
 cdef int64_t queues_due(const Queues* q) noexcept nogil
 cdef size_t queues_memory(const Queues* q) noexcept nogil
+cdef const char* queues_unsound(const Queues* q) noexcept nogil  # what is wrong with the structure; NULL: nothing

@@ -1,20 +1,20 @@
 # distutils: include_dirs = ext
 """The scheduling algorithm, on plain records (queues.pxd), without Python objects.
 
-In: runs of recipients, each for one flow. Out: batches in ``Output``, and recipients that ended here (expired or
-cancelled) on the ended list.
-Invariants: pushed = popped + expired + cancelled + queued + waiting, per tier; a flow is in its leaf's ring iff READY;
-a node is in its parent's ring iff it is OPEN and its own ring is not empty; no window is ever over its number.
-Never: reads a clock, walks flows to find work, allocates while a timer fires, or lets a recipient leave after its
+In: rows of recipients, each row for one queue. Out: batches in ``Output``, and recipients that ended here (expired or
+cancelled).
+Invariants: pushed = popped + expired + cancelled + queued + waiting, per tier; a queue is in its campaign's ring iff
+READY; a node that is not held and has work is in its parent's ring; no window is ever over its number.
+Never: reads a clock, walks queues to find work, allocates while a timer fires, or lets a recipient leave after its
 deadline.
 
 One file of more than 500 lines, because the records are one state machine and the compiler sees it as a whole; what
-stands alone (rings, wheel, windows, tables) is in the headers.
+stands alone (slabs, FIFOs, rings, wheel, windows, tables) is in the headers.
 """
 
 from libc.stdint cimport INT64_MAX
 from libc.stdlib cimport calloc, free, malloc, realloc
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 from ext.histogram cimport counts_observe
 from ext.limits cimport (
@@ -23,60 +23,50 @@ from ext.limits cimport (
 )
 
 cdef enum:
-    NODE, FLOW, RUN  # whose timer it is; the timer is the first member of all three
+    OF_NODE, OF_QUEUE, OF_PARCEL  # whose timer it is
+
+cdef enum:
+    AHEAD = 8  # rows that a push looks forward, twice
+
+cdef enum:
+    SOMEWHERE = 4096  # any aligned address: only differences are taken
 
 
-# --- runs and chains ---
+# --- from a link to what it is part of ---
 
-cdef inline uint16_t* positions_of(Run* run) noexcept nogil:
-    return <uint16_t*>(run + 1)
-
-
-cdef inline uint8_t* lengths_of(Run* run) noexcept nogil:
-    return <uint8_t*>(positions_of(run) + run.size)
+cdef inline Node* node_of(Link* link) noexcept nogil:
+    return <Node*>link  # its first member
 
 
-cdef inline uint8_t* ids_of(Run* run) noexcept nogil:
-    return lengths_of(run) + run.size
+cdef inline Node* timed_node(Timer* timer) noexcept nogil:
+    return <Node*>(<char*>timer - (<size_t>&(<Node*>SOMEWHERE).timer - SOMEWHERE))
 
 
-cdef inline void chain_append(Chain* chain, Run* run) noexcept nogil:
-    run.prev = chain.last
-    run.next = NULL
-    if chain.last == NULL:
-        chain.first = run
-    else:
-        chain.last.next = run
-    chain.last = run
+cdef inline Node* member_of(Link* link) noexcept nogil:
+    return <Node*>(<char*>link - (<size_t>&(<Node*>SOMEWHERE).sibling - SOMEWHERE))
 
 
-cdef inline void chain_remove(Chain* chain, Run* run) noexcept nogil:
-    if run.prev == NULL:
-        chain.first = run.next
-    else:
-        run.prev.next = run.next
-    if run.next == NULL:
-        chain.last = run.prev
-    else:
-        run.next.prev = run.prev
+cdef inline Node* halted_node(Link* link) noexcept nogil:
+    return <Node*>(<char*>link - (<size_t>&(<Node*>SOMEWHERE).halt - SOMEWHERE))
 
 
-cdef inline void chain_splice(Chain* chain, Chain* tail) noexcept nogil:
-    if tail.first == NULL:
-        return
-    tail.first.prev = chain.last
-    if chain.last == NULL:
-        chain.first = tail.first
-    else:
-        chain.last.next = tail.first
-    chain.last = tail.last
-    tail.first = tail.last = NULL
+cdef inline Queue* queue_of(Link* link) noexcept nogil:
+    return <Queue*>(<char*>link - (<size_t>&(<Queue*>SOMEWHERE).link - SOMEWHERE))
 
 
-cdef inline void free_run(Queues* q, Run* run) noexcept nogil:
-    q.memory -= run.bytes
-    free(run)
+cdef inline Queue* sibling_of(Link* link) noexcept nogil:
+    return <Queue*>(<char*>link - (<size_t>&(<Queue*>SOMEWHERE).sibling - SOMEWHERE))
 
+
+cdef inline Queue* swept_queue(Link* link) noexcept nogil:
+    return <Queue*>(<char*>link - (<size_t>&(<Queue*>SOMEWHERE).sweep - SOMEWHERE))
+
+
+cdef inline Queue* timed_queue(Timer* timer) noexcept nogil:
+    return <Queue*>(<char*>timer - (<size_t>&(<Queue*>SOMEWHERE).timer - SOMEWHERE))
+
+
+# --- times ---
 
 cdef inline int64_t since(int64_t now, int64_t time) noexcept nogil:
     """0 for a time that lies ahead; now >= 0."""
@@ -88,12 +78,16 @@ cdef inline int64_t later(int64_t time, int64_t by) noexcept nogil:
     return INT64_MAX if by > INT64_MAX - time else time + by
 
 
-cdef inline int64_t must_close(const Queues* q, const Run* run) noexcept nogil:
-    """When a batch with this run should go for the run's own sake; its deadline lies ahead, so this cannot overflow."""
-    return min(run.due, INT64_MAX if run.deadline == INT64_MAX else run.deadline - q.lead)
+cdef inline int64_t must_close(const Queues* q, int64_t due, int64_t deadline) noexcept nogil:
+    """When a batch with this recipient should go for its own sake; the deadline lies ahead: this cannot overflow."""
+    return min(due, INT64_MAX if deadline == INT64_MAX else deadline - q.lead)
 
 
-# --- nodes ---
+# --- nodes: who has work, and who may not work ---
+
+cdef inline bint has_members(const Node* node) noexcept nogil:
+    return ring_first(&node.ring) != NULL or ring_first(&node.fresh) != NULL
+
 
 cdef inline void catch_up(Queues* q, Node* tier) noexcept nogil:
     """A tier that was away must not claim the turns it did not use."""
@@ -105,8 +99,8 @@ cdef inline void catch_up(Queues* q, Node* tier) noexcept nogil:
 
 
 cdef void activate(Queues* q, Node* node) noexcept nogil:
-    """The node may have got something ready: it and those above take their places."""
-    while node != &q.root and node.state == OPEN and not ring_holds(&node.link) and ring_first(&node.ring) != NULL:
+    """A leaf, lane or tier may have got work: it and those above take their places."""
+    while node != &q.root and node.state == 0 and not ring_holds(&node.link) and has_members(node):
         if node.parent == &q.root:
             catch_up(q, node)
         ring_append(&node.parent.ring, &node.link)
@@ -114,18 +108,78 @@ cdef void activate(Queues* q, Node* node) noexcept nogil:
 
 
 cdef void deactivate(Queues* q, Node* node) noexcept nogil:
-    """The node leaves its parent's ring, and so does every one above that has nothing else."""
+    """A leaf, lane or tier leaves its parent's ring, and so does every one above that has nothing else."""
     while node != &q.root and ring_holds(&node.link):
         ring_remove(&node.link)
         node = node.parent
-        if ring_first(&node.ring) != NULL:
+        if has_members(node):
             return
+
+
+cdef inline void join(Queues* q, Node* node, Link* ring) noexcept nogil:
+    """A tenant or campaign begins to take turns."""
+    node.owed = True
+    node.is_fresh = ring == &node.parent.fresh
+    ring_append(ring, &node.link)
+    if node.level == TENANT:
+        activate(q, node.parent)
+
+
+cdef inline void leave(Queues* q, Node* node) noexcept nogil:
+    """A tenant or campaign takes no more turns."""
+    ring_remove(&node.link)
+    if node.level == TENANT and not has_members(node.parent):
+        deactivate(q, node.parent)
+
+
+cdef void add_ready(Queues* q, Node* node, int64_t n) noexcept nogil:
+    """So many more queues are READY in a campaign (or, of a tenant, in a campaign that is no more held).
+
+    One that has lost its last keeps its place until its turn comes, so that coming back gains it nothing.
+    """
+    while True:
+        node.ready += <uint32_t>n
+        if node.state:
+            return
+        if node.ready and not ring_holds(&node.link):
+            join(q, node, &node.parent.fresh)
+        if node.level == TENANT:
+            return
+        node = node.parent
+
+
+cdef void hold(Queues* q, Node* node, uint8_t why) noexcept nogil:
+    """The node, and all below it, may not work."""
+    cdef bint was_open = node.state == 0
+    node.state |= why
+    if not was_open:
+        return
+    if node.level < TENANT:
+        deactivate(q, node)
+        return
+    if ring_holds(&node.link):
+        leave(q, node)
+    if node.level == CAMPAIGN_:
+        add_ready(q, node.parent, -<int64_t>node.ready)
+
+
+cdef void let_go(Queues* q, Node* node, uint8_t why) noexcept nogil:
+    node.state &= ~why
+    if node.state:
+        return
+    if node.level < TENANT:
+        activate(q, node)
+        return
+    if node.ready:
+        join(q, node, &node.parent.ring)
+    if node.level == CAMPAIGN_ and node.ready:
+        add_ready(q, node.parent, node.ready)
+    free_if_idle(q, node)
 
 
 cdef void park(Queues* q, Node* node, Scope* scope, int64_t until) noexcept nogil:
     """Until then (LIMIT_NEVER: that is not known), or until the scope changes."""
-    deactivate(q, node)
-    node.state = PARKED
+    hold(q, node, PARKED)
     ring_append(&scope.parked, &node.halt)
     if until != LIMIT_NEVER:
         wheel_arm(&q.wheel, &node.timer, until)
@@ -134,238 +188,487 @@ cdef void park(Queues* q, Node* node, Scope* scope, int64_t until) noexcept nogi
 cdef void unpark(Queues* q, Node* node) noexcept nogil:
     wheel_disarm(&q.wheel, &node.timer)
     ring_remove(&node.halt)
-    node.state = OPEN
-    activate(q, node)
+    let_go(q, node, PARKED)
 
 
 cdef void queues_reconsider(Queues* q, Scope* scope) noexcept nogil:
     """What the scope keeps may ask again: an answer, a grant or another number came."""
-    cdef Node* node = <Node*>ring_first(&scope.parked)
-    while node != NULL:
-        unpark(q, node)
-        node = <Node*>ring_first(&scope.parked)
+    cdef Link* first = ring_first(&scope.parked)
+    while first != NULL:
+        unpark(q, halted_node(first))
+        first = ring_first(&scope.parked)
 
 
-# --- flows ---
+# --- making and freeing what is below a leaf ---
 
-cdef inline uint64_t flow_hash(const Node* leaf, uint32_t tenant, uint32_t campaign, uint32_t content) noexcept nogil:
-    return mix64(mix64(<uint64_t>leaf.handle << 2 | leaf.tier, content), <uint64_t>tenant << 32 | campaign)
-
-
-cdef inline uint64_t campaign_hash(uint32_t tenant, uint32_t campaign) noexcept nogil:
-    return mix64(<uint64_t>tenant << 32 | campaign, 1)
-
-
-cdef Campaign* find_campaign(Queues* q, uint32_t tenant, uint32_t campaign) noexcept nogil:
-    cdef uint64_t key = campaign_hash(tenant, campaign)
+cdef Group* find_group(Queues* q, uint64_t key, uint8_t level, uint32_t tenant, uint32_t campaign) noexcept nogil:
     cdef size_t cursor = 0
-    cdef Campaign* found = <Campaign*>table_next(&q.campaigns, key, &cursor)
-    while found != NULL and not (found.tenant == tenant and found.campaign == campaign):
-        found = <Campaign*>table_next(&q.campaigns, key, &cursor)
+    cdef Group* found
+    while True:
+        found = <Group*>table_next(&q.names, key, &cursor)
+        if found == NULL or (found.level == level and found.tenant == tenant and found.campaign == campaign):
+            return found
+
+
+cdef inline uint64_t group_hash(uint8_t level, uint32_t tenant, uint32_t campaign) noexcept nogil:
+    return mix64(<uint64_t>tenant << 32 | campaign, level)
+
+
+cdef Group* group_of(Queues* q, uint8_t level, uint32_t tenant, uint32_t campaign) noexcept nogil:
+    """Found, or made; a tenant's has campaign 0."""
+    cdef uint64_t key = group_hash(level, tenant, campaign)
+    cdef Group* found = find_group(q, key, level, tenant, campaign)
+    cdef uint32_t made
+    if found != NULL:
+        return found
+    if slab_reserve(&q.groups, 1) < 0:
+        return NULL
+    made = slab_take(&q.groups)
+    found = <Group*>slab_at(&q.groups, made)
+    if table_add(&q.names, key, found) < 0:
+        slab_free(&q.groups, made)
+        return NULL
+    ring_make(&found.members)
+    found.key_hash = key
+    found.tenant, found.campaign, found.level = tenant, campaign, level
+    found.weight = 1
+    found.self = made
     return found
 
 
-cdef Campaign* make_campaign(Queues* q, uint32_t tenant, uint32_t campaign) noexcept nogil:
-    cdef Campaign* made = <Campaign*>calloc(1, sizeof(Campaign))
-    if made == NULL:
-        return NULL
-    made.tenant = tenant
-    made.campaign = campaign
-    ring_make(&made.flows)
-    if table_add(&q.campaigns, campaign_hash(tenant, campaign), made) < 0:
-        free(made)
-        return NULL
-    q.memory += sizeof(Campaign)
-    return made
+cdef void free_group_if_idle(Queues* q, Group* group) noexcept nogil:
+    if ring_first(&group.members) == NULL:
+        table_remove(&q.names, group.key_hash, group)
+        slab_free(&q.groups, group.self)
 
 
-cdef void free_campaign_if_empty(Queues* q, Campaign* campaign) noexcept nogil:
-    if ring_first(&campaign.flows) != NULL:
-        return
-    table_remove(&q.campaigns, campaign_hash(campaign.tenant, campaign.campaign), campaign)
-    q.memory -= sizeof(Campaign)
-    free(campaign)
+cdef void set_node(
+    Node* node, Node* parent, Scope* scope, Channel* channel, uint32_t handle, uint8_t level, uint8_t tier
+) noexcept nogil:
+    memset(node, 0, sizeof(Node))
+    timer_make(&node.timer, OF_NODE)
+    ring_make(&node.ring)
+    ring_make(&node.fresh)
+    ring_make(&node.queues)
+    node.parent, node.scope, node.channel = parent, scope, channel
+    node.handle, node.level, node.tier = handle, level, tier
 
 
-cdef Flow* find_flow(Queues* q, Node* leaf, uint32_t tenant, uint32_t campaign, uint32_t content) noexcept nogil:
-    cdef uint64_t key = flow_hash(leaf, tenant, campaign, content)
+cdef Node* branch_of(Queues* q, Node* parent, uint8_t level, uint32_t tenant, uint32_t campaign) noexcept nogil:
+    """The tenant of a leaf, or the campaign of a tenant of a leaf: found, or made."""
+    cdef uint32_t handle = tenant if level == TENANT else campaign
+    cdef uint64_t key = mix64(<uint64_t>parent, handle)
     cdef size_t cursor = 0
-    cdef Flow* found
+    cdef Node* node
+    cdef Group* group
+    cdef uint32_t made
     while True:
-        found = <Flow*>table_next(&q.flows, key, &cursor)
+        node = <Node*>table_next(&q.branches, key, &cursor)
+        if node == NULL:
+            break
+        if node.parent == parent and node.handle == handle:
+            return node
+    group = group_of(q, level, tenant, campaign if level == CAMPAIGN_ else 0)
+    if group == NULL:
+        return NULL
+    if slab_reserve(&q.nodes, 1) < 0:
+        free_group_if_idle(q, group)
+        return NULL
+    made = slab_take(&q.nodes)
+    node = <Node*>slab_at(&q.nodes, made)
+    if table_add(&q.branches, key, node) < 0:
+        slab_free(&q.nodes, made)
+        free_group_if_idle(q, group)
+        return NULL
+    set_node(node, parent, NULL, parent.channel, handle, level, parent.tier)
+    node.self, node.key_hash, node.group = made, key, group
+    ring_append(&group.members, &node.sibling)
+    if level == CAMPAIGN_:
+        parent.children += 1
+    return node
+
+
+cdef void free_if_idle(Queues* q, Node* node) noexcept nogil:
+    """Frees a tenant or campaign that has nothing and waits for no turn; a campaign's tenant too."""
+    cdef Node* parent
+    while node.level >= TENANT and node.children == 0 and not ring_holds(&node.link):
+        parent = node.parent
+        wheel_disarm(&q.wheel, &node.timer)
+        ring_remove(&node.sibling)
+        free_group_if_idle(q, node.group)
+        table_remove(&q.branches, node.key_hash, node)
+        if node.level == CAMPAIGN_:
+            parent.children -= 1
+        slab_free(&q.nodes, node.self)
+        node = parent
+
+
+cdef inline uint64_t queue_hash(
+    uint32_t account, uint8_t tier, uint32_t tenant, uint32_t campaign, uint32_t content
+) noexcept nogil:
+    return mix64(mix64(<uint64_t>account << 2 | tier, content), <uint64_t>tenant << 32 | campaign)
+
+
+cdef Queue* find_queue(Queues* q, const Row* row, uint64_t key) noexcept nogil:
+    cdef size_t cursor = 0
+    cdef Queue* found
+    while True:
+        found = <Queue*>table_next(&q.by_key, key, &cursor)
         if found == NULL or (
-            found.leaf == leaf and found.content == content
-            and found.campaign.tenant == tenant and found.campaign.campaign == campaign
+            found.content == row.content and found.campaign == row.campaign and found.tenant == row.tenant
+            and found.account == row.account and found.tier == row.tier
         ):
             return found
 
 
-cdef Flow* make_flow(Queues* q, Node* leaf, uint32_t tenant, uint32_t campaign, uint32_t content) noexcept nogil:
-    cdef Campaign* group = find_campaign(q, tenant, campaign)
-    if group == NULL:
-        group = make_campaign(q, tenant, campaign)
-        if group == NULL:
-            return NULL
-    cdef Flow* flow = <Flow*>calloc(1, sizeof(Flow))
-    if flow == NULL or table_add(&q.flows, flow_hash(leaf, tenant, campaign, content), flow) < 0:
-        free(flow)
-        free_campaign_if_empty(q, group)
+cdef Queue* make_queue(Queues* q, Node* branch, const Row* row, uint64_t key, bint mixed) noexcept nogil:
+    cdef uint32_t made
+    cdef Queue* queue
+    if slab_reserve(&q.queues, 1) < 0:
         return NULL
-    timer_make(&flow.timer, FLOW)
-    flow.link.owner = flow.sibling.owner = flow
-    flow.leaf = leaf
-    flow.campaign = group
-    flow.content = content
-    flow.close = INT64_MAX
-    ring_append(&group.flows, &flow.sibling)
-    q.memory += sizeof(Flow)
-    q.counts[leaf.tier].flows += 1
-    return flow
+    made = slab_take(&q.queues)
+    queue = <Queue*>slab_at(&q.queues, made)
+    if not mixed and table_add(&q.by_key, key, queue) < 0:
+        slab_free(&q.queues, made)
+        return NULL
+    memset(queue, 0, sizeof(Queue))
+    fifo_make(&queue.fifo)
+    timer_make(&queue.timer, OF_QUEUE)
+    queue.account, queue.tenant, queue.campaign, queue.content = row.account, row.tenant, row.campaign, row.content
+    queue.tier, queue.mixed, queue.self = row.tier, mixed, made
+    queue.branch = branch
+    ring_append(&branch.queues, &queue.sibling)
+    branch.children += 1
+    if mixed:
+        branch.mixed = queue
+    q.counts[row.tier].flows += 1
+    return queue
 
 
-cdef void forget_flow(Queues* q, Flow* flow) noexcept nogil:
-    """Out of the tables: a push of its key makes a new one."""
-    cdef Campaign* group = flow.campaign
-    table_remove(&q.flows, flow_hash(flow.leaf, group.tenant, group.campaign, flow.content), flow)
-    ring_remove(&flow.sibling)
-    free_campaign_if_empty(q, group)
-    flow.campaign = NULL
-    q.counts[flow.leaf.tier].flows -= 1
-
-
-cdef void free_flow(Queues* q, Flow* flow) noexcept nogil:
-    q.memory -= sizeof(Flow)
-    free(flow)
-
-
-cdef inline void count_queued(Queues* q, Flow* flow, int64_t n) noexcept nogil:
-    flow.queued += n
-    flow.leaf.queued += n
-    q.counts[flow.leaf.tier].queued += n
-    if flow.state == LINGERING:
-        flow.leaf.lingering += n
-
-
-cdef inline void count_waiting(Queues* q, Run* run, int64_t n) noexcept nogil:
-    if run.attempt:
-        run.flow.retries += n
-        q.counts[run.tier].retries += n
+cdef void forget_queue(Queues* q, Queue* queue) noexcept nogil:
+    """Out of the tables and off its campaign: a push of its key makes a new one."""
+    cdef Node* branch = queue.branch
+    if queue.mixed:
+        branch.mixed = NULL
     else:
-        run.flow.scheduled += n
-        q.counts[run.tier].scheduled += n
+        table_remove(&q.by_key, hash_of(queue, queue.content), queue)
+    ring_remove(&queue.sibling)
+    queue.branch = NULL
+    q.counts[queue.tier].flows -= 1
+    branch.children -= 1
+    free_if_idle(q, branch)
 
 
-cdef void rest(Queues* q, Flow* flow) noexcept nogil:
-    """The flow is neither ready nor lingering any more."""
-    if flow.state == LINGERING:
-        wheel_disarm(&q.wheel, &flow.timer)
-        flow.leaf.lingering -= flow.queued
-    elif flow.state == READY:
-        ring_remove(&flow.link)
-        flow.deficit = min(flow.deficit, 0)
-        if ring_first(&flow.leaf.ring) == NULL:
-            deactivate(q, flow.leaf)
-    flow.state = IDLE
+cdef inline uint64_t hash_of(const Queue* queue, uint32_t content) noexcept nogil:
+    return queue_hash(queue.account, queue.tier, queue.tenant, queue.campaign, content)
 
 
-cdef void make_ready(Queues* q, Flow* flow) noexcept nogil:
-    rest(q, flow)
-    flow.state = READY
-    flow.fresh = True
-    ring_append(&flow.leaf.ring, &flow.link)
-    activate(q, flow.leaf)
+cdef Queue* queue_for(Queues* q, const Row* row, Target* target) noexcept nogil:
+    """The queue a row belongs to, made if need be; NULL: no memory.
+
+    A campaign has so many queues of its own in a leaf; a content beyond them goes to the campaign's mixed queue the
+    first time, and gets its own the second: a million contents seen once are one queue.
+    """
+    cdef Queue* queue = find_queue(q, row, target.key_hash)
+    cdef Node* branch
+    cdef int known = 0
+    target.first = False
+    if queue != NULL:
+        return queue
+    branch = branch_of(q, &q.accounts[row.account].leaves[row.tier], TENANT, row.tenant, 0)
+    if branch == NULL:
+        return NULL
+    cdef Node* tenant = branch
+    branch = branch_of(q, tenant, CAMPAIGN_, row.tenant, row.campaign)
+    if branch == NULL:
+        free_if_idle(q, tenant)
+        return NULL
+    if branch.children >= q.own_queues:
+        known = prints_add(&q.once, target.key_hash)
+    if known == 0:
+        queue = make_queue(q, branch, row, target.key_hash, False)
+    elif known > 0:
+        target.first = True
+        queue = branch.mixed
+        if queue == NULL:
+            queue = make_queue(q, branch, row, target.key_hash, True)
+        if queue == NULL:
+            prints_remove(&q.once, target.key_hash)
+    if queue == NULL:
+        free_if_idle(q, branch)
+    return queue
 
 
-cdef void make_linger(Queues* q, Flow* flow) noexcept nogil:
-    rest(q, flow)
-    flow.state = LINGERING
-    flow.leaf.lingering += flow.queued
-    if flow.close != INT64_MAX:
-        wheel_arm(&q.wheel, &flow.timer, flow.close)
+# --- the states of a queue ---
+
+cdef inline Node* leaf_of(const Queue* queue) noexcept nogil:
+    return queue.branch.parent.parent
 
 
-cdef void rest_if_empty(Queues* q, Flow* flow) noexcept nogil:
-    """Frees a flow of which nothing is left."""
-    if flow.queued:
+cdef inline void count_queued(Queues* q, Queue* queue, Node* leaf, int64_t n) noexcept nogil:
+    """n recipients more in its FIFO, or less."""
+    leaf.queued += n
+    q.counts[queue.tier].queued += n
+    if queue.state == LINGERING:
+        leaf.lingering += n
+
+
+cdef inline void count_waiting(Queues* q, Queue* queue, int64_t retries, int64_t scheduled) noexcept nogil:
+    queue.retries += <uint32_t>retries
+    queue.scheduled += <uint32_t>scheduled
+    q.counts[queue.tier].retries += retries
+    q.counts[queue.tier].scheduled += scheduled
+
+
+cdef void arm(Queues* q, Queue* queue) noexcept nogil:
+    """Its timer fires in time; perhaps too early, which costs a look."""
+    cdef int64_t wake = INT64_MAX
+    if not ring_holds(&queue.sweep):
+        wake = queue.fifo.deadline
+    if queue.state == LINGERING:
+        wake = min(wake, queue.fifo.close)
+    if wake == INT64_MAX or timer_armed_by(&queue.timer, wake):
         return
-    rest(q, flow)
-    flow.close = INT64_MAX
-    if flow.runs == 0:
-        forget_flow(q, flow)
-        free_flow(q, flow)
+    wheel_disarm(&q.wheel, &queue.timer)
+    wheel_arm(&q.wheel, &queue.timer, wake)
 
 
-cdef int64_t earliest_close(const Flow* flow) noexcept nogil:
-    cdef int64_t close = INT64_MAX
-    cdef const Run* run = flow.fifo.first
-    while run != NULL:
-        close = min(close, run.close)
-        run = run.next
-    return close
+cdef void rest(Queues* q, Queue* queue) noexcept nogil:
+    """The queue is neither ready nor lingering any more."""
+    if queue.state == LINGERING:
+        leaf_of(queue).lingering -= queue.fifo.count
+    elif queue.state == READY:
+        ring_remove(&queue.link)
+        add_ready(q, queue.branch, -1)
+    queue.state = IDLE
 
 
-# --- the life of a run ---
-
-cdef void end_expired(Queues* q, Run* run) noexcept nogil:
-    """Its flow must know nothing of it any more."""
-    wheel_disarm(&q.wheel, &run.timer)
-    run.flow = NULL
-    run.cause = EXPIRED_
-    q.counts[run.tier].expired += run.left
-    q.counts[run.tier].ended += run.left
-    chain_append(&q.ended, run)
+cdef void make_ready(Queues* q, Queue* queue) noexcept nogil:
+    rest(q, queue)
+    queue.state = READY
+    ring_append(&queue.branch.ring, &queue.link)
+    add_ready(q, queue.branch, 1)
 
 
-cdef void expire_queued(Queues* q, Run* run) noexcept nogil:
-    chain_remove(&run.flow.fifo, run)
-    count_queued(q, run.flow, -<int64_t>run.left)
-    run.flow.runs -= 1
-    q.counts[run.tier].runs -= 1
-    end_expired(q, run)
+cdef void make_linger(Queues* q, Queue* queue) noexcept nogil:
+    rest(q, queue)
+    queue.state = LINGERING
+    leaf_of(queue).lingering += queue.fifo.count
+    arm(q, queue)
 
 
-cdef void enter(Queues* q, Run* run) noexcept nogil:
-    """Into its flow's FIFO; it counts as one of the flow's runs already."""
-    cdef Flow* flow = run.flow
-    cdef int64_t before = flow.close
-    run.close = min(later(q.now, run.close), must_close(q, run))
-    if run.deadline != INT64_MAX:
-        wheel_arm(&q.wheel, &run.timer, run.deadline)
-    chain_append(&flow.fifo, run)
-    count_queued(q, flow, run.left)
-    flow.close = min(flow.close, run.close)
-    if flow.state == READY:
+cdef void settle(Queues* q, Queue* queue) noexcept nogil:
+    """Its state after its FIFO has got more. What cannot merge does not wait for others."""
+    if queue.state != READY:
+        if queue.mixed or queue.fifo.count >= leaf_of(queue).channel.cap or queue.fifo.close <= q.now:
+            make_ready(q, queue)
+        elif queue.state == IDLE:
+            make_linger(q, queue)
+    arm(q, queue)
+
+
+cdef void rest_if_empty(Queues* q, Queue* queue) noexcept nogil:
+    """Frees a queue of which nothing is left."""
+    if queue.fifo.count:
         return
-    if flow.queued >= flow.leaf.channel.cap or flow.close <= q.now:
-        make_ready(q, flow)
-    elif flow.state == IDLE or flow.close < before:
-        make_linger(q, flow)
+    rest(q, queue)
+    if queue.parcels == NULL and queue.pins == 0:
+        if ring_holds(&queue.sweep):
+            ring_remove(&queue.sweep)
+        wheel_disarm(&q.wheel, &queue.timer)
+        forget_queue(q, queue)
+        slab_free(&q.queues, queue.self)
 
 
-cdef void wake(Queues* q, Run* run) noexcept nogil:
-    """A waiting run's time has come."""
-    cdef Flow* flow = run.flow
-    chain_remove(&flow.waiting, run)
-    count_waiting(q, run, -<int64_t>run.left)
-    run.waiting = False
-    if run.deadline > q.now:
-        enter(q, run)
-        return
-    flow.runs -= 1
-    q.counts[run.tier].runs -= 1
-    end_expired(q, run)
-    rest_if_empty(q, flow)
+# --- in ---
+
+cdef void append(Queues* q, Fifo* fifo, const Row* row, const Facts* facts, bint mixed, bint first) noexcept nogil:
+    cdef Rec rec
+    cdef uint32_t i
+    cdef uint32_t handle = facts_hold(&q.store, facts, row.count)
+    cdef const uint8_t* name = row.ids
+    cdef const uint32_t* content = &row.content if mixed else NULL
+    fifo_expect(&q.store, fifo, handle, facts)
+    rec.send, rec.attempt = row.send, row.attempt
+    rec.facts = handle | (REC_FIRST if first else 0)
+    for i in range(row.count):
+        rec.position, rec.length = row.positions[i], row.id_lengths[i]
+        fifo_append(&q.store, fifo, &rec, content, name)
+        name += rec.length
+        rec.facts = handle
 
 
-cdef void fire_run(Queues* q, Run* run) noexcept nogil:
-    cdef Flow* flow = run.flow
-    if flow.state == DEAD:
-        return
-    if run.waiting:
-        wake(q, run)
+cdef void end_at_once(Queues* q, const Row* row) noexcept nogil:
+    """Its deadline has passed before it came."""
+    cdef uint32_t i
+    for i in range(row.count):
+        tell_expired(q, row.send, row.positions[i], row.attempt, row.tier)
+
+
+cdef void tell_expired(Queues* q, uint32_t send, uint16_t position, uint8_t attempt, uint8_t tier) noexcept nogil:
+    """There must be room for a record."""
+    cdef Rec rec
+    rec.send, rec.position, rec.attempt = send, position, attempt
+    rec.facts, rec.length = tier + 1, 0
+    fifo_append(&q.store, &q.ended, &rec, NULL, <const uint8_t*>&rec)  # no id
+    q.counts[tier].expired += 1
+    q.counts[tier].ended += 1
+
+
+cdef Parcel* parcel_for(Queues* q, Queue* queue, int64_t until) noexcept nogil:
+    """The queue's last parcel if it is for this tick, or a new one; there must be room."""
+    cdef uint64_t tick = tick_up(until)
+    cdef Parcel* last
+    cdef Parcel* made
+    cdef uint32_t handle
+    if queue.parcels != NULL and queue.parcels.prev.tick == tick:
+        return queue.parcels.prev
+    handle = slab_take(&q.parcels)
+    made = <Parcel*>slab_at(&q.parcels, handle)
+    memset(made, 0, sizeof(Parcel))
+    timer_make(&made.timer, OF_PARCEL)
+    fifo_make(&made.fifo)
+    made.self, made.queue, made.tick = handle, queue, tick
+    made.prev = made.next = made
+    if queue.parcels == NULL:
+        queue.parcels = made
     else:
-        expire_queued(q, run)
-        rest_if_empty(q, flow)
+        last = queue.parcels.prev
+        made.prev, made.next = last, queue.parcels
+        last.next = queue.parcels.prev = made
+    if until != INT64_MAX:
+        wheel_arm(&q.wheel, &made.timer, until)
+    return made
+
+
+cdef void take_out(Queues* q, Parcel* parcel) noexcept nogil:
+    cdef Queue* queue = parcel.queue
+    wheel_disarm(&q.wheel, &parcel.timer)
+    if queue.parcels == parcel:
+        queue.parcels = NULL if parcel.next == parcel else parcel.next
+    parcel.prev.next, parcel.next.prev = parcel.next, parcel.prev
+    slab_free(&q.parcels, parcel.self)
+
+
+cdef void wait(Queues* q, Queue* queue, const Row* row, const Facts* facts, bint first) noexcept nogil:
+    cdef int64_t until = min(row.not_before, row.deadline)
+    cdef Parcel* parcel = parcel_for(q, queue, until)
+    append(q, &parcel.fifo, row, facts, queue.mixed, first)
+    if row.attempt:
+        parcel.retries += row.count
+        count_waiting(q, queue, row.count, 0)
+    else:
+        count_waiting(q, queue, 0, row.count)
+
+
+cdef void wake(Queues* q, Parcel* parcel) noexcept nogil:
+    """A parcel's time has come: all of it goes into its queue."""
+    cdef Queue* queue = parcel.queue
+    cdef uint32_t n = parcel.fifo.count
+    if queue.state == DEAD:
+        return
+    count_waiting(q, queue, -<int64_t>parcel.retries, -<int64_t>(n - parcel.retries))
+    fifo_splice(&q.store, &queue.fifo, &parcel.fifo)
+    count_queued(q, queue, leaf_of(queue), n)
+    take_out(q, parcel)
+    settle(q, queue)
+
+
+cdef void put(Queues* q, const Row* row, Target* target) noexcept nogil:
+    """There is room for it."""
+    cdef Queue* queue = target.queue
+    cdef Facts facts
+    q.counts[row.tier].pushed += row.count
+    if queue == NULL:
+        end_at_once(q, row)
+        return
+    queue.pins = 0
+    facts.pushed, facts.due, facts.deadline, facts.not_before = row.pushed, row.due, row.deadline, row.not_before
+    facts.close = min(later(max(q.now, row.not_before), row.linger), must_close(q, row.due, row.deadline))
+    facts.slot = 0
+    if row.not_before > q.now:
+        wait(q, queue, row, &facts, target.first)
+        return
+    append(q, &queue.fifo, row, &facts, queue.mixed, target.first)
+    count_queued(q, queue, &q.accounts[row.account].leaves[row.tier], row.count)
+    if queue.state != READY or queue.fifo.deadline == row.deadline:
+        settle(q, queue)
+
+
+cdef void unpin(Queues* q, const Row* rows, size_t n) noexcept nogil:
+    """Undoes what ``aim`` did for the first n rows."""
+    cdef size_t i
+    cdef Target* target
+    for i in range(n):
+        target = &q.targets[i]
+        if target.queue == NULL:
+            continue
+        if target.first:
+            prints_remove(&q.once, target.key_hash)
+        target.queue.pins -= 1
+        rest_if_empty(q, target.queue)
+
+
+cdef int aim(Queues* q, const Row* rows, size_t n) noexcept nogil:
+    """Finds or makes the queue of every row; while one is looked up the memory of those behind it is on its way."""
+    cdef size_t i
+    cdef Target* target
+    cdef Queue* queue
+    for i in range(n + 2 * AHEAD):
+        if i < n:
+            target = &q.targets[i]
+            target.queue = NULL
+            target.key_hash = queue_hash(
+                rows[i].account, rows[i].tier, rows[i].tenant, rows[i].campaign, rows[i].content
+            )
+            prefetch(table_home(&q.by_key, target.key_hash))
+        if AHEAD <= i < n + AHEAD:
+            foresee(q, &q.targets[i - AHEAD])
+        if i < 2 * AHEAD or rows[i - 2 * AHEAD].deadline <= q.now:
+            continue
+        target = &q.targets[i - 2 * AHEAD]
+        queue = queue_for(q, &rows[i - 2 * AHEAD], target)
+        if queue == NULL:
+            unpin(q, rows, i - 2 * AHEAD)
+            return -1
+        target.queue = queue
+        queue.pins += 1
+        if queue.fifo.tail:
+            prefetch(chunk_at(&q.store, queue.fifo.tail) + queue.fifo.tail_at)
+    return 0
+
+
+cdef inline void foresee(Queues* q, Target* target) noexcept nogil:
+    cdef TableSlot* slot = table_home(&q.by_key, target.key_hash)
+    if slot != NULL and slot.item != NULL:
+        prefetch(slot.item)
+
+
+cdef int queues_push(Queues* q, const Row* rows, size_t n) noexcept nogil:
+    cdef size_t i, recipients = 0, id_bytes = 0
+    for i in range(n):
+        recipients += rows[i].count
+        id_bytes += rows[i].id_bytes
+    if (
+        store_reserve(&q.store, n, recipients, id_bytes) < 0 or slab_reserve(&q.parcels, n) < 0
+        or more_room(<void**>&q.targets, &q.targets_room, n, sizeof(Target)) < 0 or aim(q, rows, n) < 0
+    ):
+        return -1
+    for i in range(n):
+        put(q, &rows[i], &q.targets[i])
+    return 0
+
+
+# --- time ---
+
+cdef void fire_queue(Queues* q, Queue* queue) noexcept nogil:
+    if queue.state == DEAD:
+        return
+    if queue.state == LINGERING and queue.fifo.close <= q.now:
+        make_ready(q, queue)
+    if queue.fifo.deadline <= q.now and not ring_holds(&queue.sweep):
+        ring_append(&q.sweeping, &queue.sweep)
+    arm(q, queue)
 
 
 cdef void queues_advance(Queues* q, int64_t now) noexcept nogil:
@@ -373,74 +676,13 @@ cdef void queues_advance(Queues* q, int64_t now) noexcept nogil:
     q.now = max(q.now, now)
     cdef Timer* timer = wheel_fire(&q.wheel, q.now)
     while timer != NULL:
-        if timer_kind(timer) == RUN:
-            fire_run(q, <Run*>timer)
-        elif timer_kind(timer) == FLOW:
-            make_ready(q, <Flow*>timer)
+        if timer_kind(timer) == OF_QUEUE:
+            fire_queue(q, timed_queue(timer))
+        elif timer_kind(timer) == OF_PARCEL:
+            wake(q, <Parcel*>timer)
         else:
-            unpark(q, <Node*>timer)
+            unpark(q, timed_node(timer))
         timer = wheel_fire(&q.wheel, q.now)
-
-
-cdef Run* queues_make_run(Queues* q, const Row* row) noexcept nogil:
-    """A run that belongs to its flow (made if need be) but is not in it yet; one that is too late belongs to none."""
-    cdef size_t size = sizeof(Run) + row.count * 3 + row.id_bytes
-    cdef Run* run = <Run*>malloc(size)
-    if run == NULL:
-        return NULL
-    timer_make(&run.timer, RUN)
-    run.not_before, run.due, run.deadline = row.not_before, row.due, row.deadline
-    run.close, run.pushed = row.linger, row.pushed
-    run.send, run.tier, run.attempt = row.send, row.tier, row.attempt
-    run.size = run.left = row.count
-    run.taken_bytes = 0
-    run.bytes = <uint32_t>size
-    run.cause = LIVE
-    run.waiting = False
-    run.flow = NULL
-    memcpy(positions_of(run), row.positions, row.count * sizeof(uint16_t))
-    memcpy(lengths_of(run), row.id_lengths, row.count)
-    memcpy(ids_of(run), row.ids, row.id_bytes)
-    if run.deadline > q.now:
-        run.flow = flow_of(q, row)
-        if run.flow == NULL:
-            free(run)
-            return NULL
-        run.flow.runs += 1
-    q.memory += size
-    return run
-
-
-cdef Flow* flow_of(Queues* q, const Row* row) noexcept nogil:
-    cdef Node* leaf = &q.accounts[row.account].leaves[row.tier]
-    cdef Flow* flow = find_flow(q, leaf, row.tenant, row.campaign, row.content)
-    if flow == NULL:
-        flow = make_flow(q, leaf, row.tenant, row.campaign, row.content)
-    return flow
-
-
-cdef void queues_undo_run(Queues* q, Run* run) noexcept nogil:
-    """Of a run that was made but not pushed."""
-    if run.flow != NULL:
-        run.flow.runs -= 1
-        rest_if_empty(q, run.flow)
-    free_run(q, run)
-
-
-cdef void queues_push(Queues* q, Run* run) noexcept nogil:
-    q.counts[run.tier].pushed += run.left
-    if run.flow == NULL:
-        end_expired(q, run)
-        return
-    q.counts[run.tier].runs += 1
-    if run.not_before <= q.now:
-        enter(q, run)
-        return
-    run.waiting = True
-    chain_append(&run.flow.waiting, run)
-    count_waiting(q, run, run.left)
-    if run.not_before != INT64_MAX or run.deadline != INT64_MAX:
-        wheel_arm(&q.wheel, &run.timer, min(run.not_before, run.deadline))
 
 
 # --- forming a batch ---
@@ -458,84 +700,133 @@ cdef int more_room(void** at, size_t* room, size_t need, size_t size) noexcept n
 
 
 cdef int room_for(Output* out, size_t recipients) noexcept nogil:
+    """For a batch of so many."""
+    cdef size_t need = out.items_used + recipients, room = out.items_room
     if more_room(<void**>&out.batches, &out.batches_room, out.batches_used + 1, sizeof(BatchRow)) < 0:
         return -1
-    return more_room(<void**>&out.items, &out.items_room, out.items_used + recipients, sizeof(ItemRow))
-
-
-cdef uint32_t take(Queues* q, Run* run, uint32_t most) noexcept nogil:
-    """Moves up to ``most`` recipients of a run to the output; fewer: the next one's id is in the batch already (or
-    memory is short)."""
-    cdef Output* out = &q.out
-    cdef uint32_t taken = 0
-    cdef uint32_t at = run.size - run.left
-    cdef const uint8_t* lengths = lengths_of(run) + at
-    cdef const uint8_t* name = ids_of(run) + run.taken_bytes
-    cdef const uint16_t* positions = positions_of(run) + at
-    cdef ItemRow* item
-    cdef size_t here = <size_t>(<uint8_t*>run + run.bytes - name)  # id bytes left in the run
-    if more_room(<void**>&out.ids, &out.ids_room, out.ids_used + min(here, <size_t>255 * most), 1) < 0:
-        q.no_memory = True
+    if more_room(<void**>&out.ids, &out.ids_room, out.ids_used + 255 * recipients, 1) < 0:
+        return -1
+    if need <= room:
         return 0
-    while taken < most and idset_add(&q.seen, out.ids, out.ids_used, name, lengths[taken]):
-        memcpy(out.ids + out.ids_used, name, lengths[taken])
-        name += lengths[taken]
-        out.ids_used += lengths[taken]
-        item = &out.items[out.items_used]
-        item.pushed, item.send, item.attempt = run.pushed, run.send, run.attempt
-        item.position = positions[taken]
-        item.id_end = <uint32_t>out.ids_used
-        out.items_used += 1
-        taken += 1
-    run.taken_bytes = <uint32_t>(name - ids_of(run))
-    run.left -= taken
-    return taken
+    need = max(need, 2 * room)
+    return columns_room(out, need)
 
 
-cdef void observe(Queues* q, Channel* channel, const Run* run, uint32_t n) noexcept nogil:
-    """A retry does not queue again: only the first attempt's wait counts, from when it might have gone."""
-    if run.attempt == 0:
-        counts_observe(channel.queue_wait[run.tier], since(q.now, max(run.pushed, run.not_before)), n)
-    counts_observe(q.lateness[run.tier], since(q.now, run.due), n)
+cdef int columns_room(Output* out, size_t rows) noexcept nogil:
+    """Either all columns have so many rows, or those that grew are longer than anyone knows."""
+    cdef size_t room[5]
+    cdef int i
+    for i in range(5):
+        room[i] = out.items_room
+    if (
+        more_room(<void**>&out.pushed, &room[0], rows, sizeof(int64_t)) < 0
+        or more_room(<void**>&out.send, &room[1], rows, sizeof(uint32_t)) < 0
+        or more_room(<void**>&out.id_end, &room[2], rows, sizeof(uint32_t)) < 0
+        or more_room(<void**>&out.position, &room[3], rows, sizeof(uint16_t)) < 0
+        or more_room(<void**>&out.attempt, &room[4], rows, sizeof(uint8_t)) < 0
+    ):
+        return -1
+    out.items_room = rows
+    return 0
 
 
-cdef uint32_t form(Queues* q, Flow* flow, uint32_t most, BatchRow* batch) noexcept nogil:
-    """Moves recipients in FIFO order to the output, up to ``most``; 0: all have expired (or memory is short)."""
-    cdef uint32_t taken = 0, n
-    cdef bint cut = False, due = False, more = most < flow.queued
-    cdef Run* run = flow.fifo.first
-    cdef Run* next_run
-    batch.due = INT64_MAX
+cdef void expire_first(Queues* q, Queue* queue, const Rec* rec) noexcept nogil:
+    """There must be room for a record."""
+    tell_expired(q, rec.send, rec.position, rec.attempt, queue.tier)
+    remove_first(q, queue, rec)
+    count_queued(q, queue, leaf_of(queue), -1)
+    facts_drop(&q.store, rec.facts & REC_FACTS, 1)
+
+
+cdef inline void remove_first(Queues* q, Queue* queue, const Rec* rec) noexcept nogil:
+    """Its facts are the caller's to drop."""
+    cdef Rec same
+    cdef uint32_t content
+    if rec.facts & REC_FIRST:
+        memcpy(&content, fifo_first(&q.store, &queue.fifo, &same), sizeof(content))
+        prints_remove(&q.once, hash_of(queue, content))
+    fifo_skip(&q.store, &queue.fifo, rec, queue.mixed)
+
+
+cdef inline void emit(Output* out, const Rec* rec, const uint8_t* name, int64_t pushed) noexcept nogil:
+    cdef size_t i = out.items_used
+    memcpy(out.ids + out.ids_used, name, rec.length)
+    out.ids_used += rec.length
+    out.pushed[i], out.send[i], out.position[i], out.attempt[i] = pushed, rec.send, rec.position, rec.attempt
+    out.id_end[i] = <uint32_t>out.ids_used
+    out.items_used = i + 1
+
+
+cdef struct Forming:
+    Queue* queue
+    BatchRow* batch
+    uint32_t most
+    uint32_t facts  # handle of the last ones, 0: none
+    uint32_t alike  # of the last recipients have them
+    uint32_t retries  # of those, attempt > 0
+    bint cut
+    bint due
+
+
+cdef void account_for(Queues* q, Forming* forming) noexcept nogil:
+    """The recipients taken that have the same facts; a retry does not queue again: only first attempts' waits count,
+    from when they might have gone."""
+    cdef Facts* facts
+    cdef Channel* channel
+    if forming.alike:
+        facts = facts_at(&q.store, forming.facts)
+        channel = leaf_of(forming.queue).channel
+        forming.batch.due = min(forming.batch.due, facts.due)
+        if must_close(q, facts.due, facts.deadline) <= q.now:
+            forming.due = True
+        if forming.alike > forming.retries:
+            counts_observe(
+                channel.queue_wait[forming.queue.tier], since(q.now, max(facts.pushed, facts.not_before)),
+                forming.alike - forming.retries,
+            )
+        counts_observe(q.lateness[forming.queue.tier], since(q.now, facts.due), forming.alike)
+        facts_drop(&q.store, forming.facts, forming.alike)
+    forming.facts = forming.alike = forming.retries = 0
+
+
+cdef uint32_t form(Queues* q, Forming* forming) noexcept nogil:
+    """Moves recipients in FIFO order to the output; 0: all have expired (or memory is short)."""
+    cdef Queue* queue = forming.queue
+    cdef Output* out = &q.out
+    cdef uint32_t taken = 0, content
+    cdef Rec rec
+    cdef const Facts* facts = NULL
+    cdef const uint8_t* name
     idset_clear(&q.seen)
-    while run != NULL and taken < most and not cut:
-        next_run = run.next
-        prefetch(next_run)
-        if run.deadline <= q.now:
-            expire_queued(q, run)
-            run = next_run
+    while taken < forming.most and queue.fifo.count:
+        name = <const uint8_t*>fifo_first(&q.store, &queue.fifo, &rec)
+        if rec.facts & REC_FACTS != forming.facts:
+            account_for(q, forming)
+            forming.facts = rec.facts & REC_FACTS
+            facts = facts_at(&q.store, forming.facts)
+        if facts.deadline <= q.now:
+            forming.facts = 0
+            if store_reserve(&q.store, 1, 1, 0) < 0:
+                q.no_memory = True
+                break
+            expire_first(q, queue, &rec)
             continue
-        n = take(q, run, min(run.left, most - taken))
-        cut = run.left > 0 and taken + n < most
-        if n:
-            batch.due = min(batch.due, run.due)
-            due = due or must_close(q, run) <= q.now
-            observe(q, flow.leaf.channel, run, n)
-            count_queued(q, flow, -<int64_t>n)
-            taken += n
-        if run.left == 0:
-            finish(q, run)
-        run = next_run
-    batch.closed = CUT if cut else CAP if more or taken == flow.leaf.channel.cap else DUE if due else LINGER_OVER
+        if queue.mixed:
+            memcpy(&content, name, sizeof(content))
+            name += sizeof(content)
+            if content != forming.batch.content:
+                break
+        if forming.most > 1 and not idset_add(&q.seen, out.ids, out.ids_used, name, rec.length):
+            forming.cut = True
+            break
+        emit(out, &rec, name, facts.pushed)
+        remove_first(q, queue, &rec)
+        forming.alike += 1
+        forming.retries += rec.attempt > 0
+        taken += 1
+    account_for(q, forming)
+    count_queued(q, queue, leaf_of(queue), -<int64_t>taken)
     return taken
-
-
-cdef void finish(Queues* q, Run* run) noexcept nogil:
-    """All of its recipients have left."""
-    wheel_disarm(&q.wheel, &run.timer)
-    chain_remove(&run.flow.fifo, run)
-    run.flow.runs -= 1
-    q.counts[run.tier].runs -= 1
-    free_run(q, run)
 
 
 # --- what may go ---
@@ -564,10 +855,7 @@ cdef enum:
 
 cdef inline void path_of(Queues* q, Node* leaf, Scope** path) noexcept nogil:
     """Whose limits a batch of the leaf is charged to, the widest first."""
-    path[0] = &q.everything
-    path[1] = &q.of_tier[leaf.tier]
-    path[2] = leaf.parent.scope
-    path[3] = leaf.scope
+    path[0], path[1], path[2], path[3] = &q.everything, &q.of_tier[leaf.tier], leaf.parent.scope, leaf.scope
 
 
 cdef inline Node* keeps(Node* leaf, int scope) noexcept nogil:
@@ -575,11 +863,11 @@ cdef inline Node* keeps(Node* leaf, int scope) noexcept nogil:
     return leaf.parent.parent if scope < 2 else leaf.parent if scope == 2 else leaf
 
 
-cdef uint32_t planned(Queues* q, Node* leaf, const Flow* flow) noexcept nogil:
-    """What the next batch wants: more than a limit's whole number would wait for ever."""
+cdef uint32_t planned(Queues* q, Node* leaf, uint32_t n) noexcept nogil:
+    """What a batch of up to n wants: more than a limit's whole number would wait for ever."""
     cdef Scope* path[PATH]
     path_of(q, leaf, path)
-    return <uint32_t>scopes_most(path, PATH, min(flow.queued, <uint64_t>leaf.channel.cap), leaf.tier == SYSTEM)
+    return <uint32_t>scopes_most(path, PATH, n, leaf.tier == SYSTEM)
 
 
 cdef bint refused(Queues* q, Node* leaf, uint32_t n) noexcept nogil:
@@ -603,59 +891,142 @@ cdef void charge(Queues* q, Node* leaf, uint32_t n) noexcept nogil:
     counts_observe(leaf.channel.batch_recipients, n, 1)
 
 
-cdef void after_batch(Queues* q, Flow* flow, uint32_t n) noexcept nogil:
-    """Where the flow stands now, and the turns of its leaf and lane are over."""
-    cdef Node* leaf = flow.leaf
-    flow.deficit -= n
-    if flow.queued and flow.queued < leaf.channel.cap:
-        flow.close = earliest_close(flow)
-        if flow.close > q.now:
-            make_linger(q, flow)
-    if flow.state == READY and flow.queued and flow.deficit <= 0:
-        flow.fresh = True
-        ring_to_tail(&leaf.ring, &flow.link)
-    rest_if_empty(q, flow)
+cdef void tidy(Queues* q, Node* node) noexcept nogil:
+    """The turn of one that has lost its work: it leaves; of a tenant, first its campaigns that have."""
+    cdef Node* first = node
+    if node.level == TENANT and has_members(node):
+        first = node_of(ring_first(&node.fresh) if ring_first(&node.fresh) != NULL else ring_first(&node.ring))
+    leave(q, first)
+    free_if_idle(q, first)
+
+
+cdef Node* turn_of(Queues* q, Node* parent) noexcept nogil:
+    """Whose turn it is among a leaf's tenants or a tenant's campaigns (deficit round robin: Shreedhar & Varghese 1996).
+
+    Those that came anew go before the others (fq_codel's list of new flows, RFC 8290), but after FRESH_RUN of them the
+    others have a turn, so that no stream of newcomers starves them. NULL: it was the turn of one without work.
+    """
+    cdef Link* first = ring_first(&parent.fresh)
+    if first == NULL or parent.fresh_had >= FRESH_RUN and ring_first(&parent.ring) != NULL:
+        first = ring_first(&parent.ring)
+    cdef Node* node = node_of(first)
+    if node.ready == 0:
+        tidy(q, node)
+        return NULL
+    if node.owed:
+        node.owed = False
+        node.deficit += <int64_t>node.channel.cap * node.group.weight  # a batch's debt is less: it may go
+    return node
+
+
+cdef inline void end_turn(Node* node) noexcept nogil:
+    node.parent.fresh_had = min(node.parent.fresh_had, FRESH_RUN - 1) + 1 if node.is_fresh else 0
+    node.is_fresh = False
+    node.owed = True
+    ring_remove(&node.link)
+    ring_append(&node.parent.ring, &node.link)
+
+
+cdef void pay(Node* node, uint32_t cost) noexcept nogil:
+    """For a batch, out of the deficit of this turn; without work there is nothing to save it for."""
+    node.deficit -= cost
+    if node.ready == 0:
+        node.deficit = min(node.deficit, 0)
+    if node.ready == 0 or node.deficit <= 0:
+        end_turn(node)
+
+
+cdef Queue* choose(Queues* q, Node* lane) noexcept nogil:
+    """The queue of a lane whose turn it is; NULL: a turn was nobody's."""
+    cdef Node* leaf = node_of(ring_first(&lane.ring))
+    cdef Node* tenant = turn_of(q, leaf)
+    cdef Node* campaign = NULL if tenant == NULL else turn_of(q, tenant)
+    return NULL if campaign == NULL else queue_of(ring_first(&campaign.ring))
+
+
+cdef void after_batch(Queues* q, Queue* queue, uint32_t n) noexcept nogil:
+    """Where the queue stands now, and whose turns are over."""
+    cdef Node* campaign = queue.branch
+    cdef Node* tenant = campaign.parent
+    cdef Node* leaf = tenant.parent
+    cdef uint32_t cap = leaf.channel.cap
+    cdef uint32_t cost = max(n, (cap + LEAST_COST - 1) // LEAST_COST)
+    if not queue.fifo.count:
+        rest(q, queue)
+    elif not queue.mixed and queue.fifo.count < cap and queue.fifo.close > q.now:
+        make_linger(q, queue)
+    else:
+        ring_to_tail(&campaign.ring, &queue.link)
+    pay(campaign, cost)
+    pay(tenant, cost)
+    rest_if_empty(q, queue)
     if ring_holds(&leaf.link):
         ring_to_tail(&leaf.parent.ring, &leaf.link)
     if ring_holds(&leaf.parent.link):
         ring_to_tail(&leaf.parent.parent.ring, &leaf.parent.link)
 
 
-cdef uint32_t send_batch(Queues* q, Flow* flow, uint32_t most) noexcept nogil:
-    cdef Node* leaf = flow.leaf
-    if room_for(&q.out, most) < 0:
+cdef uint32_t next_batch(Queues* q, const Queue* queue, uint32_t* content) noexcept nogil:
+    """How many could go in one batch as far as the queue knows, and their content."""
+    cdef uint32_t most = min(queue.fifo.count, leaf_of(queue).channel.cap), n, other
+    cdef Fifo fifo = queue.fifo
+    cdef Rec rec
+    content[0] = queue.content
+    if not queue.mixed:
+        return most
+    memcpy(content, fifo_first(&q.store, &fifo, &rec), sizeof(content[0]))
+    for n in range(1, most):
+        fifo_step(&q.store, &fifo, &rec, True)
+        memcpy(&other, fifo_first(&q.store, &fifo, &rec), sizeof(other))
+        if other != content[0]:
+            return n
+    return most
+
+
+cdef uint32_t send_batch(Queues* q, Queue* queue, uint32_t most, uint32_t content, bint more) noexcept nogil:
+    cdef Node* leaf = leaf_of(queue)
+    cdef Output* out = &q.out
+    cdef Forming forming
+    cdef BatchRow* batch
+    cdef uint32_t n
+    if room_for(out, most) < 0:
         q.no_memory = True
         return 0
-    cdef BatchRow* batch = &q.out.batches[q.out.batches_used]
-    batch.start = <uint32_t>q.out.items_used
+    batch = &out.batches[out.batches_used]
+    batch.start, batch.due = <uint32_t>out.items_used, INT64_MAX
     batch.tier, batch.channel, batch.account = leaf.tier, leaf.parent.handle, leaf.handle
-    batch.tenant, batch.campaign, batch.content = flow.campaign.tenant, flow.campaign.campaign, flow.content
-    cdef uint32_t n = form(q, flow, most, batch)
-    if n:
-        q.out.batches_used += 1
-        charge(q, leaf, n)
-        after_batch(q, flow, n)
-    else:
-        rest_if_empty(q, flow)
+    batch.tenant, batch.campaign, batch.content = queue.tenant, queue.campaign, content
+    memset(&forming, 0, sizeof(forming))
+    forming.queue, forming.batch, forming.most = queue, batch, most
+    n = form(q, &forming)
+    fifo_renew(&q.store, &queue.fifo)
+    if n == 0:
+        rest_if_empty(q, queue)
+        return 0
+    more = more or n == leaf.channel.cap
+    batch.closed = CUT if forming.cut else CAP if more else DUE if forming.due else LINGER_OVER
+    out.batches_used += 1
+    charge(q, leaf, n)
+    after_batch(q, queue, n)
     return n
 
 
 cdef uint32_t visit(Queues* q, Node* tier) noexcept nogil:
     """One turn of a tier: a batch goes (its size is returned), or a node that may not go leaves its ring."""
-    cdef Node* lane = <Node*>ring_first(&tier.ring)
-    cdef Node* leaf = <Node*>ring_first(&lane.ring)
-    cdef Flow* flow = <Flow*>ring_first(&leaf.ring)
+    cdef Node* lane = node_of(ring_first(&tier.ring))
+    cdef Queue* queue
+    cdef uint32_t content, there, most
     if not has_slot(lane.channel, tier.tier):
-        deactivate(q, lane)
-        lane.state = BLOCKED
+        hold(q, lane, BLOCKED)
         return 0
-    if flow.fresh:
-        flow.fresh = False
-        flow.deficit += lane.channel.cap  # more than a batch can have left it in debt: it may go
-    cdef uint32_t most = planned(q, leaf, flow)
-    if refused(q, leaf, most):
+    queue = choose(q, lane)
+    if queue == NULL:
         return 0
-    return send_batch(q, flow, most)
+    there = next_batch(q, queue, &content)
+    most = planned(q, leaf_of(queue), there)
+    if refused(q, leaf_of(queue), most):
+        return 0
+    return send_batch(q, queue, most, content, most < there)
 
 
 cdef void queues_pop(Queues* q, uint64_t budget) noexcept nogil:
@@ -681,108 +1052,179 @@ cdef void queues_release(Queues* q, Node* leaf, uint64_t recipients, uint64_t le
     channel.in_flight[leaf.tier] -= 1
     for i in range(TIERS):
         lane = &channel.lanes[i]
-        if lane.state == BLOCKED and has_slot(channel, i):
-            lane.state = OPEN
-            activate(q, lane)
+        if lane.state & BLOCKED and has_slot(channel, i):
+            let_go(q, lane, BLOCKED)
 
 
 # --- what ended ---
 
-cdef void cancel_flow(Queues* q, Flow* flow) noexcept nogil:
-    """Its runs go to the ended list as they are: whole chains, their timers still armed."""
-    cdef Count* count = &q.counts[flow.leaf.tier]
-    cdef uint64_t n = flow.queued + flow.retries + flow.scheduled
-    rest(q, flow)
+cdef void cancel_queue(Queues* q, Queue* queue) noexcept nogil:
+    """It goes to the dead as it is: its records where they stand, its parcels' timers still armed."""
+    cdef Count* count = &q.counts[queue.tier]
+    cdef uint64_t n = <uint64_t>queue.fifo.count + queue.retries + queue.scheduled
+    cdef Node* leaf = leaf_of(queue)
+    rest(q, queue)
+    count_queued(q, queue, leaf, -<int64_t>queue.fifo.count)
+    count.retries -= queue.retries
+    count.scheduled -= queue.scheduled
     count.cancelled += n
     count.ended += n
-    count.retries -= flow.retries
-    count.scheduled -= flow.scheduled
-    count.runs -= flow.runs
-    count_queued(q, flow, -<int64_t>flow.queued)
-    flow.state = DEAD
-    chain_splice(&q.ended, &flow.fifo)
-    chain_splice(&q.ended, &flow.waiting)
-    forget_flow(q, flow)
+    if ring_holds(&queue.sweep):
+        ring_remove(&queue.sweep)
+    wheel_disarm(&q.wheel, &queue.timer)
+    forget_queue(q, queue)
+    queue.state = DEAD
+    ring_append(&q.dead, &queue.link)
 
 
 cdef uint64_t queues_cancel(Queues* q, uint32_t tenant, uint32_t campaign) noexcept nogil:
-    """Recipients cancelled. O(flows of the campaign), whatever they hold."""
-    cdef Campaign* group = find_campaign(q, tenant, campaign)
-    cdef Flow* flow
+    """Recipients cancelled. O(queues of the campaign), whatever they hold."""
+    cdef Group* group = find_group(q, group_hash(CAMPAIGN_, tenant, campaign), CAMPAIGN_, tenant, campaign)
+    cdef Link* member = NULL if group == NULL else ring_first(&group.members)
+    cdef Link* link
+    cdef Node* node
+    cdef Queue* queue
     cdef uint64_t n = 0
-    cdef bint last = group == NULL
-    while not last:
-        flow = <Flow*>ring_first(&group.flows)
-        n += flow.queued + flow.retries + flow.scheduled
-        last = flow.sibling.next == &group.flows  # the campaign goes with its last flow
-        cancel_flow(q, flow)
+    while member != NULL:
+        node = member_of(member)
+        member = NULL if member.next == &group.members else member.next
+        node.children += 1  # so that it does not go with its last queue
+        link = ring_first(&node.queues)
+        while link != NULL:
+            queue = sibling_of(link)
+            n += <uint64_t>queue.fifo.count + queue.retries + queue.scheduled
+            cancel_queue(q, queue)
+            link = ring_first(&node.queues)
+        node.children -= 1
+        free_if_idle(q, node)
     return n
 
 
-cdef void free_ended(Queues* q, Run* run) noexcept nogil:
-    cdef Flow* flow = run.flow
-    chain_remove(&q.ended, run)
-    wheel_disarm(&q.wheel, &run.timer)
-    free_run(q, run)
-    if flow == NULL:
-        return
-    flow.runs -= 1
-    if flow.runs == 0:
-        free_flow(q, flow)
+cdef inline void fill(EndedRow* row, const Rec* rec, uint8_t cause) noexcept nogil:
+    row.send, row.position, row.attempt, row.cause = rec.send, rec.position, rec.attempt, cause
+
+
+cdef uint64_t reap_told(Queues* q, EndedRow* rows, uint64_t most) noexcept nogil:
+    cdef uint64_t n = 0
+    cdef Rec rec
+    while n < most and q.ended.count:
+        fifo_first(&q.store, &q.ended, &rec)
+        fill(&rows[n], &rec, EXPIRED_)
+        q.counts[rec.facts - 1].ended -= 1
+        fifo_skip(&q.store, &q.ended, &rec, False)
+        n += 1
+    return n
+
+
+cdef uint64_t sweep(Queues* q, Queue* queue, EndedRow* rows, uint64_t most) noexcept nogil:
+    """Takes the expired ones from its front, and takes it off the list if there are no more.
+
+    One that expires behind others which may still go is told of when those have gone.
+    """
+    cdef uint64_t n = 0
+    cdef Rec rec
+    cdef Node* leaf = leaf_of(queue)
+    while n < most and queue.fifo.count:
+        fifo_first(&q.store, &queue.fifo, &rec)
+        if facts_at(&q.store, rec.facts & REC_FACTS).deadline > q.now:
+            break
+        fill(&rows[n], &rec, EXPIRED_)
+        remove_first(q, queue, &rec)
+        facts_drop(&q.store, rec.facts & REC_FACTS, 1)
+        count_queued(q, queue, leaf, -1)
+        q.counts[queue.tier].expired += 1
+        n += 1
+    fifo_renew(&q.store, &queue.fifo)
+    if n < most or not queue.fifo.count:
+        if queue.fifo.count:
+            queue.fifo.deadline = facts_at(&q.store, rec.facts & REC_FACTS).deadline
+        ring_remove(&queue.sweep)
+        arm(q, queue)
+        rest_if_empty(q, queue)
+    return n
+
+
+cdef void free_dead(Queues* q, Queue* queue) noexcept nogil:
+    ring_remove(&queue.link)
+    slab_free(&q.queues, queue.self)
+
+
+cdef uint64_t reap_dead(Queues* q, EndedRow* rows, uint64_t most) noexcept nogil:
+    """The FIFO of the oldest dead queue, then its parcels one after the other."""
+    cdef uint64_t n = 0
+    cdef Rec rec
+    cdef Queue* queue = queue_of(ring_first(&q.dead))
+    while n < most:
+        if not queue.fifo.count:
+            if queue.parcels == NULL:
+                free_dead(q, queue)
+                return n
+            queue.retries -= queue.parcels.retries
+            queue.scheduled -= queue.parcels.fifo.count - queue.parcels.retries
+            fifo_splice(&q.store, &queue.fifo, &queue.parcels.fifo)
+            take_out(q, queue.parcels)
+        fifo_first(&q.store, &queue.fifo, &rec)
+        fill(&rows[n], &rec, CANCELLED_)
+        remove_first(q, queue, &rec)
+        facts_drop(&q.store, rec.facts & REC_FACTS, 1)
+        q.counts[queue.tier].ended -= 1
+        n += 1
+    fifo_renew(&q.store, &queue.fifo)
+    return n
 
 
 cdef uint64_t queues_reap(Queues* q, EndedRow* rows, uint64_t most) noexcept nogil:
-    """Fills rows in the order they ended and returns how many; a run may be split."""
-    cdef uint64_t n = 0
-    cdef EndedRow* row
-    cdef Run* run = q.ended.first
-    while run != NULL and n < most:
-        row = &rows[n]
-        row.send, row.attempt = run.send, run.attempt
-        row.cause = EXPIRED_ if run.cause == EXPIRED_ else CANCELLED_
-        row.position = positions_of(run)[run.size - run.left]
-        run.left -= 1
-        q.counts[run.tier].ended -= 1
-        n += 1
-        if run.left == 0:
-            free_ended(q, run)
-            run = q.ended.first
+    """Fills rows and returns how many: what expired at push or pop, then what stands expired in queues, then what was
+    cancelled; each in the order it ended."""
+    cdef uint64_t n = reap_told(q, rows, most), steps = n
+    while steps < most and ring_first(&q.sweeping) != NULL:
+        n += sweep(q, swept_queue(ring_first(&q.sweeping)), rows + n, most - steps)
+        steps = max(steps + 1, n)
+    while steps < most and ring_first(&q.dead) != NULL:
+        n += reap_dead(q, rows + n, most - steps)
+        steps = max(steps + 1, n)
     return n
 
 
+cdef bint queues_has_ended(const Queues* q) noexcept nogil:
+    return q.ended.count or ring_first(&q.sweeping) != NULL or ring_first(&q.dead) != NULL
+
+
+cdef bint queues_has_work(const Queues* q) noexcept nogil:
+    return ring_first(&q.root.ring) != NULL
+
+
 cdef int64_t queues_due(const Queues* q) noexcept nogil:
-    if q.ended.first != NULL or ring_first(&q.root.ring) != NULL:
-        return q.now
-    return wheel_due(&q.wheel)
+    return q.now if queues_has_ended(q) or queues_has_work(q) else wheel_due(&q.wheel)
 
 
 # --- making and freeing ---
 
-cdef void make_node(
-    Node* node, Node* parent, Scope* scope, Channel* channel, uint32_t handle, uint8_t tier
+cdef Queues* queues_make(
+    uint32_t template_weight, uint32_t basic_weight, int64_t lead, uint32_t own_queues, uint64_t seed
 ) noexcept nogil:
-    timer_make(&node.timer, NODE)
-    node.link.owner = node.halt.owner = node
-    ring_make(&node.ring)
-    node.parent, node.scope, node.channel = parent, scope, channel
-    node.handle, node.tier = handle, tier
-
-
-cdef Queues* queues_make(uint32_t template_weight, uint32_t basic_weight, int64_t lead, uint64_t seed) noexcept nogil:
     cdef Queues* q = <Queues*>calloc(1, sizeof(Queues))
     cdef uint8_t tier
     if q == NULL:
         return NULL
-    q.lead = lead
+    q.lead, q.own_queues = lead, own_queues
     q.seen.seed = seed
     q.stride[TEMPLATE] = (1 << 20) // template_weight
     q.stride[BASIC] = (1 << 20) // basic_weight
     wheel_make(&q.wheel)
-    make_node(&q.root, NULL, NULL, NULL, 0, 0)
+    store_make(&q.store)
+    slab_make(&q.queues, sizeof(Queue) + 63 & ~63)  # its first 64 bytes are a cache line
+    slab_make(&q.nodes, sizeof(Node))
+    slab_make(&q.groups, sizeof(Group))
+    slab_make(&q.parcels, sizeof(Parcel))
+    fifo_make(&q.ended)
+    ring_make(&q.sweeping)
+    ring_make(&q.dead)
+    set_node(&q.root, NULL, NULL, NULL, 0, ROOT, 0)
     scope_make(&q.everything, &q.asking)
     for tier in range(TIERS):
         scope_make(&q.of_tier[tier], &q.asking)
-        make_node(&q.tiers[tier], &q.root, NULL, NULL, 0, tier)
+        set_node(&q.tiers[tier], &q.root, NULL, NULL, 0, TIER_, tier)
     return q
 
 
@@ -799,7 +1241,7 @@ cdef int queues_add_channel(Queues* q, uint32_t slots, uint32_t reserved, uint32
     made.slots, made.reserved, made.cap = slots, reserved, cap
     scope_make(&made.scope, &q.asking)
     for tier in range(TIERS):
-        make_node(&made.lanes[tier], &q.tiers[tier], &made.scope, made, q.channel_count, tier)
+        set_node(&made.lanes[tier], &q.tiers[tier], &made.scope, made, q.channel_count, LANE, tier)
     q.channels[q.channel_count] = made
     q.channel_count += 1
     return 0
@@ -817,7 +1259,7 @@ cdef int queues_add_account(Queues* q, uint32_t channel) noexcept nogil:
         return -1
     scope_make(&made.scope, &q.asking)
     for tier in range(TIERS):
-        make_node(&made.leaves[tier], &into.lanes[tier], &made.scope, into, q.account_count, tier)
+        set_node(&made.leaves[tier], &into.lanes[tier], &made.scope, into, q.account_count, LEAF, tier)
     q.accounts[q.account_count] = made
     q.account_count += 1
     return 0
@@ -842,49 +1284,25 @@ cdef Limit* queues_add_limit(
 
 
 cdef size_t queues_memory(const Queues* q) noexcept nogil:
-    """Bytes asked for: the runs with their recipients, the flows, the tables and the output."""
+    """Bytes that may be resident: the records, the tables and the output."""
     cdef const Output* out = &q.out
     return (
-        sizeof(Queues) + q.memory + (table_size(&q.flows) + table_size(&q.campaigns)) * sizeof(TableSlot)
+        sizeof(Queues) + store_bytes(&q.store) + q.queues.touched + q.nodes.touched + q.groups.touched
+        + q.parcels.touched + q.by_key.bytes + q.branches.bytes + q.names.bytes + q.once.bytes
         + q.channel_count * sizeof(Channel) + q.account_count * sizeof(Account)
-        + out.batches_room * sizeof(BatchRow) + out.items_room * sizeof(ItemRow) + out.ids_room
+        + q.targets_room * sizeof(Target)
+        + out.batches_room * sizeof(BatchRow) + out.items_room * 19 + out.ids_room
     )
-
-
-cdef void free_chain(Queues* q, Chain* chain) noexcept nogil:
-    cdef Run* run = chain.first
-    cdef Run* after
-    while run != NULL:
-        after = run.next
-        free_run(q, run)
-        run = after
-
-
-cdef void free_flows(Queues* q) noexcept nogil:
-    """The ended runs first: their timers stand among those of the others."""
-    cdef size_t i
-    cdef EndedRow row
-    cdef Flow* flow
-    while queues_reap(q, &row, 1):
-        pass
-    for i in range(table_size(&q.flows)):
-        flow = <Flow*>table_item(&q.flows, i)
-        if flow != NULL:
-            free_chain(q, &flow.fifo)
-            free_chain(q, &flow.waiting)
-            free(flow)
-    for i in range(table_size(&q.campaigns)):
-        free(table_item(&q.campaigns, i))
 
 
 cdef void queues_free(Queues* q) noexcept nogil:
     cdef uint32_t i
+    cdef int tier
     if q == NULL:
         return
-    free_flows(q)
     scope_free(&q.everything)
-    for i in range(TIERS):
-        scope_free(&q.of_tier[i])
+    for tier in range(TIERS):
+        scope_free(&q.of_tier[tier])
     free(q.limits)
     for i in range(q.channel_count):
         scope_free(&q.channels[i].scope)
@@ -894,10 +1312,25 @@ cdef void queues_free(Queues* q) noexcept nogil:
         free(q.accounts[i])
     free(q.channels)
     free(q.accounts)
-    free(q.flows.slots)
-    free(q.campaigns.slots)
+    store_free(&q.store)
+    slab_free_all(&q.queues)
+    slab_free_all(&q.nodes)
+    slab_free_all(&q.groups)
+    slab_free_all(&q.parcels)
+    table_free(&q.by_key)
+    table_free(&q.branches)
+    table_free(&q.names)
+    prints_free(&q.once)
     free(q.seen.slots)
+    free(q.targets)
     free(q.out.batches)
-    free(q.out.items)
+    free(q.out.pushed)
+    free(q.out.send)
+    free(q.out.id_end)
+    free(q.out.position)
+    free(q.out.attempt)
     free(q.out.ids)
     free(q)
+
+
+include "soundness.pxi"

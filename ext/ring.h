@@ -1,5 +1,5 @@
 /* Rings: circular doubly linked lists through a head, intrusive; every operation is O(1) and none allocates.
-   A link that is in no ring has next == NULL. A head owns nothing (owner == NULL), so the first of an empty ring is NULL. */
+   A link that is in no ring has next == NULL; a link stands at a known place of what it is part of. */
 #ifndef SURGETANK_RING_H
 #define SURGETANK_RING_H
 
@@ -8,20 +8,19 @@
 
 typedef struct Link {
     struct Link *prev, *next;
-    void *owner; /* borrowed: what this link is part of */
 } Link;
 
 static inline void ring_make(Link *head) {
     head->prev = head->next = head;
-    head->owner = NULL;
 }
 
 static inline int ring_holds(const Link *link) { return link->next != NULL; }
 
-static inline void *ring_first(const Link *head) { return head->next->owner; }
+/* NULL: the ring is empty. */
+static inline Link *ring_first(const Link *head) { return head->next == head ? NULL : head->next; }
 
 static inline void ring_append(Link *head, Link *link) {
-    assert(link->next == NULL && link->owner != NULL);
+    assert(link->next == NULL);
     link->prev = head->prev;
     link->next = head;
     head->prev->next = link;

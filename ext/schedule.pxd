@@ -1,11 +1,13 @@
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
 
 from ext.limits cimport Limit, Scope
-from ext.queues cimport Queues
+from ext.queues cimport Queues, Row
 
 
 cdef class Core:
     cdef Queues* q  # owned
+    cdef Row* rows  # owned: of the running push
+    cdef Py_ssize_t rows_room
     cdef list waits  # a channel: three Histograms (by tier), which q fills
     cdef list sizes  # a channel: its Histogram of batch sizes
     cdef list late  # a tier: its Histogram
@@ -14,6 +16,7 @@ cdef class Core:
     cdef int64_t channel_of(self, object handle) except -1
     cdef int advance(self, object now_ns) except -1
     cdef Limit* limit(self, object handle) except NULL
+    cdef Row* room_for_rows(self, Py_ssize_t n) except? NULL
     cdef dict tier_stats(self, int tier)
 
 

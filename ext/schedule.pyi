@@ -60,9 +60,12 @@ class Ended:
 class Core:
     """Three tiers (0 system, 1 template, 2 basic) over channels and their accounts.
 
-    System goes first; template and basic share by weight (1..2**20), a batch each counting the same. A batch wants to
-    go when it is full, when its oldest run has lingered, at its due time, or ``deadline_lead_ns`` (0..2**62) before a
-    deadline. Handles count up from 0; a bad argument is a ValueError and changes nothing.
+    System goes first; template and basic share by weight (1..2**20), a batch each counting the same. Channels, and the
+    accounts of a channel, take turns of a batch; tenants of an account, and campaigns of a tenant, share by recipients,
+    newcomers first. A batch wants to go when it is full, when its oldest run has lingered, at its due time, or
+    ``deadline_lead_ns`` (0..2**62) before a deadline. Contents of a campaign beyond ``own_queues`` (0..2**20, for each
+    tier and account) merge from their second run on. Handles count up from 0; a bad argument is a ValueError and
+    changes nothing.
 
     ``now_ns`` is 0..2**62. Every call that takes it first fires the timers that are due, whatever their number; a time
     before that of an earlier call counts as that one. MemoryError: the call has changed nothing but that, and may be
@@ -70,7 +73,11 @@ class Core:
     """
 
     def __init__(
-        self, template_weight: int = 1, basic_weight: int = 1, deadline_lead_ns: int = 1_000_000_000
+        self,
+        template_weight: int = 1,
+        basic_weight: int = 1,
+        deadline_lead_ns: int = 1_000_000_000,
+        own_queues: int = 64,
     ) -> None: ...
     def add_channel(self, slots: int, reserved: int, cap: int) -> int:
         """A channel of ``slots`` calls in flight (1..2**20), ``reserved`` of them (0..slots - 1) for system, and at
@@ -157,10 +164,15 @@ class Core:
 
     def cancel(self, tenant: int, campaign: int) -> int:
         """End all that is queued or waiting of a campaign, in every tier; returns how many recipients. Takes as long as
-        the campaign has flows, whatever they hold."""
+        the campaign has queues, whatever they hold: a content that was pushed once only has none of its own where the
+        campaign has more than 64."""
 
     def reap(self, now_ns: int, budget: int) -> Ended:
-        """Hand back up to ``budget`` (1..2**20) recipients that expired or were cancelled, in the order they ended."""
+        """Hand back up to ``budget`` (1..2**20) recipients that expired or were cancelled.
+
+        First those that expired at a push or pop, then those that stand expired in queues, then the cancelled. One that
+        expired behind others of its queue that may still go is handed back when those have gone.
+        """
 
     def block(self, scope: int, handle: int, until_ns: int) -> None:
         """Nothing of this scope leaves before ``until_ns``; a later block does not shorten an earlier one."""
@@ -175,8 +187,12 @@ class Core:
 
         Since the start: pushed = popped + expired + cancelled + queued + waiting. Now: queued = linger (waits to merge)
         + throttled (held by a limit or a block) + ready; waiting = retry (attempt > 0) + scheduled; ended (not reaped);
-        flows and runs (their numbers). ``memory_bytes``: one number, what the core has asked for.
+        flows (queues that are not empty, or have something waiting). ``memory_bytes``: one number, what may be resident
+        of what the core has asked for.
         """
+
+    def check(self) -> None:
+        """AssertionError: the structure is not what it says it is. For tests: walks everything, many times over."""
 
     def queue_wait(self, tier: int, channel: int) -> Histogram:
         """ns from pushed (or not_before, if later) to leaving, a count each recipient of a first attempt."""

@@ -11,7 +11,8 @@ from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBuffer_Release, PyObject_G
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.long cimport PyLong_AsLongLongAndOverflow
 from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc
+from libc.stdlib cimport free, malloc, realloc
+from libc.string cimport memcpy
 
 from ext.histogram cimport Histogram
 from ext.limits cimport (
@@ -20,10 +21,10 @@ from ext.limits cimport (
 )
 from ext.queues cimport (
     BASIC, CANCELLED_, CAP, CUT, DUE, EXPIRED_, LINGER_OVER, PARKED, SYSTEM, TIERS,
-    BatchRow, EndedRow, ItemRow, Node, Output, Queues, Row, Run,
+    BatchRow, EndedRow, Node, Output, Queues, Row,
     queues_add_account, queues_add_channel, queues_add_limit, queues_advance, queues_cancel, queues_due, queues_free,
-    queues_make, queues_make_run, queues_memory, queues_pop, queues_push, queues_reap, queues_reconsider,
-    queues_release, queues_undo_run,
+    queues_has_ended, queues_has_work, queues_make, queues_memory, queues_pop, queues_push, queues_reap,
+    queues_reconsider, queues_release, queues_unsound,
 )
 
 NEVER = INT64_MAX
@@ -141,31 +142,22 @@ cdef class Columns:
             raise ValueError(f"id_length adds up to {id_bytes}: {len(self.ids)} expected, the bytes of ids")
         return 0
 
-    cdef Run* make_runs(self, Queues* q) except? NULL:
-        """All runs, chained by next; MemoryError: none."""
-        cdef Run* first = NULL
-        cdef Run** end = &first
-        cdef Row row
+    cdef void fill_all(self, Row* rows) noexcept:
+        """A Row for each run; they point into the columns."""
+        cdef const uint16_t* positions = <const uint16_t*>self.views[POSITION].buf
+        cdef const uint8_t* lengths = <const uint8_t*>self.views[ID_LENGTH].buf
+        cdef const uint8_t* ids = <const uint8_t*>PyBytes_AS_STRING(self.ids)
         cdef Py_ssize_t i
         cdef uint32_t k
-        row.positions = <const uint16_t*>self.views[POSITION].buf
-        row.id_lengths = <const uint8_t*>self.views[ID_LENGTH].buf
-        row.ids = <const uint8_t*>PyBytes_AS_STRING(self.ids)
         for i in range(self.runs):
-            self.fill(&row, i)
-            row.id_bytes = 0
-            for k in range(row.count):
-                row.id_bytes += row.id_lengths[k]
-            end[0] = queues_make_run(q, &row)
-            if end[0] == NULL:
-                undo(q, first)
-                raise MemoryError
-            end = &end[0].next
-            end[0] = NULL
-            row.positions += row.count
-            row.id_lengths += row.count
-            row.ids += row.id_bytes
-        return first
+            self.fill(&rows[i], i)
+            rows[i].positions, rows[i].id_lengths, rows[i].ids = positions, lengths, ids
+            rows[i].id_bytes = 0
+            for k in range(rows[i].count):
+                rows[i].id_bytes += lengths[k]
+            positions += rows[i].count
+            lengths += rows[i].count
+            ids += rows[i].id_bytes
 
     cdef void fill(self, Row* row, Py_ssize_t i) noexcept:
         row.send = (<const uint32_t*>self.views[SEND].buf)[i]
@@ -196,14 +188,6 @@ cdef bint is_format(const char* text, char code, Py_ssize_t size) noexcept:
     if code == c"I":
         return size == 4 and (text[0] == c"I" or text[0] == c"L")
     return text[0] == code
-
-
-cdef void undo(Queues* q, Run* run) noexcept:
-    cdef Run* after
-    while run != NULL:
-        after = run.next
-        queues_undo_run(q, run)
-        run = after
 
 
 # --- columns out ---
@@ -283,7 +267,6 @@ cdef Batches hand_over(Output* out):
     cdef uint8_t* closed = <uint8_t*>layout.column(b, 1)
     cdef uint8_t* attempt = <uint8_t*>layout.column(n, 1)
     cdef const BatchRow* batch
-    cdef const ItemRow* item
     for i in range(b):
         batch = &out.batches[i]
         due[i], channel[i], account[i], tenant[i] = batch.due, batch.channel, batch.account, batch.tenant
@@ -291,21 +274,16 @@ cdef Batches hand_over(Output* out):
         tier[i], closed[i] = batch.tier, batch.closed
     start[b] = <uint32_t>n
     id_end[0] = 0
-    for i in range(n):
-        item = &out.items[i]
-        pushed[i], send[i], position[i], attempt[i] = item.pushed, item.send, item.position, item.attempt
-        id_end[i + 1] = item.id_end
+    if n:
+        memcpy(pushed, out.pushed, n * sizeof(int64_t))
+        memcpy(send, out.send, n * sizeof(uint32_t))
+        memcpy(id_end + 1, out.id_end, n * sizeof(uint32_t))
+        memcpy(position, out.position, n * sizeof(uint16_t))
+        memcpy(attempt, out.attempt, n)
     made.ids = PyBytes_FromStringAndSize(<char*>out.ids, out.ids_used)
     made.count, made.items, made.columns = b, n, layout.data
     made.channel_of, made.start_of, made.send_of, made.id_end_of = channel, start, send, id_end
     made.position_of, made.attempt_of = position, attempt
-    return made
-
-
-cdef Ended make_ended(Py_ssize_t n, Layout layout):
-    """Columns for n rows, still to be filled."""
-    cdef Ended made = Ended()
-    made.items, made.columns = n, layout.data
     return made
 
 
@@ -323,12 +301,13 @@ cdef void fill_ended(Layout layout, const EndedRow* rows, Py_ssize_t n) noexcept
 
 @no_gc_clear  # q fills the Histograms in the lists for as long as it lives
 cdef class Core:
-    def __cinit__(self, template_weight=1, basic_weight=1, deadline_lead_ns=1_000_000_000):
+    def __cinit__(self, template_weight=1, basic_weight=1, deadline_lead_ns=1_000_000_000, own_queues=64):
         cdef int tier
         self.q = queues_make(
             <uint32_t>within("template_weight", template_weight, 1, MOST),
             <uint32_t>within("basic_weight", basic_weight, 1, MOST),
             within("deadline_lead_ns", deadline_lead_ns, 0, LATEST),
+            <uint32_t>within("own_queues", own_queues, 0, MOST),
             <uint64_t>hash(b"surgetank"),  # Python draws the key of this hash anew for every process
         )
         if self.q == NULL:
@@ -341,6 +320,7 @@ cdef class Core:
 
     def __dealloc__(self):
         queues_free(self.q)
+        free(self.rows)
 
     cdef Scope* scope(self, object scope, object handle) except NULL:
         cdef int64_t kind = within("scope", scope, GLOBAL, WHOLE_TIER)
@@ -460,12 +440,18 @@ cdef class Core:
         )
         columns.check(self.q)
         self.advance(now_ns)
-        cdef Run* run = columns.make_runs(self.q)
-        cdef Run* after
-        while run != NULL:
-            after = run.next
-            queues_push(self.q, run)
-            run = after
+        columns.fill_all(self.room_for_rows(columns.runs))
+        if queues_push(self.q, self.rows, <size_t>columns.runs) < 0:
+            raise MemoryError
+
+    cdef Row* room_for_rows(self, Py_ssize_t n) except? NULL:
+        cdef void* grown
+        if n > self.rows_room:
+            grown = realloc(self.rows, n * sizeof(Row))
+            if grown == NULL:
+                raise MemoryError
+            self.rows, self.rows_room = <Row*>grown, n
+        return self.rows
 
     def pop_batches(self, now_ns, budget):
         cdef int64_t steps = within("budget", budget, 1, MOST)
@@ -477,7 +463,7 @@ cdef class Core:
             raise MemoryError
         cdef Batches batches = hand_over(out)
         out.batches_used = out.items_used = out.ids_used = 0
-        batches.more = self.q.root.ring.next != &self.q.root.ring
+        batches.more = queues_has_work(self.q)
         return batches
 
     def release(self, now_ns, account, tier, recipients, left, late_ns=0):
@@ -500,22 +486,21 @@ cdef class Core:
         )
 
     def reap(self, now_ns, budget):
-        cdef uint64_t n = <uint64_t>within("budget", budget, 1, MOST), there = 0
-        cdef int tier
+        cdef uint64_t n = <uint64_t>within("budget", budget, 1, MOST)
         self.advance(now_ns)
-        for tier in range(TIERS):
-            there += self.q.counts[tier].ended
-        n = min(n, there)
+        if not queues_has_ended(self.q):
+            n = 0
         # Everything is allocated before the first row is taken: no memory means nothing is lost.
         cdef Layout layout = Layout(n * sizeof(EndedRow), 4)
-        cdef Ended ended = make_ended(<Py_ssize_t>n, layout)
+        cdef Ended ended = Ended()
         cdef EndedRow* rows = <EndedRow*>malloc((n + 1) * sizeof(EndedRow))
         if rows == NULL:
             raise MemoryError
-        queues_reap(self.q, rows, n)
-        fill_ended(layout, rows, <Py_ssize_t>n)
+        ended.items = <Py_ssize_t>queues_reap(self.q, rows, n)
+        ended.columns = layout.data
+        fill_ended(layout, rows, ended.items)
         free(rows)
-        ended.more = self.q.ended.first != NULL
+        ended.more = queues_has_ended(self.q)
         return ended
 
     def block(self, scope, handle, until_ns):
@@ -535,6 +520,11 @@ cdef class Core:
     def batch_recipients(self, channel):
         return self.sizes[self.channel_of(channel)]
 
+    def check(self):
+        cdef const char* wrong = queues_unsound(self.q)
+        if wrong != NULL:
+            raise AssertionError(wrong.decode())
+
     def stats(self):
         cdef int tier
         rows = [self.tier_stats(tier) for tier in range(TIERS)]
@@ -550,11 +540,11 @@ cdef class Core:
         for i in range(self.q.account_count):
             leaf = &self.q.accounts[i].leaves[tier]
             lingering += leaf.lingering
-            if leaf.state == PARKED or leaf.parent.state == PARKED or leaf.parent.parent.state == PARKED:
+            if (leaf.state | leaf.parent.state | leaf.parent.parent.state) & PARKED:
                 throttled += leaf.queued - leaf.lingering
         return {
             "pushed": count.pushed, "popped": count.popped, "expired": count.expired, "cancelled": count.cancelled,
             "queued": count.queued, "waiting": count.retries + count.scheduled, "retry": count.retries,
             "scheduled": count.scheduled, "ended": count.ended, "linger": lingering, "throttled": throttled,
-            "ready": count.queued - lingering - throttled, "flows": count.flows, "runs": count.runs,
+            "ready": count.queued - lingering - throttled, "flows": count.flows,
         }

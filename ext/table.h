@@ -1,6 +1,9 @@
-/* Two open-addressing tables (linear probing, a power of two, at most half full): Table finds records by a hash and
-   leaves it to the caller to compare keys; IdSet tells whether an id is in the batch being formed and is emptied in O(1)
-   by a new stamp. */
+/* Three open-addressing tables (linear probing, powers of two): Table finds records by a hash and leaves it to the caller
+   to compare keys; Prints tells whether a 32-bit print may be known, 4 bytes each; IdSet tells whether an id is in the
+   batch being formed and is emptied in O(1) by a new stamp.
+
+   Table and Prints are cut into 64 shards by the hash: one shard grows or shrinks at a time, so that no call ever moves
+   more than a sixty-fourth of what there is. */
 #ifndef SURGETANK_TABLE_H
 #define SURGETANK_TABLE_H
 
@@ -15,21 +18,34 @@ static inline uint64_t mix64(uint64_t a, uint64_t b) {
     return (uint64_t)product ^ (uint64_t)(product >> 64);
 }
 
+#define SHARDS 64
+
 typedef struct TableSlot {
     uint64_t hash;
     void *item; /* borrowed; NULL: free */
 } TableSlot;
 
-typedef struct Table {
+typedef struct TableShard {
     TableSlot *slots; /* owned */
-    size_t mask, used;
+    size_t size, used;
+} TableShard;
+
+typedef struct Table {
+    TableShard shards[SHARDS];
+    size_t bytes;
 } Table;
+
+static inline TableSlot *table_home(const Table *table, uint64_t hash) {
+    const TableShard *shard = &table->shards[hash >> 58];
+    return shard->size ? &shard->slots[hash & (shard->size - 1)] : NULL;
+}
 
 /* The next record with this hash, NULL when there is none left; *cursor is 0 at first. */
 static inline void *table_next(const Table *table, uint64_t hash, size_t *cursor) {
-    if (table->slots == NULL) return NULL;
+    const TableShard *shard = &table->shards[hash >> 58];
+    if (shard->size == 0) return NULL;
     for (;; ++*cursor) {
-        const TableSlot *slot = &table->slots[(hash + *cursor) & table->mask];
+        const TableSlot *slot = &shard->slots[(hash + *cursor) & (shard->size - 1)];
         if (slot->item == NULL) return NULL;
         if (slot->hash == hash) {
             ++*cursor;
@@ -38,54 +54,125 @@ static inline void *table_next(const Table *table, uint64_t hash, size_t *cursor
     }
 }
 
-static inline void table_place(Table *table, uint64_t hash, void *item) {
-    size_t at = hash & table->mask;
-    while (table->slots[at].item != NULL) at = (at + 1) & table->mask;
-    table->slots[at].hash = hash;
-    table->slots[at].item = item;
+static inline void table_place(TableShard *shard, uint64_t hash, void *item) {
+    size_t at = hash & (shard->size - 1);
+    while (shard->slots[at].item != NULL) at = (at + 1) & (shard->size - 1);
+    shard->slots[at].hash = hash;
+    shard->slots[at].item = item;
 }
 
-static inline size_t table_size(const Table *table) { return table->slots == NULL ? 0 : table->mask + 1; }
-
-/* NULL: a free slot. To walk the table; index < table_size. */
-static inline void *table_item(const Table *table, size_t index) { return table->slots[index].item; }
-
-static inline int table_resize(Table *table, size_t size) {
-    Table grown = {calloc(size, sizeof(TableSlot)), size - 1, table->used};
-    if (grown.slots == NULL) return -1;
-    for (size_t i = 0; table->slots != NULL && i <= table->mask; i++)
-        if (table->slots[i].item != NULL) table_place(&grown, table->slots[i].hash, table->slots[i].item);
-    free(table->slots);
-    *table = grown;
+static inline int table_resize(Table *table, TableShard *shard, size_t size) {
+    TableShard other = {calloc(size, sizeof(TableSlot)), size, shard->used};
+    if (other.slots == NULL) return -1;
+    for (size_t i = 0; i < shard->size; i++)
+        if (shard->slots[i].item != NULL) table_place(&other, shard->slots[i].hash, shard->slots[i].item);
+    free(shard->slots);
+    table->bytes += (other.size - shard->size) * sizeof(TableSlot);
+    *shard = other;
     return 0;
 }
 
 /* -1: no memory, and nothing has changed. */
 static inline int table_add(Table *table, uint64_t hash, void *item) {
-    size_t size = table_size(table);
-    if (2 * (table->used + 1) > size && table_resize(table, size ? 2 * size : 64) < 0) return -1;
-    table_place(table, hash, item);
-    table->used++;
+    TableShard *shard = &table->shards[hash >> 58];
+    size_t size = shard->size;
+    if (2 * (shard->used + 1) > size && table_resize(table, shard, size ? 2 * size : 8) < 0) return -1;
+    table_place(shard, hash, item);
+    shard->used++;
     return 0;
 }
 
 /* The record must be in the table. What stands after it moves up, so that no marks of the dead pile up. */
 static inline void table_remove(Table *table, uint64_t hash, const void *item) {
-    size_t at = hash & table->mask;
-    while (table->slots[at].item != item) {
-        assert(table->slots[at].item != NULL);
-        at = (at + 1) & table->mask;
+    TableShard *shard = &table->shards[hash >> 58];
+    size_t mask = shard->size - 1, at = hash & mask;
+    while (shard->slots[at].item != item) {
+        assert(shard->slots[at].item != NULL);
+        at = (at + 1) & mask;
     }
-    for (size_t next = (at + 1) & table->mask; table->slots[next].item != NULL; next = (next + 1) & table->mask) {
-        size_t home = table->slots[next].hash & table->mask;
-        if (((next - home) & table->mask) < ((next - at) & table->mask)) continue;
-        table->slots[at] = table->slots[next];
+    for (size_t next = (at + 1) & mask; shard->slots[next].item != NULL; next = (next + 1) & mask) {
+        size_t home = shard->slots[next].hash & mask;
+        if (((next - home) & mask) < ((next - at) & mask)) continue;
+        shard->slots[at] = shard->slots[next];
         at = next;
     }
-    table->slots[at].item = NULL;
-    table->used--;
-    size_t size = table->mask + 1;
-    if (size > 1024 && 16 * table->used < size) table_resize(table, size / 4); /* no memory for less: keep it */
+    shard->slots[at].item = NULL;
+    shard->used--;
+    if (shard->size > 64 && 16 * shard->used < shard->size)
+        table_resize(table, shard, shard->size / 4); /* no memory for less: keep it */
+}
+
+static inline void table_free(Table *table) {
+    for (int i = 0; i < SHARDS; i++) free(table->shards[i].slots);
+}
+
+typedef struct PrintShard {
+    uint32_t *slots; /* owned; 0: free */
+    uint32_t size, used;
+} PrintShard;
+
+typedef struct Prints {
+    PrintShard shards[SHARDS];
+    size_t bytes;
+} Prints;
+
+/* Never 0. */
+static inline uint32_t print_of(uint64_t hash) { return (uint32_t)(hash >> 26) | 1; }
+
+static inline uint32_t print_home(const PrintShard *shard, uint32_t print) {
+    return (print * 0x9e3779b1u >> 7) & (shard->size - 1);
+}
+
+static inline int prints_resize(Prints *prints, PrintShard *shard, uint32_t size) {
+    PrintShard other = {calloc(size, sizeof(uint32_t)), size, shard->used};
+    if (other.slots == NULL) return -1;
+    for (uint32_t i = 0; i < shard->size; i++) {
+        if (shard->slots[i] == 0) continue;
+        uint32_t at = print_home(&other, shard->slots[i]);
+        while (other.slots[at] != 0) at = (at + 1) & (size - 1);
+        other.slots[at] = shard->slots[i];
+    }
+    free(shard->slots);
+    prints->bytes += ((size_t)other.size - shard->size) * sizeof(uint32_t);
+    *shard = other;
+    return 0;
+}
+
+/* 1: it was not there and is now; 0: it may have been there before; -1: no memory, and nothing has changed. */
+static inline int prints_add(Prints *prints, uint64_t hash) {
+    PrintShard *shard = &prints->shards[hash >> 58];
+    uint32_t print = print_of(hash), at;
+    if (4 * (shard->used + 1) > 3 * shard->size && prints_resize(prints, shard, shard->size ? 2 * shard->size : 16) < 0)
+        return -1;
+    for (at = print_home(shard, print); shard->slots[at] != 0; at = (at + 1) & (shard->size - 1))
+        if (shard->slots[at] == print) return 0;
+    shard->slots[at] = print;
+    shard->used++;
+    return 1;
+}
+
+/* It must be there. */
+static inline void prints_remove(Prints *prints, uint64_t hash) {
+    PrintShard *shard = &prints->shards[hash >> 58];
+    uint32_t mask = shard->size - 1, print = print_of(hash), at = print_home(shard, print);
+    while (shard->slots[at] != print) {
+        assert(shard->slots[at] != 0);
+        at = (at + 1) & mask;
+    }
+    for (uint32_t next = (at + 1) & mask; shard->slots[next] != 0; next = (next + 1) & mask) {
+        uint32_t home = print_home(shard, shard->slots[next]);
+        if (((next - home) & mask) < ((next - at) & mask)) continue;
+        shard->slots[at] = shard->slots[next];
+        at = next;
+    }
+    shard->slots[at] = 0;
+    shard->used--;
+    if (shard->size > 64 && 8 * shard->used < shard->size)
+        prints_resize(prints, shard, shard->size / 4); /* no memory for less: keep it */
+}
+
+static inline void prints_free(Prints *prints) {
+    for (int i = 0; i < SHARDS; i++) free(prints->shards[i].slots);
 }
 
 typedef struct IdSlot {

@@ -44,6 +44,11 @@ static inline int timer_kind(const Timer *timer) { return (int)timer->kind; }
 
 static inline int timer_armed(const Timer *timer) { return timer->next != NULL; }
 
+/* Whether it fires no later than this time would. */
+static inline int timer_armed_by(const Timer *timer, int64_t at_ns) {
+    return timer->next != NULL && timer->tick <= tick_up(at_ns);
+}
+
 static inline void wheel_make(Wheel *wheel) {
     wheel->now = 0;
     for (int level = 0; level < WHEEL_LEVELS; level++) {
@@ -108,6 +113,21 @@ static inline void wheel_cascade(Wheel *wheel, int level, unsigned slot) {
         assert(timer->level < (uint64_t)level);
         timer = next;
     }
+}
+
+/* Every bit is set iff its slot holds timers, each of which belongs there. */
+static inline int wheel_is_sound(const Wheel *wheel) {
+    for (int level = 0; level < WHEEL_LEVELS; level++) {
+        for (unsigned slot = 0; slot < 64; slot++) {
+            const Timer *head = &wheel->slots[level][slot];
+            if ((wheel->used[level] >> slot & 1) != (head->next != head)) return 0;
+            for (const Timer *timer = head->next; timer != head; timer = timer->next)
+                if (timer->next->prev != timer || timer->level != (uint64_t)level || timer->tick < wheel->now ||
+                    (timer->tick >> (6 * level) & 63) != slot)
+                    return 0;
+        }
+    }
+    return 1;
 }
 
 /* The next timer that fires at or before a time, disarmed; NULL: none is left, and the wheel stands at that time.

@@ -356,7 +356,7 @@ class Worker:
         """No handle, name or content is kept for what has ended."""
         pipeline, opens = self.pipeline, self.pipeline.opens
         stats = pipeline.core.stats()
-        for name in ("queued", "waiting", "ended", "flows", "runs"):
+        for name in ("queued", "waiting", "ended", "flows"):
             assert stats[name] == [0, 0, 0], name
         assert not opens
         assert (opens.count, opens.sizes) == ([0, 0, 0], [0, 0, 0])

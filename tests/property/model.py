@@ -1,13 +1,13 @@
 """The scheduling core again, in plain Python: slow, short, and the judge of ext/schedule.pyx.
 
-It says what the core must do, outputs in the same order, and shares no idea of how: timers are a heap, every queue is a
-list, numbers are counted up when asked for, windows look through a log of what left.
+It says what the core must do, outputs in the same order, and shares no idea of how: timers are a heap, every FIFO is a
+list of recipients, numbers are counted up when asked for, windows look through a log of what left.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 NEVER = 2**63 - 1
@@ -15,10 +15,13 @@ TICK_NS = 2**20
 SYSTEM, TEMPLATE, BASIC = range(3)
 CAP, LINGER, DUE, CUT = range(4)
 EXPIRED, CANCELLED = 1, 2
+FRESH_RUN, LEAST_COST = 8, 16
 
 
 @dataclass(eq=False)
 class Run:
+    """One row of a push."""
+
     send: int
     tier: int
     account: int
@@ -29,45 +32,135 @@ class Run:
     deadline: int
     linger: int
     pushed: int
-    to: list[tuple[int, bytes]]  # what is left: (position, id)
-    close: int = NEVER
-    gone: bool = False  # ended, or fully taken: its timers mean nothing
+    to: list[tuple[int, bytes]]  # (position, id)
 
 
 @dataclass(eq=False)
-class Flow:
-    leaf: Node
+class Recipient:
+    run: Run
+    position: int
+    name: bytes
+    close: int
+    first: bool = False  # its content is known to stand in a mixed queue by it
+
+
+@dataclass(eq=False)
+class Fifo:
+    of: list[Recipient] = field(default_factory=list)
+    close: int = NEVER  # not after the earliest
+    deadline: int = NEVER
+    closes_fall: bool = False
+    deadlines_fall: bool = False
+
+    def expect(self, close: int, deadline: int) -> None:
+        if self.of and not (self.closes_fall and self.deadlines_fall):
+            self.closes_fall |= close < self.of[-1].close
+            self.deadlines_fall |= deadline < self.of[-1].run.deadline
+        self.close, self.deadline = min(self.close, close), min(self.deadline, deadline)
+
+    def add(self, run: Run, close: int, first: bool) -> None:
+        self.expect(close, run.deadline)
+        self.of += [Recipient(run, position, name, close) for position, name in run.to]
+        self.of[-len(run.to)].first = first
+
+    def splice(self, more: Fifo) -> None:
+        if not self.of:
+            self.closes_fall, self.deadlines_fall = more.closes_fall, more.deadlines_fall
+        else:
+            self.expect(more.of[0].close, more.of[0].run.deadline)
+            self.closes_fall |= more.closes_fall
+            self.deadlines_fall |= more.deadlines_fall
+        self.close, self.deadline = min(self.close, more.close), min(self.deadline, more.deadline)
+        self.of += more.of
+
+    def take(self) -> Recipient:
+        first = self.of.pop(0)
+        if not self.of:
+            self.__init__()  # type: ignore[misc]
+        return first
+
+    def renew(self) -> None:
+        if self.of and not self.closes_fall:
+            self.close = self.of[0].close
+        if self.of and not self.deadlines_fall:
+            self.deadline = self.of[0].run.deadline
+
+
+@dataclass(eq=False)
+class Timer:
+    """The entry of the heap that counts; others mean nothing."""
+
+    tick: int = 0
+    entry: object = None
+
+
+@dataclass(eq=False)
+class Parcel:
+    queue: Queue
+    tick: int
+    fifo: Fifo = field(default_factory=Fifo)
+    timer: Timer = field(default_factory=Timer)
+
+
+@dataclass(eq=False)
+class Queue:
+    branch: Node
     key: tuple[int, int, int]
-    fifo: list[Run] = field(default_factory=list)
-    waiting: list[Run] = field(default_factory=list)
-    state: str = "idle"  # idle, linger, ready
-    close: int = NEVER
-    timer: object = None  # the linger timer that counts; others mean nothing
-    deficit: int = 0
-    fresh: bool = True
+    mixed: bool
+    fifo: Fifo = field(default_factory=Fifo)
+    parcels: list[Parcel] = field(default_factory=list)
+    state: str = "idle"  # idle, linger, ready, dead
+    timer: Timer = field(default_factory=Timer)
 
     @property
-    def queued(self) -> int:
-        return sum(len(run.to) for run in self.fifo)
+    def leaf(self) -> Node:
+        return self.branch.above(2)
+
+    @property
+    def waiting(self) -> list[Recipient]:
+        return [recipient for parcel in self.parcels for recipient in parcel.fifo.of]
+
+    def once(self, content: int) -> tuple[Node, tuple[int, int, int]]:
+        return self.leaf, (*self.key[:2], content)
 
 
 @dataclass(eq=False)
 class Node:
-    """Everything, a tier, a lane (tier x channel) or a leaf (tier x account)."""
+    """Everything, a tier, a lane (tier x channel), a leaf (tier x account), a tenant or a campaign in a leaf."""
 
+    level: str
     tier: int
     parent: Node | None
-    scope: Scope | None
+    scope: Scope | None = None
     handle: int = 0
     ring: list[Node] = field(default_factory=list)
-    flows: list[Flow] = field(default_factory=list)  # a leaf's ring
-    state: str = "open"  # open, parked, blocked
-    parks: int = 0
+    fresh: list[Node] = field(default_factory=list)
+    ready: list[Queue] = field(default_factory=list)  # a campaign's
+    queues: list[Queue] = field(default_factory=list)  # a campaign's, all
+    branches: dict[int, Node] = field(default_factory=dict)  # a leaf's tenants, a tenant's campaigns
+    held: set[str] = field(default_factory=set)
+    timer: Timer = field(default_factory=Timer)
     turn: int = 0
+    deficit: int = 0
+    owed: bool = False
+    fresh_had: int = 0
+
+    def above(self, levels: int) -> Node:
+        node = self
+        for _ in range(levels):
+            assert node.parent is not None
+            node = node.parent
+        return node
 
     @property
-    def has_ready(self) -> bool:
-        return bool(self.ring or self.flows)
+    def has_work(self) -> bool:
+        """Queues READY below that nothing below holds."""
+        return bool(self.ready) or any(child.has_work and not child.held for child in self.branches.values())
+
+    @property
+    def stands(self) -> bool:
+        assert self.parent is not None
+        return self in self.parent.ring or self in self.parent.fresh
 
 
 @dataclass
@@ -133,20 +226,27 @@ class Batch:
     items: list[tuple[int, int, int, int, bytes]]  # send, position, attempt, pushed, id
 
 
+def tick_up(at: int) -> int:
+    return max(0, -(-at // TICK_NS))
+
+
 class Model:
-    def __init__(self, template_weight: int, basic_weight: int, lead: int) -> None:
+    def __init__(self, template_weight: int, basic_weight: int, lead: int, own_queues: int) -> None:
         self.now = 0
-        self.lead = lead
+        self.lead, self.own_queues = lead, own_queues
         self.stride = [0, 2**20 // template_weight, 2**20 // basic_weight]
-        self.timers: list[tuple[int, int, Callable[[], None]]] = []
-        self.armed = 0
+        self.timers: list[tuple[int, int, Timer, Callable[[], None]]] = []
+        self.armed = self.tick = 0
         self.everything, self.of_tier = Scope(), [Scope() for _ in range(3)]
-        self.root = Node(-1, None, None)
-        self.tiers = [Node(tier, self.root, self.everything) for tier in range(3)]
+        self.root = Node("root", -1, None)
+        self.tiers = [Node("tier", tier, self.root) for tier in range(3)]
         self.channels: list[Channel] = []
         self.leaves: list[list[Node]] = []  # an account: by tier
-        self.flows: dict[tuple[Node, tuple[int, int, int]], Flow] = {}  # in order of creation
-        self.ended: list[tuple[int, int, int, int, int]] = []  # cause, send, position, attempt, tier
+        self.campaigns: list[Node] = []  # of all leaves, in order of creation
+        self.once: set[tuple[Node, tuple[int, int, int]]] = set()  # contents that stand in a mixed queue
+        self.told: list[tuple[int, int, int, int, int]] = []  # cause, send, position, attempt, tier
+        self.sweeping: list[Queue] = []
+        self.dead: list[Queue] = []
         self.counts = {name: [0, 0, 0] for name in ("pushed", "popped", "expired", "cancelled")}
         self.waits: list[tuple[int, int, int]] = []  # tier, channel, ns
         self.late: list[tuple[int, int]] = []
@@ -155,12 +255,12 @@ class Model:
 
     def add_channel(self, slots: int, reserved: int, cap: int) -> None:
         scope = Scope()
-        lanes = [Node(tier, self.tiers[tier], scope, len(self.channels)) for tier in range(3)]
+        lanes = [Node("lane", tier, self.tiers[tier], scope, len(self.channels)) for tier in range(3)]
         self.channels.append(Channel(slots, reserved, cap, lanes))
 
     def add_account(self, channel: int) -> None:
         scope, lanes = Scope(), self.channels[channel].lanes
-        self.leaves.append([Node(tier, lanes[tier], scope, len(self.leaves)) for tier in range(3)])
+        self.leaves.append([Node("leaf", tier, lanes[tier], scope, len(self.leaves)) for tier in range(3)])
 
     def scope(self, scope: int, handle: int) -> Scope:
         if scope == 3:
@@ -172,11 +272,10 @@ class Model:
         return found
 
     def channel_of(self, leaf: Node) -> Channel:
-        assert leaf.parent is not None
-        return self.channels[leaf.parent.handle]
+        return self.channels[leaf.above(1).handle]
 
     def activate(self, node: Node) -> None:
-        while node.parent is not None and node.state == "open" and node.has_ready and node not in node.parent.ring:
+        while node.parent is not None and not node.held and (node.ring or node.fresh) and not node.stands:
             if node.parent is self.root and node.tier != SYSTEM:
                 other = self.tiers[TEMPLATE + BASIC - node.tier]
                 if other in self.root.ring:
@@ -188,145 +287,218 @@ class Model:
         while node.parent is not None and node in node.parent.ring:
             node.parent.ring.remove(node)
             node = node.parent
-            if node.has_ready:
+            if node.ring or node.fresh:
                 return
 
+    def join(self, node: Node, ring: list[Node]) -> None:
+        node.owed = True
+        ring.append(node)
+        if node.level == "tenant":
+            self.activate(node.above(1))
+
+    def leave(self, node: Node) -> None:
+        parent = node.above(1)
+        (parent.ring if node in parent.ring else parent.fresh).remove(node)
+        if node.level == "tenant" and not (parent.ring or parent.fresh):
+            self.deactivate(parent)
+
+    def newly_ready(self, node: Node) -> None:
+        """A campaign, or a tenant, may have got work."""
+        while node.level in ("campaign", "tenant") and not node.held:
+            parent = node.above(1)
+            if node.has_work and not node.stands:
+                self.join(node, parent.fresh)
+            node = parent
+
+    def hold(self, node: Node, why: str) -> None:
+        was_open = not node.held
+        node.held.add(why)
+        if was_open and node.level not in ("campaign", "tenant"):
+            self.deactivate(node)
+        elif was_open and node.stands:
+            self.leave(node)
+
+    def let_go(self, node: Node, why: str) -> None:
+        node.held.discard(why)
+        if node.held:
+            return
+        if node.level not in ("campaign", "tenant"):
+            self.activate(node)
+        elif node.has_work:
+            self.join(node, node.above(1).ring)
+            self.newly_ready(node.above(1))
+
     def park(self, node: Node, scope: Scope, until: int) -> None:
-        self.deactivate(node)
-        node.state = "parked"
-        node.parks += 1
+        self.hold(node, "parked")
         scope.parked.append(node)
-        this = node.parks
-
-        def over() -> None:
-            if node.state == "parked" and node.parks == this:
-                self.unpark(node, scope)
-
         if until != NEVER:
-            self.arm(until, over)
+            self.arm(node.timer, until, lambda: self.unpark(node, scope))
 
     def unpark(self, node: Node, scope: Scope) -> None:
+        self.disarm(node.timer)
         scope.parked.remove(node)
-        node.state = "open"
-        self.activate(node)
+        self.let_go(node, "parked")
 
     def reconsider(self, scope: Scope) -> None:
         for node in list(scope.parked):
             self.unpark(node, scope)
 
+    def branch(self, parent: Node, level: str, handle: int) -> Node:
+        if handle not in parent.branches:
+            parent.branches[handle] = Node(level, parent.tier, parent, None, handle)
+            if level == "campaign":
+                self.campaigns.append(parent.branches[handle])
+        return parent.branches[handle]
+
+    def free_if_idle(self, node: Node) -> None:
+        while node.level in ("campaign", "tenant") and not (node.queues or node.branches or node.stands):
+            self.disarm(node.timer)
+            del node.above(1).branches[node.handle]
+            if node.level == "campaign":
+                self.campaigns.remove(node)
+            node = node.above(1)
+
     # --- time ---
 
-    def arm(self, at: int, fire: Callable[[], None]) -> None:
+    def arm(self, timer: Timer, at: int, fire: Callable[[], None]) -> None:
         self.armed += 1
-        heapq.heappush(self.timers, (-(-at // TICK_NS), self.armed, fire))
+        timer.tick, timer.entry = max(tick_up(at), self.tick), fire
+        heapq.heappush(self.timers, (timer.tick, self.armed, timer, fire))
+
+    def disarm(self, timer: Timer) -> None:
+        timer.entry = None
 
     def advance(self, now: int) -> None:
         self.now = max(self.now, now)
-        while self.timers and self.timers[0][0] * TICK_NS <= self.now:
-            heapq.heappop(self.timers)[2]()
+        while self.timers and self.timers[0][0] <= self.now // TICK_NS:
+            tick, _, timer, fire = heapq.heappop(self.timers)
+            if timer.entry is fire:
+                self.tick, timer.entry = tick, None
+                fire()
+        self.tick = max(self.tick, self.now // TICK_NS)
+
+    @property
+    def has_ended(self) -> bool:
+        return bool(self.told or self.sweeping or self.dead)
 
     def next_due(self) -> int:
-        """Exact but for timers that mean nothing any more, which the core may have disarmed: they are left out too."""
-        if self.ended or self.root.ring:
+        if self.has_ended or self.root.ring:
             return self.now
-        return min(self.firing_times(), default=NEVER)
+        return min((tick * TICK_NS for tick, _, timer, fire in self.timers if timer.entry is fire), default=NEVER)
 
-    def firing_times(self) -> Iterator[int]:
-        times = [flow.close for flow in self.flows.values() if flow.state == "linger"]
-        for flow in self.flows.values():
-            times += [run.deadline for run in flow.fifo]
-            times += [min(run.not_before, run.deadline) for run in flow.waiting]
-        for tick, _, fire in self.timers:
-            if fire.__name__ == "over":
-                yield min(tick * TICK_NS, NEVER)
-        yield from (-(-time // TICK_NS) * TICK_NS for time in times if time != NEVER)
+    # --- queues ---
 
-    # --- flows ---
-
-    def rest(self, flow: Flow) -> None:
-        flow.timer = None
-        if flow.state == "ready":
-            flow.leaf.flows.remove(flow)
-            flow.deficit = min(flow.deficit, 0)
-            if not flow.leaf.flows:
-                self.deactivate(flow.leaf)
-        flow.state = "idle"
-
-    def make_ready(self, flow: Flow) -> None:
-        self.rest(flow)
-        flow.state, flow.fresh = "ready", True
-        flow.leaf.flows.append(flow)
-        self.activate(flow.leaf)
-
-    def make_linger(self, flow: Flow) -> None:
-        self.rest(flow)
-        flow.state, mark = "linger", object()
-        flow.timer = mark
-        if flow.close != NEVER:
-            self.arm(flow.close, lambda: self.make_ready(flow) if flow.timer is mark else None)
-
-    def rest_if_empty(self, flow: Flow) -> None:
-        if flow.fifo:
+    def arm_queue(self, queue: Queue) -> None:
+        wake = NEVER if queue in self.sweeping else queue.fifo.deadline
+        if queue.state == "linger":
+            wake = min(wake, queue.fifo.close)
+        if wake == NEVER or (queue.timer.entry is not None and queue.timer.tick <= tick_up(wake)):
             return
-        self.rest(flow)
-        flow.close = NEVER
-        if not flow.waiting:
-            self.flows.pop((flow.leaf, flow.key), None)
+        self.arm(queue.timer, wake, lambda: self.fire_queue(queue))
+
+    def fire_queue(self, queue: Queue) -> None:
+        if queue.state == "linger" and queue.fifo.close <= self.now:
+            self.make_ready(queue)
+        if queue.fifo.deadline <= self.now and queue not in self.sweeping:
+            self.sweeping.append(queue)
+        self.arm_queue(queue)
+
+    def rest(self, queue: Queue) -> None:
+        if queue.state == "ready":
+            queue.branch.ready.remove(queue)
+        queue.state = "idle"
+
+    def make_ready(self, queue: Queue) -> None:
+        self.rest(queue)
+        queue.state = "ready"
+        queue.branch.ready.append(queue)
+        self.newly_ready(queue.branch)
+
+    def make_linger(self, queue: Queue) -> None:
+        self.rest(queue)
+        queue.state = "linger"
+        self.arm_queue(queue)
+
+    def settle(self, queue: Queue) -> None:
+        if queue.state != "ready":
+            cap = self.channel_of(queue.leaf).cap
+            if queue.mixed or len(queue.fifo.of) >= cap or queue.fifo.close <= self.now:
+                self.make_ready(queue)
+            elif queue.state == "idle":
+                self.make_linger(queue)
+        self.arm_queue(queue)
+
+    def rest_if_empty(self, queue: Queue) -> None:
+        if queue.fifo.of:
+            return
+        self.rest(queue)
+        if not queue.parcels:
+            if queue in self.sweeping:
+                self.sweeping.remove(queue)
+            self.forget(queue)
+
+    def forget(self, queue: Queue) -> None:
+        self.disarm(queue.timer)
+        queue.branch.queues.remove(queue)
+        self.free_if_idle(queue.branch)
 
     def must_close(self, run: Run) -> int:
         return min(run.due, NEVER if run.deadline == NEVER else run.deadline - self.lead)
 
-    def end(self, run: Run, cause: int) -> None:
-        run.gone = True
-        self.counts["expired" if cause == EXPIRED else "cancelled"][run.tier] += len(run.to)
-        self.ended += [(cause, run.send, position, run.attempt, run.tier) for position, _ in run.to]
-
-    def enter(self, run: Run, flow: Flow) -> None:
-        before = flow.close
-        run.close = min(self.now + run.linger, NEVER, self.must_close(run))
-        if run.deadline != NEVER:
-            self.arm(run.deadline, lambda: None if run.gone else self.expire(run, flow))
-        flow.fifo.append(run)
-        flow.close = min(flow.close, run.close)
-        if flow.state == "ready":
-            return
-        if flow.queued >= self.channel_of(flow.leaf).cap or flow.close <= self.now:
-            self.make_ready(flow)
-        elif flow.state == "idle" or flow.close < before:
-            self.make_linger(flow)
-
-    def expire(self, run: Run, flow: Flow) -> None:
-        flow.fifo.remove(run)
-        self.end(run, EXPIRED)
-        self.rest_if_empty(flow)
-
-    def wake(self, run: Run, flow: Flow) -> None:
-        if run.gone:
-            return
-        flow.waiting.remove(run)
-        if run.deadline > self.now:
-            self.enter(run, flow)
-        else:
-            self.end(run, EXPIRED)
-            self.rest_if_empty(flow)
+    # --- in ---
 
     def push(self, now: int, runs: list[Run]) -> None:
         self.advance(now)
-        flows = {run: self.flow_of(run) for run in runs if run.deadline > self.now}
-        for run in runs:
+        aimed = [self.queue_for(run) if run.deadline > self.now else None for run in runs]
+        for run, target in zip(runs, aimed, strict=True):
             self.counts["pushed"][run.tier] += len(run.to)
-            if run not in flows:
-                self.end(run, EXPIRED)
-            elif run.not_before > self.now:
-                flows[run].waiting.append(run)
-                if (at := min(run.not_before, run.deadline)) != NEVER:
-                    self.arm(at, lambda run=run: self.wake(run, flows[run]))  # type: ignore[misc]
+            if target is None:
+                for position, _ in run.to:
+                    self.tell(run, position)
             else:
-                self.enter(run, flows[run])
+                self.put(run, *target)
 
-    def flow_of(self, run: Run) -> Flow:
+    def queue_for(self, run: Run) -> tuple[Queue, bool]:
+        tenant, campaign, _ = run.key
         leaf = self.leaves[run.account][run.tier]
-        return self.flows.setdefault((leaf, run.key), Flow(leaf, run.key))
+        branch = self.branch(self.branch(leaf, "tenant", tenant), "campaign", campaign)
+        for queue in branch.queues:
+            if queue.key == run.key and not queue.mixed:
+                return queue, False
+        if len(branch.queues) >= self.own_queues and (leaf, run.key) not in self.once:
+            self.once.add((leaf, run.key))
+            for queue in branch.queues:
+                if queue.mixed:
+                    return queue, True
+            branch.queues.append(Queue(branch, run.key, mixed=True))
+            return branch.queues[-1], True
+        branch.queues.append(Queue(branch, run.key, mixed=False))
+        return branch.queues[-1], False
+
+    def put(self, run: Run, queue: Queue, first: bool) -> None:
+        close = min(max(self.now, run.not_before) + run.linger, NEVER, self.must_close(run))
+        if run.not_before > self.now:
+            self.wait(run, queue, close, first)
+            return
+        queue.fifo.add(run, close, first)
+        self.settle(queue)
+
+    def wait(self, run: Run, queue: Queue, close: int, first: bool) -> None:
+        until = min(run.not_before, run.deadline)
+        if not queue.parcels or queue.parcels[-1].tick != tick_up(until):
+            parcel = Parcel(queue, tick_up(until))
+            queue.parcels.append(parcel)
+            if until != NEVER:
+                self.arm(parcel.timer, until, lambda: self.wake(parcel))
+        queue.parcels[-1].fifo.add(run, close, first)
+
+    def wake(self, parcel: Parcel) -> None:
+        queue = parcel.queue
+        if queue.state == "dead":
+            return
+        queue.fifo.splice(parcel.fifo)
+        queue.parcels.remove(parcel)
+        self.settle(queue)
 
     # --- what may go ---
 
@@ -347,21 +519,52 @@ class Model:
             return self.tiers[SYSTEM]
         return min(self.root.ring, key=lambda tier: (tier.turn, tier.tier))
 
+    def turn_of(self, parent: Node) -> Node | None:
+        first = parent.fresh
+        if not first or (parent.fresh_had >= FRESH_RUN and parent.ring):
+            first = parent.ring
+        node = first[0]
+        if not node.has_work:
+            self.tidy(node)
+            return None
+        if node.owed:
+            node.owed = False
+            node.deficit += self.channels[node.above(2 if node.level == "tenant" else 3).handle].cap
+        assert node.deficit > 0
+        return node
+
+    def tidy(self, node: Node) -> None:
+        if node.level == "tenant" and (node.fresh or node.ring):
+            node = (node.fresh or node.ring)[0]
+        self.leave(node)
+        self.free_if_idle(node)
+
+    def pay(self, node: Node, cost: int) -> None:
+        node.deficit -= cost
+        if not node.has_work:
+            node.deficit = min(node.deficit, 0)
+        if not node.has_work or node.deficit <= 0:
+            parent = node.above(1)
+            parent.fresh_had = min(FRESH_RUN, parent.fresh_had + 1) if node in parent.fresh else 0
+            (parent.fresh if node in parent.fresh else parent.ring).remove(node)
+            parent.ring.append(node)
+            node.owed = True
+
     def visit(self, tier: Node) -> Batch | None:
         lane = tier.ring[0]
-        leaf = lane.ring[0]
-        flow = leaf.flows[0]
         channel = self.channels[lane.handle]
         if not channel.has_slot(tier.tier):
-            self.deactivate(lane)
-            lane.state = "blocked"
+            self.hold(lane, "blocked")
             return None
-        if flow.fresh:
-            flow.fresh = False
-            flow.deficit += channel.cap
-        assert flow.deficit > 0
+        leaf = lane.ring[0]
+        tenant = self.turn_of(leaf)
+        campaign = self.turn_of(tenant) if tenant else None
+        if campaign is None or tenant is None:
+            return None
+        queue = campaign.ready[0]
         path = self.path(leaf)
-        most = self.planned(flow, path)
+        content, there = self.next_batch(queue, channel.cap)
+        most = self.planned(there, path, tier.tier)
         for node, scope in path:
             if scope.blocked > self.now:
                 self.park(node, scope, scope.blocked)
@@ -372,60 +575,71 @@ class Model:
                 if until > self.now:
                     self.park(node, scope, until)
                     return None
-        batch = self.form(flow, most)
-        if batch is None:
-            self.rest_if_empty(flow)
-            return None
-        self.charge(batch, path, channel)
-        self.after_batch(flow, len(batch.items))
-        return batch
+        return self.send(queue, content, most, most < there, path, channel)
 
     def path(self, leaf: Node) -> list[tuple[Node, Scope]]:
         """What waits when a scope refuses, and the scope; the widest first."""
-        lane = leaf.parent
-        assert lane is not None
-        tier = lane.parent
-        assert tier is not None
+        lane, tier = leaf.above(1), leaf.above(2)
         assert lane.scope is not None
         assert leaf.scope is not None
         return [(tier, self.everything), (tier, self.of_tier[tier.tier]), (lane, lane.scope), (leaf, leaf.scope)]
 
-    def planned(self, flow: Flow, path: list[tuple[Node, Scope]]) -> int:
-        ceilings = [limit.ceiling(flow.leaf.tier) for _, scope in path for limit in scope.limits if limit.recipients]
-        return min(flow.queued, self.channel_of(flow.leaf).cap, *ceilings)
+    def next_batch(self, queue: Queue, cap: int) -> tuple[int, int]:
+        recipients = queue.fifo.of[:cap]
+        content = recipients[0].run.key[2]
+        if not queue.mixed:
+            return queue.key[2], len(recipients)
+        alike = next((i for i, each in enumerate(recipients) if each.run.key[2] != content), len(recipients))
+        return content, alike
 
-    def form(self, flow: Flow, most: int) -> Batch | None:
-        leaf, channel = flow.leaf, self.channel_of(flow.leaf)
-        batch = Batch(leaf.tier, leaf.parent.handle if leaf.parent else 0, leaf.handle, flow.key, LINGER, NEVER, [])
-        partly, seen = most < flow.queued, set[bytes]()
-        due = cut = False
-        for run in list(flow.fifo):
-            if run.deadline <= self.now and len(seen) < most and not cut:
-                flow.fifo.remove(run)
-                self.end(run, EXPIRED)
+    def planned(self, n: int, path: list[tuple[Node, Scope]], tier: int) -> int:
+        return min(n, *(limit.ceiling(tier) for _, scope in path for limit in scope.limits if limit.recipients), n)
+
+    def send(
+        self, queue: Queue, content: int, most: int, more: bool, path: list[tuple[Node, Scope]], channel: Channel
+    ) -> Batch | None:
+        leaf = queue.leaf
+        key = (*queue.key[:2], content)
+        batch = Batch(leaf.tier, leaf.above(1).handle, leaf.handle, key, LINGER, NEVER, [])
+        cut, due = self.form(queue, most, batch)
+        queue.fifo.renew()
+        if not batch.items:
+            self.rest_if_empty(queue)
+            return None
+        more = more or len(batch.items) == channel.cap
+        batch.closed = CUT if cut else CAP if more else DUE if due else LINGER
+        self.charge(batch, path, channel)
+        self.after_batch(queue, len(batch.items), channel.cap)
+        return batch
+
+    def form(self, queue: Queue, most: int, batch: Batch) -> tuple[bool, bool]:
+        due = False
+        seen: set[bytes] = set()
+        while queue.fifo.of and len(seen) < most:
+            first = queue.fifo.of[0]
+            run = first.run
+            if run.deadline <= self.now:
+                self.tell(run, self.take(queue).position)
                 continue
-            while run.to and len(seen) < most and not cut:
-                position, name = run.to[0]
-                if name in seen:
-                    cut = True
-                    break
-                seen.add(name)
-                del run.to[0]
-                batch.items.append((run.send, position, run.attempt, run.pushed, name))
-                batch.due = min(batch.due, run.due)
-                due = due or self.must_close(run) <= self.now
-                self.observe(run, batch.channel)
-            if not run.to:
-                run.gone = True
-                flow.fifo.remove(run)
-        full = partly or len(seen) == channel.cap
-        batch.closed = CUT if cut else CAP if full else DUE if due else LINGER
-        return batch if batch.items else None
+            if queue.mixed and run.key[2] != batch.key[2]:
+                break
+            if first.name in seen:
+                return True, due
+            seen.add(first.name)
+            self.take(queue)
+            batch.items.append((run.send, first.position, run.attempt, run.pushed, first.name))
+            batch.due = min(batch.due, run.due)
+            due = due or self.must_close(run) <= self.now
+            if run.attempt == 0:
+                self.waits.append((run.tier, batch.channel, max(0, self.now - max(run.pushed, run.not_before))))
+            self.late.append((run.tier, max(0, self.now - run.due)))
+        return False, due
 
-    def observe(self, run: Run, channel: int) -> None:
-        if run.attempt == 0:
-            self.waits.append((run.tier, channel, max(0, self.now - max(run.pushed, run.not_before))))
-        self.late.append((run.tier, max(0, self.now - run.due)))
+    def take(self, queue: Queue) -> Recipient:
+        first = queue.fifo.take()
+        if first.first:
+            self.once.discard(queue.once(first.run.key[2]))
+        return first
 
     def charge(self, batch: Batch, path: list[tuple[Node, Scope]], channel: Channel) -> None:
         n = len(batch.items)
@@ -435,22 +649,22 @@ class Model:
         path[0][0].turn += self.stride[batch.tier]
         self.counts["popped"][batch.tier] += n
 
-    def after_batch(self, flow: Flow, n: int) -> None:
-        leaf = flow.leaf
-        flow.deficit -= n
-        if 0 < flow.queued < self.channel_of(leaf).cap:
-            flow.close = min(run.close for run in flow.fifo)
-            if flow.close > self.now:
-                self.make_linger(flow)
-        if flow.state == "ready" and flow.queued and flow.deficit <= 0:
-            flow.fresh = True
-            leaf.flows.append(leaf.flows.pop(leaf.flows.index(flow)))
-        self.rest_if_empty(flow)
-        node = leaf
-        while node.parent is not None and node.parent is not self.root:
-            if node in node.parent.ring:
-                node.parent.ring.append(node.parent.ring.pop(node.parent.ring.index(node)))
-            node = node.parent
+    def after_batch(self, queue: Queue, n: int, cap: int) -> None:
+        campaign = queue.branch
+        tenant, leaf = campaign.above(1), campaign.above(2)
+        if not queue.fifo.of:
+            self.rest(queue)
+        elif not queue.mixed and len(queue.fifo.of) < cap and queue.fifo.close > self.now:
+            self.make_linger(queue)
+        else:
+            campaign.ready.append(campaign.ready.pop(campaign.ready.index(queue)))
+        for node in (campaign, tenant):
+            self.pay(node, max(n, -(-cap // LEAST_COST)))
+        self.rest_if_empty(queue)
+        for node in (leaf, leaf.above(1)):
+            ring = node.above(1).ring
+            if node in ring:
+                ring.append(ring.pop(ring.index(node)))
 
     def release(self, now: int, account: int, tier: int, n: int, left: int, late: int) -> None:
         self.advance(now)
@@ -466,24 +680,66 @@ class Model:
         channel = self.channel_of(leaf)
         channel.in_flight[tier] -= 1
         for lane in channel.lanes:
-            if lane.state == "blocked" and channel.has_slot(lane.tier):
-                lane.state = "open"
-                self.activate(lane)
+            if "blocked" in lane.held and channel.has_slot(lane.tier):
+                self.let_go(lane, "blocked")
 
     # --- what ends ---
 
+    def tell(self, run: Run, position: int) -> None:
+        self.counts["expired"][run.tier] += 1
+        self.told.append((EXPIRED, run.send, position, run.attempt, run.tier))
+
     def cancel(self, tenant: int, campaign: int) -> int:
-        before = len(self.ended)
-        for flow in [flow for flow in self.flows.values() if flow.key[:2] == (tenant, campaign)]:
-            self.rest(flow)
-            for run in flow.fifo + flow.waiting:
-                self.end(run, CANCELLED)
-            del self.flows[(flow.leaf, flow.key)]
-        return len(self.ended) - before
+        nodes = [node for node in self.campaigns if (node.above(1).handle, node.handle) == (tenant, campaign)]
+        dead = [queue for node in nodes for queue in node.queues]
+        for queue in dead:
+            self.counts["cancelled"][queue.branch.tier] += len(queue.fifo.of) + len(queue.waiting)
+            self.rest(queue)
+            if queue in self.sweeping:
+                self.sweeping.remove(queue)
+            self.forget(queue)
+            queue.state = "dead"
+        self.dead += dead
+        return sum(len(queue.fifo.of) + len(queue.waiting) for queue in dead)
 
     def reap(self, now: int, budget: int) -> list[tuple[int, int, int, int, int]]:
         self.advance(now)
-        rows, self.ended = self.ended[:budget], self.ended[budget:]
+        rows, self.told = self.told[:budget], self.told[budget:]
+        steps = len(rows)
+        while steps < budget and self.sweeping:
+            rows += self.sweep(self.sweeping[0], budget - steps)
+            steps = max(steps + 1, len(rows))
+        while steps < budget and self.dead:
+            rows += self.reap_dead(self.dead[0], budget - steps)
+            steps = max(steps + 1, len(rows))
+        return rows
+
+    def sweep(self, queue: Queue, most: int) -> list[tuple[int, int, int, int, int]]:
+        rows: list[tuple[int, int, int, int, int]] = []
+        while len(rows) < most and queue.fifo.of and queue.fifo.of[0].run.deadline <= self.now:
+            first = self.take(queue)
+            self.counts["expired"][first.run.tier] += 1
+            rows.append((EXPIRED, first.run.send, first.position, first.run.attempt, first.run.tier))
+        queue.fifo.renew()
+        if len(rows) < most or not queue.fifo.of:
+            if queue.fifo.of:
+                queue.fifo.deadline = queue.fifo.of[0].run.deadline
+            self.sweeping.remove(queue)
+            self.arm_queue(queue)
+            self.rest_if_empty(queue)
+        return rows
+
+    def reap_dead(self, queue: Queue, most: int) -> list[tuple[int, int, int, int, int]]:
+        rows: list[tuple[int, int, int, int, int]] = []
+        while len(rows) < most:
+            if not queue.fifo.of:
+                if not queue.parcels:
+                    self.dead.remove(queue)
+                    return rows
+                queue.fifo = queue.parcels[0].fifo
+                self.disarm(queue.parcels.pop(0).timer)
+            first = self.take(queue)
+            rows.append((CANCELLED, first.run.send, first.position, first.run.attempt, first.run.tier))
         return rows
 
     def block(self, scope: int, handle: int, until: int) -> None:
@@ -497,25 +753,25 @@ class Model:
         return self.counts | {name: [row[name] for row in rows] for name in rows[0]}
 
     def tier_stats(self, tier: int) -> dict[str, int]:
-        flows = [flow for flow in self.flows.values() if flow.leaf.tier == tier]
-        waiting = [run for flow in flows for run in flow.waiting]
-        queued = sum(flow.queued for flow in flows)
-        linger = sum(flow.queued for flow in flows if flow.state == "linger")
-        throttled = sum(flow.queued for flow in flows if flow.state == "ready" and self.is_parked(flow.leaf))
-        retry = sum(len(run.to) for run in waiting if run.attempt)
-        scheduled = sum(len(run.to) for run in waiting if not run.attempt)
+        queues = [queue for node in self.campaigns if node.tier == tier for queue in node.queues]
+        waiting = [recipient for queue in queues for recipient in queue.waiting]
+        queued = sum(len(queue.fifo.of) for queue in queues)
+        linger = sum(len(queue.fifo.of) for queue in queues if queue.state == "linger")
+        throttled = sum(len(queue.fifo.of) for queue in queues if queue.state == "ready" and is_parked(queue.leaf))
+        retry = sum(recipient.run.attempt > 0 for recipient in waiting)
+        dead = [recipient for queue in self.dead for recipient in queue.fifo.of + queue.waiting]
         return {
             "queued": queued,
-            "waiting": retry + scheduled,
+            "waiting": len(waiting),
             "retry": retry,
-            "scheduled": scheduled,
-            "ended": sum(row[4] == tier for row in self.ended),
+            "scheduled": len(waiting) - retry,
+            "ended": sum(row[4] == tier for row in self.told) + sum(each.run.tier == tier for each in dead),
             "linger": linger,
             "throttled": throttled,
             "ready": queued - linger - throttled,
-            "flows": len(flows),
-            "runs": sum(len(flow.fifo) + len(flow.waiting) for flow in flows),
+            "flows": len(queues),
         }
 
-    def is_parked(self, node: Node) -> bool:
-        return node.state == "parked" or (node.parent is not None and self.is_parked(node.parent))
+
+def is_parked(node: Node) -> bool:
+    return "parked" in node.held or (node.parent is not None and is_parked(node.parent))

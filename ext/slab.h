@@ -1,0 +1,194 @@
+/* Records of one size, told by u32 handles, in blocks that are mapped from the system and given back when empty (slab
+   allocation: Bonwick, USENIX 1994). Taking and freeing a record is O(1); only slab_reserve maps anything.
+
+   A handle is block << shift | place in it, plus 1: 0 is no record. Records never move. Freed ones are used again
+   before untouched ones, the block that was last freed into first, so that a churned slab still hands out neighbours.
+   Empty blocks beyond `spare` go back to the system at once; what a reserve mapped is not resident until it is used. */
+#ifndef SURGETANK_SLAB_H
+#define SURGETANK_SLAB_H
+
+#include <assert.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#define ASAN_IS_POISONED(at) __asan_address_is_poisoned(at)
+#else
+#define ASAN_IS_POISONED(at) ((void)(at), 0)
+#define ASAN_POISON_MEMORY_REGION(at, size) ((void)(at), (void)(size))
+#define ASAN_UNPOISON_MEMORY_REGION(at, size) ((void)(at), (void)(size))
+#endif
+
+#define SLAB_BLOCK_BYTES (256u * 1024)
+
+typedef struct SlabBlock {
+    char *base;    /* owned; NULL: this number is free */
+    uint32_t used; /* records taken */
+    uint32_t bump; /* records from here on were never taken */
+    uint32_t freed; /* the first freed one: its place + 1; each holds the next */
+    uint32_t prev, next; /* among the blocks with room, or the empty ones; number + 1 */
+} SlabBlock;
+
+typedef struct Slab {
+    SlabBlock *blocks; /* owned */
+    uint32_t numbers;  /* of blocks, used or not */
+    uint32_t size, shift;
+    uint32_t partial, empty, unused; /* lists: blocks with room, without a record taken, numbers to use again */
+    uint32_t empties, spare;
+    size_t room;    /* records that can be taken without mapping */
+    size_t touched; /* bytes that may be resident */
+} Slab;
+
+/* Blocks hold a power of two of records: as many as fit. */
+static inline void slab_make(Slab *slab, uint32_t size) {
+    *slab = (Slab){.size = size, .spare = 1};
+    while ((size_t)size << (slab->shift + 1) <= SLAB_BLOCK_BYTES) slab->shift++;
+}
+
+static inline void *slab_at(const Slab *slab, uint32_t handle) {
+    uint32_t at = handle - 1;
+    return slab->blocks[at >> slab->shift].base + (size_t)(at & ((1u << slab->shift) - 1)) * slab->size;
+}
+
+static inline size_t slab_block_bytes(const Slab *slab) { return (size_t)slab->size << slab->shift; }
+
+static inline void slab_link(Slab *slab, uint32_t *list, uint32_t number) {
+    SlabBlock *block = &slab->blocks[number];
+    block->prev = 0;
+    block->next = *list;
+    if (*list) slab->blocks[*list - 1].prev = number + 1;
+    *list = number + 1;
+}
+
+static inline void slab_unlink(Slab *slab, uint32_t *list, uint32_t number) {
+    SlabBlock *block = &slab->blocks[number];
+    if (block->prev)
+        slab->blocks[block->prev - 1].next = block->next;
+    else
+        *list = block->next;
+    if (block->next) slab->blocks[block->next - 1].prev = block->prev;
+}
+
+static inline int slab_map(Slab *slab) {
+    if (!slab->unused) {
+        uint32_t more = slab->numbers ? 2 * slab->numbers : 8;
+        if ((uint64_t)more << slab->shift >= 1u << 30) return -1; /* handles have 30 bits for others to add to */
+        SlabBlock *blocks = realloc(slab->blocks, more * sizeof(SlabBlock));
+        if (blocks == NULL) return -1;
+        slab->blocks = blocks;
+        for (uint32_t number = more; number-- > slab->numbers;) {
+            blocks[number] = (SlabBlock){0};
+            slab_link(slab, &slab->unused, number);
+        }
+        slab->numbers = more;
+    }
+    void *base = mmap(NULL, slab_block_bytes(slab), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (base == MAP_FAILED) return -1;
+    ASAN_POISON_MEMORY_REGION(base, slab_block_bytes(slab));
+    uint32_t number = slab->unused - 1;
+    slab_unlink(slab, &slab->unused, number);
+    slab->blocks[number] = (SlabBlock){.base = base};
+    slab_link(slab, &slab->empty, number);
+    slab->empties++;
+    slab->room += (size_t)1 << slab->shift;
+    return 0;
+}
+
+static inline void slab_unmap(Slab *slab, uint32_t number) {
+    SlabBlock *block = &slab->blocks[number];
+    slab->touched -= (size_t)block->bump * slab->size;
+    ASAN_UNPOISON_MEMORY_REGION(block->base, slab_block_bytes(slab));
+    munmap(block->base, slab_block_bytes(slab));
+    block->base = NULL;
+    slab_link(slab, &slab->unused, number);
+}
+
+/* So many records can be taken after this; -1: no memory, and no record has changed. */
+static inline int slab_reserve(Slab *slab, size_t records) {
+    if (records <= slab->room) return 0;
+    uint32_t blocks = (uint32_t)((records + (1u << slab->shift) - 1) >> slab->shift);
+    if (slab->spare < blocks) slab->spare = blocks;
+    while (slab->room < records)
+        if (slab_map(slab) < 0) return -1;
+    return 0;
+}
+
+/* There must be room. The record holds whatever it held last. */
+static inline uint32_t slab_take(Slab *slab) {
+    assert(slab->room > 0);
+    if (!slab->partial) {
+        uint32_t number = slab->empty - 1;
+        slab_unlink(slab, &slab->empty, number);
+        slab_link(slab, &slab->partial, number);
+        slab->empties--;
+    }
+    uint32_t number = slab->partial - 1;
+    SlabBlock *block = &slab->blocks[number];
+    uint32_t place = block->freed;
+    char *record;
+    if (place) {
+        place--;
+        record = block->base + (size_t)place * slab->size;
+        ASAN_UNPOISON_MEMORY_REGION(record, slab->size);
+        block->freed = *(uint32_t *)record;
+    } else {
+        place = block->bump++;
+        record = block->base + (size_t)place * slab->size;
+        ASAN_UNPOISON_MEMORY_REGION(record, slab->size);
+        slab->touched += slab->size;
+    }
+    slab->room--;
+    if (++block->used == 1u << slab->shift) slab_unlink(slab, &slab->partial, number);
+    return (number << slab->shift | place) + 1;
+}
+
+static inline void slab_free(Slab *slab, uint32_t handle) {
+    uint32_t at = handle - 1, number = at >> slab->shift;
+    SlabBlock *block = &slab->blocks[number];
+    void *record = slab_at(slab, handle);
+    assert(block->used > 0);
+    *(uint32_t *)record = block->freed;
+    ASAN_POISON_MEMORY_REGION(record, slab->size);
+    block->freed = (at & ((1u << slab->shift) - 1)) + 1;
+    slab->room++;
+    if (block->used-- == 1u << slab->shift) slab_link(slab, &slab->partial, number);
+    if (block->used) return;
+    slab_unlink(slab, &slab->partial, number);
+    if (slab->empties >= slab->spare) {
+        slab->room -= (size_t)1 << slab->shift;
+        slab_unmap(slab, number);
+        return;
+    }
+    slab_link(slab, &slab->empty, number);
+    slab->empties++;
+}
+
+/* Records taken, counted from the blocks; SIZE_MAX: the lists and counts of the blocks contradict each other. */
+static inline size_t slab_taken(const Slab *slab) {
+    size_t taken = 0, room = 0, touched = 0, empties = 0, listed = 0;
+    for (uint32_t number = 0; number < slab->numbers; number++) {
+        const SlabBlock *block = &slab->blocks[number];
+        if (block->base == NULL) continue;
+        taken += block->used;
+        room += (1u << slab->shift) - block->used;
+        touched += (size_t)block->bump * slab->size;
+        empties += block->used == 0;
+    }
+    for (uint32_t at = slab->partial; at; at = slab->blocks[at - 1].next)
+        listed += (1u << slab->shift) - slab->blocks[at - 1].used;
+    for (uint32_t at = slab->empty; at; at = slab->blocks[at - 1].next) listed += 1u << slab->shift;
+    int sound = room == slab->room && touched == slab->touched && empties == slab->empties && listed == room;
+    return sound ? taken : SIZE_MAX;
+}
+
+static inline void slab_free_all(Slab *slab) {
+    for (uint32_t number = 0; number < slab->numbers; number++)
+        if (slab->blocks[number].base != NULL) slab_unmap(slab, number);
+    free(slab->blocks);
+    slab->blocks = NULL;
+}
+
+#endif

@@ -1,0 +1,233 @@
+# Included by queues.pyx: whether the structure is what it says it is. Walks everything; tests call it after each step.
+
+cdef struct Walk:
+    size_t chunks[3]
+    uint64_t facts, queued, lingering, waiting, retries, dead
+    size_t queues, nodes, parcels
+
+
+cdef inline bint holds(const Link* head, const Link* link) noexcept nogil:
+    cdef const Link* each = head.next
+    while each != head:
+        if each == link:
+            return True
+        each = each.next
+    return False
+
+
+cdef const char* unsound_fifos(const Queues* q, const Queue* queue, Walk* walk) noexcept nogil:
+    cdef const Parcel* parcel = queue.parcels
+    cdef uint64_t retries = 0, scheduled = 0
+    if not fifo_is_sound(&q.store, &queue.fifo, queue.mixed, walk.chunks, &walk.facts):
+        return "a queue's FIFO is not what it says"
+    while parcel != NULL:
+        walk.parcels += 1
+        retries += parcel.retries
+        scheduled += parcel.fifo.count - parcel.retries
+        if not parcel.fifo.count or not fifo_is_sound(&q.store, &parcel.fifo, queue.mixed, walk.chunks, &walk.facts):
+            return "a parcel's FIFO is not what it says"
+        parcel = NULL if parcel.next == queue.parcels else parcel.next
+    if retries != queue.retries or scheduled != queue.scheduled:
+        return "what waits in a queue is counted wrongly"
+    walk.queues += 1
+    return NULL
+
+
+cdef const char* unsound_queue(const Queues* q, const Queue* queue, Walk* walk) noexcept nogil:
+    cdef int64_t wake = INT64_MAX
+    if queue.pins:
+        return "a queue is pinned and no push is running"
+    if (queue.state == IDLE) != (queue.fifo.count == 0) or queue.state == DEAD:
+        return "a queue is idle and not empty, or the other way round"
+    if not queue.fifo.count and queue.parcels == NULL:
+        return "an empty queue was not freed"
+    if (queue.state == READY) != holds(&queue.branch.ring, &queue.link):
+        return "a queue is in its campaign's ring and not ready, or the other way round"
+    if queue.state == LINGERING and (tick_up(queue.fifo.close) <= <uint64_t>q.now >> 20 or queue.mixed):
+        return "a queue lingers too long"
+    if queue.state == LINGERING:
+        wake = queue.fifo.close
+        walk.lingering += queue.fifo.count
+    if not ring_holds(&queue.sweep):
+        wake = min(wake, queue.fifo.deadline)
+    if wake != INT64_MAX and not timer_armed_by(&queue.timer, wake):
+        return "a queue's timer is late"
+    walk.queued += queue.fifo.count
+    walk.waiting += queue.retries + queue.scheduled
+    walk.retries += queue.retries
+    return unsound_fifos(q, queue, walk)
+
+
+cdef const char* unsound_branch(const Queues* q, const Node* node, uint32_t ready) noexcept nogil:
+    if node.ready != ready:
+        return "the ready queues below a node are counted wrongly"
+    if ring_holds(&node.link) != (holds(&node.parent.ring, &node.link) or holds(&node.parent.fresh, &node.link)):
+        return "a branch is linked and in no ring of its parent"
+    if node.state and ring_holds(&node.link) or not node.state and node.ready and not ring_holds(&node.link):
+        return "a branch takes turns and is held, or has work and takes none"
+    if node.is_fresh and ring_holds(&node.link) != holds(&node.parent.fresh, &node.link) and not node.state:
+        return "a branch is fresh in the wrong ring"
+    if node.children == 0 and not ring_holds(&node.link):
+        return "a branch without children was not freed"
+    return NULL
+
+
+cdef const char* unsound_campaign(const Queues* q, const Node* node, Walk* walk) noexcept nogil:
+    cdef const char* wrong
+    cdef uint32_t ready = 0, children = 0
+    cdef const Queue* queue
+    cdef Link* link = ring_first(&node.queues)
+    while link != NULL:
+        queue = sibling_of(link)
+        children += 1
+        ready += queue.state == READY
+        wrong = unsound_queue(q, queue, walk)
+        if wrong != NULL:
+            return wrong
+        if queue.mixed != (queue == node.mixed) or queue.branch != node:
+            return "a queue is not its campaign's"
+        link = NULL if link.next == &node.queues else link.next
+    if children != node.children:
+        return "a campaign's queues are counted wrongly"
+    walk.nodes += 1
+    return unsound_branch(q, node, ready)
+
+
+cdef const char* unsound_groups(const Queues* q, Walk* walk) noexcept nogil:
+    """All campaigns, then all tenants."""
+    cdef const char* wrong = NULL
+    cdef uint8_t level
+    cdef int i
+    cdef size_t k
+    cdef Group* group
+    cdef Link* link
+    for level in range(CAMPAIGN_, TENANT - 1, -1):
+        for i in range(SHARDS):
+            for k in range(q.names.shards[i].size):
+                group = <Group*>q.names.shards[i].slots[k].item
+                if group == NULL or group.level != level:
+                    continue
+                link = group.members.next
+                while link != &group.members:
+                    wrong = unsound_campaign(q, member_of(link), walk) if level == CAMPAIGN_ else (
+                        unsound_tenant(q, member_of(link), walk)
+                    )
+                    if wrong != NULL:
+                        return wrong
+                    link = link.next
+    return NULL
+
+
+cdef const char* unsound_tenant(const Queues* q, const Node* tenant, Walk* walk) noexcept nogil:
+    """Its campaigns are found in the table of branches."""
+    cdef uint32_t ready = 0, children = 0
+    cdef int i
+    cdef size_t k
+    cdef const Node* node
+    for i in range(SHARDS):
+        for k in range(q.branches.shards[i].size):
+            node = <Node*>q.branches.shards[i].slots[k].item
+            if node != NULL and node.parent == tenant:
+                children += 1
+                ready += 0 if node.state else node.ready
+    walk.nodes += 1
+    if children != tenant.children:
+        return "a tenant's campaigns are counted wrongly"
+    return unsound_branch(q, tenant, ready)
+
+
+cdef const char* unsound_above(const Queues* q, const Node* node) noexcept nogil:
+    """A leaf, lane or tier."""
+    if ring_holds(&node.link) != (node.state == 0 and has_members(node)):
+        return "a node takes turns and has none below, or the other way round"
+    if ring_holds(&node.link) != holds(&node.parent.ring, &node.link):
+        return "a node is linked and in no ring of its parent"
+    return NULL
+
+
+cdef const char* unsound_dead(const Queues* q, Walk* walk) noexcept nogil:
+    cdef const Link* link = q.dead.next
+    cdef const char* wrong
+    cdef const Queue* queue
+    while link != &q.dead:
+        queue = queue_of(<Link*>link)
+        wrong = unsound_fifos(q, queue, walk)
+        if wrong != NULL:
+            return wrong
+        if queue.state != DEAD:
+            return "what is among the dead is not dead"
+        walk.dead += <uint64_t>queue.fifo.count + queue.retries + queue.scheduled
+        link = link.next
+    return NULL
+
+
+cdef const char* unsound_counts(const Queues* q, const Walk* walk) noexcept nogil:
+    cdef uint64_t queued = 0, waiting = 0, retries = 0, ended = 0, in_leaves = 0, lingering = 0
+    cdef const Count* count
+    cdef int tier
+    cdef uint32_t i
+    for tier in range(TIERS):
+        count = &q.counts[tier]
+        queued += count.queued
+        waiting += count.retries + count.scheduled
+        retries += count.retries
+        ended += count.ended
+        if count.pushed != (
+            count.popped + count.expired + count.cancelled + count.queued + count.retries + count.scheduled
+        ):
+            return "pushed is not popped + expired + cancelled + queued + waiting"
+        for i in range(q.account_count):
+            in_leaves += q.accounts[i].leaves[tier].queued
+            lingering += q.accounts[i].leaves[tier].lingering
+    if queued != walk.queued or queued != in_leaves or waiting != walk.waiting or retries != walk.retries:
+        return "what is queued or waits is counted wrongly"
+    if lingering != walk.lingering or ended != walk.dead + q.ended.count:
+        return "what lingers or has ended is counted wrongly"
+    return NULL
+
+
+cdef const char* unsound_memory(const Queues* q, Walk* walk) noexcept nogil:
+    """Every chunk is in one FIFO or free, every record in its place or free."""
+    cdef uint64_t held = 0
+    cdef uint32_t chunk = q.ended.head
+    cdef int i
+    while chunk:
+        walk.chunks[chunk & 3] += 1
+        chunk = 0 if chunk == q.ended.tail else (<uint32_t*>chunk_at(&q.store, chunk))[0]
+    for i in range(3):
+        if slab_taken(&q.store.chunks[i]) != walk.chunks[i]:
+            return "a chunk is lost or in two chains"
+    if facts_refs(&q.store, &held) or held != walk.facts:
+        return "facts are counted wrongly"
+    if slab_taken(&q.queues) != walk.queues or slab_taken(&q.nodes) != walk.nodes:
+        return "a queue or a node is lost"
+    if slab_taken(&q.parcels) != walk.parcels:
+        return "a parcel is lost"
+    return NULL
+
+
+cdef const char* queues_unsound(const Queues* q) noexcept nogil:
+    cdef Walk walk
+    cdef const char* wrong
+    cdef uint32_t i
+    cdef int tier
+    memset(&walk, 0, sizeof(walk))
+    wrong = unsound_groups(q, &walk)
+    if wrong == NULL:
+        wrong = unsound_dead(q, &walk)
+    for tier in range(TIERS):
+        if wrong == NULL:
+            wrong = unsound_above(q, &q.tiers[tier])
+        for i in range(q.channel_count):
+            if wrong == NULL:
+                wrong = unsound_above(q, &q.channels[i].lanes[tier])
+        for i in range(q.account_count):
+            if wrong == NULL:
+                wrong = unsound_above(q, &q.accounts[i].leaves[tier])
+    if wrong == NULL:
+        wrong = unsound_counts(q, &walk)
+    if wrong == NULL:
+        wrong = unsound_memory(q, &walk)
+    if wrong == NULL and not wheel_is_sound(&q.wheel):
+        wrong = "the wheel's bits and slots disagree"
+    return wrong
