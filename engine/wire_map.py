@@ -94,6 +94,8 @@ def decode_text(text: str, position: int) -> Map | Pointer | None:
         note = b64decode(text[len(PREFIX) :], validate=True)
     except ValueError as error:
         raise MapUnreadable("damaged", str(error)) from error
+    if b64encode(note) != text[len(PREFIX) :].encode():  # bits of the last character that stand for nothing
+        raise MapUnreadable("damaged", "not as it was written")
     return _decode(note, position)
 
 
