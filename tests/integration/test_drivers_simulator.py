@@ -145,11 +145,12 @@ async def test_out_of_service_says_for_how_long(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["wecom.message", "wechat.template"])
-async def test_tokens_that_end_early_are_replaced_unseen(name: str) -> None:
+async def test_a_token_that_ended_early_is_told_and_replaced(name: str) -> None:
     async with channel(name) as c:
         for round_ in range(3):
             assert (await c.send(batch=f"b{round_}")).whole.action is Action.ACCEPTED
             c.sim.platforms[BASES[name]].tokens.expire()
+            assert said(await c.send(batch=f"b{round_}x")) == (Action.REFRESH, "42001")
         assert c.got()["delivered"] == 3 * len(IDS[name])
 
 
