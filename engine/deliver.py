@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from dataclasses import replace
 
 import aiohttp
 import structlog
@@ -110,7 +109,7 @@ class Deliverer:
         if self._misses <= MISSES:
             return result
         rest_s = max(result.whole.after_s or 0.0, REST_S)
-        return replace(result, whole=Verdict(Action.PARK, result.whole.code, "the platform cannot be reached", rest_s))
+        return result._replace(whole=Verdict(Action.PARK, result.whole.code, "the platform cannot be reached", rest_s))
 
     async def _with_token(self, call: Call) -> CallResult:
         token = self._tokens.current(call.account) or await self._tokens.get(call.account)

@@ -85,6 +85,7 @@ class Dispatcher:
         self._pumping = False
         self._stopped = False
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_ns = 0  # when it fires
         self._loop = asyncio.get_running_loop()
         # Done only by a defect: what was popped and not settled stays uncommitted, and a restart does it again.
         self.failure: asyncio.Future[None] = self._loop.create_future()
@@ -157,13 +158,16 @@ class Dispatcher:
             self._sleep(now)
 
     def _sleep(self, now: int) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
         due = self.core.next_due(now)
         if self.recorder.full():
             due = now + 100 * NS_PER_MS
+        if self._timer is not None:
+            if now < self._timer_ns <= due:  # it fires no later: too early costs a look, another timer as much
+                return
+            self._timer.cancel()
+            self._timer = None
         if due != NEVER:
+            self._timer_ns = due
             self._timer = self._loop.call_later(max(due - now, 0) / NS_PER_S, self.wake)
 
     def _start(self, batch: Batch) -> None:

@@ -28,7 +28,7 @@ from engine.send import Outcome, Tier
 logger = structlog.get_logger("surgetank.record")
 MAX_BACKLOG = 200_000  # sends that ended and whose receipts are not acknowledged
 MAX_BACKLOG_BYTES = 256 << 20  # of those receipts and dead letters
-GATHER_S = 0.025  # what ends within it goes with one append: nobody waits for a receipt, and an append has its price
+GATHER_S = 0.05  # what ends within it goes with one append: nobody waits for a receipt, and an append has its price
 
 
 class Facts(NamedTuple):
@@ -86,7 +86,10 @@ class Recorder:
             platform_id=wire.tellable(platform_id),
             at=self._clock.wall_ms(),
         )
-        self._queue(Record(self._receipts, value) for value in wire.encode_receipts(facts, parts))
+        for value in wire.encode_receipts(facts, parts):
+            self._records.append(Record(self._receipts, value))
+            self.backlog_bytes += len(value)
+        self._awake()
 
     def dead(self, send: OpenSend, reason: str, detail: str, attempts: int, positions: Sequence[int] | None) -> None:
         """Keep what has no way on of a send (``positions`` None: all of it), as it came."""
@@ -96,7 +99,10 @@ class Recorder:
 
     def dead_record(self, key: bytes | None, value: bytes | None, headers: Headers, dead: Headers) -> None:
         """Keep a record; ``dead`` takes the place of older headers of ours."""
-        self._queue([Record(self._dead, value, key, headers=wire.with_headers(headers, dead))])
+        record = Record(self._dead, value, key, headers=wire.with_headers(headers, dead))
+        self._records.append(record)
+        self.backlog_bytes += _size(record)
+        self._awake()
 
     def complete(self, ledger: Ledger, offsets: array[int]) -> None:
         """These offsets are to be completed once everything queued before is acknowledged."""
@@ -130,15 +136,10 @@ class Recorder:
             return False
         return True
 
-    def _queue(self, records: Iterable[Record]) -> None:
-        for record in records:
-            self._records.append(record)
-            self.backlog_bytes += _size(record)
-        self._awake()
-
     def _awake(self) -> None:
-        self._wake.set()
-        self._idle.clear()
+        if not self._wake.is_set():
+            self._wake.set()
+            self._idle.clear()
 
     async def _append(self, records: list[Record]) -> None:
         backoff = Backoff(0.1, 5.0)

@@ -8,10 +8,10 @@ tested with bytes alone, and adding a platform is one file here and one endpoint
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from enum import Enum
 from importlib import import_module
 from pkgutil import iter_modules
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 from engine.config import ChannelConfig
@@ -54,6 +54,8 @@ class Action(Enum):
     UNKNOWN = "unknown"  # whole call only: it may or may not have had its effect; made by the shell, and by a driver
     # instead of RETRY where the answer leaves that open and the channel forbids repeats
 
+    __hash__ = object.__hash__  # in C: Enum's own costs ten times as much, and every call looks some up
+
 
 class Verdict(NamedTuple):
     """An answer for a call, or for one recipient. ``code`` is the platform's own; ``after_s`` with RETRY and PARK.
@@ -68,12 +70,14 @@ class Verdict(NamedTuple):
     after_s: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class CallResult:
+NO_EXCEPTIONS: Mapping[int, Verdict] = MappingProxyType({})
+
+
+class CallResult(NamedTuple):
     """How one call ended: ``whole`` for every recipient but those in ``exceptions`` (index in the batch)."""
 
     whole: Verdict
-    exceptions: Mapping[int, Verdict] = field(default_factory=dict)
+    exceptions: Mapping[int, Verdict] = NO_EXCEPTIONS
     platform_id: str = ""
     left: bool = True  # False: nothing of it was written, so no quota of the platform's counts it
     answered: bool = True  # False: it may still arrive

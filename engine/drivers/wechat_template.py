@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from hashlib import blake2b
 from typing import Any, ClassVar, NamedTuple
-from urllib.parse import quote
 
 import msgspec
 
@@ -144,7 +143,7 @@ class Driver:
         data = _data({**body.texts, **checks.values(body.template, own)}) if own else body.data
         to, msg_id = checks.encode(call.ids[0]), checks.encode(call.batch)
         wire = (b'{"touser":', to, b",", body.head, b',"client_msg_id":', msg_id, b',"data":', data, b"}")
-        return Request("POST", self._send_url + quote(token, safe=""), b"".join(wire), checks.JSON_HEADERS)
+        return Request("POST", self._send_url + checks.quoted(token), b"".join(wire), checks.JSON_HEADERS)
 
     def result(self, call: Call, reply: Reply) -> CallResult:
         if not 200 <= reply.status <= 299:

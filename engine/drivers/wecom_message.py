@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from hashlib import blake2b
 from typing import Annotated, Any, ClassVar
-from urllib.parse import quote
 
 import msgspec
 
@@ -140,7 +139,7 @@ class Driver:
 
     def token_request(self, account: str) -> Request | None:
         keys = self._accounts[account]
-        query = f"corpid={quote(keys.corpid, safe='')}&corpsecret={quote(keys.corpsecret, safe='')}"
+        query = f"corpid={checks.quoted(keys.corpid)}&corpsecret={checks.quoted(keys.corpsecret)}"
         return Request("GET", f"{self._token_url}?{query}", b"", {})
 
     def token(self, reply: Reply) -> Token:
@@ -149,7 +148,7 @@ class Driver:
     def request(self, call: Call, token: str) -> Request:
         to = checks.encode("|".join(call.ids))
         body = b"".join((b'{"touser":', to, self._middle[call.account], call.body))
-        return Request("POST", self._send_url + quote(token, safe=""), body, checks.JSON_HEADERS)
+        return Request("POST", self._send_url + checks.quoted(token), body, checks.JSON_HEADERS)
 
     def result(self, call: Call, reply: Reply) -> CallResult:
         if not 200 <= reply.status <= 299:
