@@ -168,6 +168,8 @@ class LogConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         ),
     ] = None
     security: Annotated[Security, about("TLS and SASL (Kafka): see `[log.security]`.")] = Security()
+    # Made by the supervisor; not a key of the file.
+    member: str | None = None  # by this name a process that comes back within 30 s gets its partitions back
 
 
 class TierConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -247,9 +249,7 @@ class WorkerGroup(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Processes that share the work (Kafka only)."""
 
     tiers: Annotated[tuple[TierName, ...], about("Tiers these processes serve.")] = ("system", "template", "basic")
-    processes: Annotated[
-        int, about("How many. More than one in all is not in effect yet: one process serves.", 1, 256)
-    ] = 1
+    processes: Annotated[int, about("How many. Each has its share of every limit, see below.", 1, 256)] = 1
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -14,6 +14,7 @@ from zoneinfo import available_timezones
 from engine.config import MONTH, NS, ChannelConfig, Config, Limit, Security
 from engine.config_lines import Path
 from engine.errors import ConfigError
+from engine.shares import too_small, workers
 
 TOPIC_NAME = re.compile(r"[A-Za-z0-9._-]{1,200}")
 OTHER_TOPICS = ("receipts", "dead", "control", "content", "progress")
@@ -53,8 +54,8 @@ def warn(config: Config, given: Container[Path]) -> Found:
     if sum(group.processes for group in config.workers) > 1:
         yield (
             ("workers",),
-            "not in effect yet: one process serves every tier; further processes started by hand do not see each "
-            "other's duplicates, and each takes the whole of every limit",
+            "each process remembers the ids it has seen alone: a send repeated under the same id is found only where "
+            "both records come to the same process",
         )
     unserved = [tier for tier in config.tiers if not any(tier in group.tiers for group in config.workers)]
     if config.workers and unserved:
@@ -163,6 +164,13 @@ def _workers(config: Config) -> Found:
             yield ("workers", index, "tiers"), "must name at least one tier, each once"
     if config.log.kind == "sqlite" and sum(group.processes for group in config.workers) > 1:
         yield ("workers",), 'several processes need log.kind = "kafka"'
+    names = [worker.name for worker in workers(config)]
+    for index, group in enumerate(config.workers):
+        if any(set(group.tiers) == set(earlier.tiers) for earlier in config.workers[:index]):
+            yield ("workers", index, "tiers"), "another group serves the same tiers: set its `processes` instead"
+    if len(set(names)) == len(names):
+        for path, _, processes in too_small(config):
+            yield path, f"is shared by {processes} processes ([[workers]]), and some of them would have nothing of it"
 
 
 def _is_address(text: str) -> bool:

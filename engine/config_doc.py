@@ -63,7 +63,14 @@ TABLES: tuple[tuple[str, type[msgspec.Struct], str], ...] = (
         "where the platform counts, at arrival; a tenth of each is kept for `system`. What was used outlives the "
         "process (`limits.db` in `state`).",
     ),
-    ("[[workers]]", WorkerGroup, "Groups of worker processes."),
+    (
+        "[[workers]]",
+        WorkerGroup,
+        "Groups of worker processes, started and kept alive by `surgetank serve` (Kafka only; "
+        "[how](operations.md#several-workers)). A limit of a tier is divided by the processes that serve it, every "
+        "other limit by all processes; the first ones have what does not divide. A limit smaller than the number of "
+        "its processes is refused. `surgetank config show FILE --worker NAME` prints what one of them runs with.",
+    ),
     ("[http]", HttpConfig, "Where the engine listens."),
 )
 

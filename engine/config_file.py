@@ -52,6 +52,7 @@ class File:
     name: str
     data: dict[str, Any]
     lines: Mapping[Path, int] = field(default_factory=dict)
+    text: str = ""
 
     def problem(self, path: Path, text: str) -> Problem:
         """``text`` about ``path``, with its line and its value as far as it may be shown."""
@@ -74,14 +75,17 @@ class File:
         return value_text(value)
 
 
-def read(name: str) -> File:
+def read(name: str, text: str | None = None) -> File:
+    """The file, or ``text`` as if it stood there."""
+    raw = b""
     try:
-        with FilePath(name).open("rb") as stream:
-            raw = stream.read(MAX_FILE_BYTES + 1)
-        if len(raw) > MAX_FILE_BYTES:
-            raise ConfigProblems([Problem(name, 1, "", "", f"larger than {MAX_FILE_BYTES >> 20} MiB")])
-        text = raw.decode()
-        return File(name, tomllib.loads(text), key_lines(text.replace("\r\n", "\n")))
+        if text is None:
+            with FilePath(name).open("rb") as stream:
+                raw = stream.read(MAX_FILE_BYTES + 1)
+            if len(raw) > MAX_FILE_BYTES:
+                raise ConfigProblems([Problem(name, 1, "", "", f"larger than {MAX_FILE_BYTES >> 20} MiB")])
+            text = raw.decode()
+        return File(name, tomllib.loads(text), key_lines(text.replace("\r\n", "\n")), text)
     except OSError as error:
         raise ConfigProblems([Problem(name, 1, "", "", f"cannot be read: {error.strerror}")]) from error
     except UnicodeDecodeError as error:
@@ -90,7 +94,7 @@ def read(name: str) -> File:
     except RecursionError as error:
         raise ConfigProblems([Problem(name, 1, "", "", "nested too deeply")]) from error
     except tomllib.TOMLDecodeError as error:
-        raise ConfigProblems([_syntax(name, text, str(error))]) from error
+        raise ConfigProblems([_syntax(name, text or "", str(error))]) from error
 
 
 def _syntax(name: str, text: str, message: str) -> Problem:

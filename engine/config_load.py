@@ -37,7 +37,10 @@ from engine.send import Tier
 MAX_SECRET_BYTES = 64 << 10
 PASSWORDS = {"password", "key_password"}  # of [log.security]
 FILES = ("ca_file", "cert_file", "key_file")
-INTERNAL: dict[type[msgspec.Struct], set[str]] = {ChannelConfig: {"account_limits", "secret_keys"}}  # no keys
+INTERNAL: dict[type[msgspec.Struct], set[str]] = {  # no keys of the file
+    ChannelConfig: {"account_limits", "secret_keys"},
+    LogConfig: {"member"},
+}
 
 
 class Loaded(NamedTuple):
@@ -48,11 +51,12 @@ class Loaded(NamedTuple):
     file: File
 
 
-def load_with_warnings(path: str | PathLike[str]) -> Loaded:
-    """The file as a Config, and its warnings. Raises ConfigProblems (a ConfigError)."""
+def load_with_warnings(path: str | PathLike[str], text: str | None = None) -> Loaded:
+    """The file as a Config, and its warnings; ``text``: what it said when another process read it. Raises
+    ConfigProblems (a ConfigError)."""
     from engine.config_check import check, warn  # it makes drivers, which import the structs
 
-    file = read(str(path))
+    file = read(str(path), text)
     reading = Reading(file, FilePath(path).absolute().parent)
     config = reading.config()
     wrong = [_of_value(problem.path) for problem in reading.problems]

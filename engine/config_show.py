@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from engine.config import ChannelConfig, Config, Duration, Size, masked, masked_url
+from engine.config_load import INTERNAL
 
 
 def plain(config: Config) -> dict[str, Any]:
@@ -29,7 +30,7 @@ def _channel(channel: ChannelConfig) -> dict[str, Any]:
 
 def _plain(value: object) -> Any:
     if isinstance(value, msgspec.Struct):
-        hidden = ("account_limits", "secret_keys")
+        hidden = INTERNAL.get(type(value), ())
         items = ((name, getattr(value, name)) for name in value.__struct_fields__ if name not in hidden)
         return {name: _plain(one) for name, one in items if one is not None}
     if isinstance(value, Duration | Size):

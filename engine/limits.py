@@ -73,12 +73,13 @@ class Kept(msgspec.Struct):
 class Limits:
     """One process's. ``add`` all, then ``start``."""
 
-    def __init__(self, core: Core, uses: Uses, clock: Clock) -> None:
+    def __init__(self, core: Core, uses: Uses, clock: Clock, *, keep_for_system: bool = True) -> None:
         self.granted: Callable[[], None] = lambda: None  # called when something may go again
         self.forfeited = 0  # uses that were open when the process before this one ended
         self._core = core
         self._uses = uses
         self._clock = clock
+        self._reserves = keep_for_system
         self._kept: dict[int, Kept] = {}
         self._asked: dict[int, int] = {}
         self._wake = asyncio.Event()
@@ -86,7 +87,8 @@ class Limits:
     def add(self, scope: int, handle: int, name: Sequence[str], rule: Limit) -> None:
         """A limit of a scope, with what was used of it before. ``name`` tells the scope apart in the file."""
         number, unit = (rule.calls, CALLS) if rule.calls is not None else (rule.recipients or 0, RECIPIENTS)
-        limit = self._core.add_limit(scope, handle, unit, number, rule.per, number // 10, rule.zone is not None)
+        reserved = number // 10 if self._reserves else 0
+        limit = self._core.add_limit(scope, handle, unit, number, rule.per, reserved, rule.zone is not None)
         kept = Kept(
             limit,
             self._uses.number(json.dumps([*name, unit, str(rule.per), rule.zone])),

@@ -40,6 +40,7 @@ from engine.open_sends import OpenSends
 from engine.probes import Probes
 from engine.record import Recorder
 from engine.send import Tier
+from engine.state.lock import lock
 from engine.state.seen import Seen
 from engine.state.uses import Uses
 from engine.topics import topic_specs
@@ -61,8 +62,9 @@ class Pipeline:
         self.config, self.log, self.clock = config, log, clock
         self.counters = Counters()
         self.core = Core(tier_policy(config, Tier.TEMPLATE).weight, tier_policy(config, Tier.BASIC).weight)
-        self.limits = Limits(self.core, Uses(Path(config.state) / "limits.db"), clock)
-        self.channels = _channels(config, self.core, self.limits)
+        urgent = Tier.SYSTEM in tiers  # where it is served elsewhere nothing need be kept for it here
+        self.limits = Limits(self.core, Uses(Path(config.state) / "limits.db"), clock, keep_for_system=urgent)
+        self.channels = _channels(config, self.core, self.limits, urgent)
         self.opens = OpenSends()
         self.seen = Seen(Path(config.state) / "seen.db", config.dedupe_window // NS_PER_MS, config.max_ids)
         self.recorder = Recorder(log, config.log.prefix, clock)
@@ -174,7 +176,8 @@ async def serve(config: Config, tiers: Sequence[Tier]) -> int:
     clock, stop = Clock(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, _asked, stop)
+    lock(Path(config.state))
     probes = Probes()
     await probes.start(config.http.metrics)
     stopped = loop.create_task(stop.wait())
@@ -201,6 +204,14 @@ async def serve(config: Config, tiers: Sequence[Tier]) -> int:
         if pipeline is not None:
             await pipeline.log.close()
         await probes.close()
+
+
+def _asked(stop: asyncio.Event) -> None:
+    """To end; the second time at once."""
+    if stop.is_set():
+        logger.warning("asked again to end: not drained")
+        os._exit(1)
+    stop.set()
 
 
 async def _started(config: Config, tiers: Sequence[Tier], clock: Clock) -> Pipeline:
@@ -275,7 +286,7 @@ async def _follow(
             await asyncio.sleep(1.0)
 
 
-def _channels(config: Config, core: Core, limits: Limits) -> dict[str, Channel]:
+def _channels(config: Config, core: Core, limits: Limits, urgent: bool = True) -> dict[str, Channel]:
     for rule in config.limits:
         limits.add(GLOBAL, 0, ["everything"], rule)
     for tier in Tier:
@@ -284,7 +295,7 @@ def _channels(config: Config, core: Core, limits: Limits) -> dict[str, Channel]:
     channels = {}
     for name, channel in config.channels.items():
         driver = load(channel.driver)(name, channel)
-        reserved = max(1, channel.in_flight // 4) if channel.in_flight > 1 else 0
+        reserved = max(1, channel.in_flight // 4) if urgent and channel.in_flight > 1 else 0
         handle = core.add_channel(channel.in_flight, reserved, driver.cap)
         for rule in channel.limits:
             limits.add(CHANNEL, handle, ["channel", name], rule)

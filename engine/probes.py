@@ -1,4 +1,4 @@
-"""The worker's HTTP listener: /metrics and the three probes (shell).
+"""A process's HTTP listener: /metrics and the three probes; all of it as one answer to a supervisor (shell).
 
 /startupz: the config is valid and what must be open is open. /livez: the event loop answers and the log is still
 being polled; never lag, broker or platform, for a restart mends none of these. /readyz: every tier has had its first
@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING
 
+import msgspec
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
@@ -18,12 +20,25 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from engine.errors import ConfigError
+from engine.merge_metrics import Plain, plain
 
 if TYPE_CHECKING:
     from engine.metrics import Snapshot
     from engine.pipeline import Pipeline
 
+Handler = Callable[[web.Request], Awaitable[web.Response]]
 POLL_AGE_S = 60.0  # a poll takes well under a second; a rebalance may hold one for several
+UNIX = "unix:"  # an address that is a socket's path: a worker's, for its supervisor alone
+STATE = "/state"
+
+
+class State(msgspec.Struct):
+    """What a worker tells its supervisor. The probes: why not, or nothing where all is well."""
+
+    startup: str
+    live: str
+    ready: str
+    metrics: Plain
 
 
 class Probes:
@@ -37,27 +52,15 @@ class Probes:
         self._runner: web.AppRunner | None = None
 
     async def start(self, address: str) -> None:
-        """Listen on HOST:PORT (port 0: any free one); an empty address is off. Raises ConfigError."""
+        """Listen on HOST:PORT (port 0: any free one) or unix:PATH; an empty address is off. Raises ConfigError."""
         if not address:
             return
-        app = web.Application()
-        app.add_routes(
-            [
-                web.get("/metrics", self._metrics),
-                web.get("/livez", self._livez),
-                web.get("/readyz", self._readyz),
-                web.get("/startupz", self._startupz),
-            ]
-        )
-        self._runner = web.AppRunner(app, access_log=None)
-        await self._runner.setup()
-        host, _, port = address.rpartition(":")
-        site = web.TCPSite(self._runner, host.strip("[]"), int(port))
-        try:
-            await site.start()
-        except OSError as error:
-            why = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror  # < 0: no such name
-            raise ConfigError(f"cannot listen on {address}: {why}", ("http", "metrics")) from error
+        if address.startswith(UNIX):
+            self._runner = await listen(address, {STATE: self._state})
+            return
+        probes = {"/startupz": self._startup, "/livez": self._live, "/readyz": self._ready}
+        handlers = {path: answering(probe) for path, probe in probes.items()}
+        self._runner = await listen(address, {"/metrics": self._metrics, **handlers})
         bound = self._runner.addresses[0]
         self.address = f"http://{bound[0]}:{bound[1]}"
 
@@ -74,22 +77,59 @@ class Probes:
             await self._runner.cleanup()
 
     async def _metrics(self, request: web.Request) -> web.Response:
-        encoder, content_type = choose_encoder(request.headers.get("Accept", ""))
-        return web.Response(body=encoder(self._registry), headers={"Content-Type": content_type})
+        return exposed(self._registry, request)
 
-    async def _livez(self, _: web.Request) -> web.Response:
+    async def _state(self, _: web.Request) -> web.Response:
+        state = State(self._startup(), self._live(), self._ready(), plain(self._registry.collect()))
+        return web.Response(body=msgspec.msgpack.encode(state))
+
+    def _startup(self) -> str:
+        return "" if self._pipeline is not None else "starting"
+
+    def _live(self) -> str:
         polls = [intake.last_poll_ms for intake in self._pipeline.intakes] if self._pipeline else []
         age_s = time.time() - min(polls) / 1000 if polls and all(polls) else 0.0
-        return _answer(age_s < POLL_AGE_S, f"the log was last polled {age_s:.0f} s ago")
+        return "" if age_s < POLL_AGE_S else f"the log was last polled {age_s:.0f} s ago"
 
-    async def _readyz(self, _: web.Request) -> web.Response:
+    def _ready(self) -> str:
         if self.draining:
-            return _answer(False, "draining")
-        return _answer(self._pipeline is not None and self._pipeline.ready, "waiting for the log")
-
-    async def _startupz(self, _: web.Request) -> web.Response:
-        return _answer(self._pipeline is not None, "starting")
+            return "draining"
+        return "" if self._pipeline is not None and self._pipeline.ready else "waiting for the log"
 
 
-def _answer(good: bool, why: str) -> web.Response:
-    return web.Response(text="ok\n" if good else f"{why}\n", status=200 if good else 503)
+async def listen(address: str, handlers: Mapping[str, Handler]) -> web.AppRunner:
+    """A server of these paths. Raises ConfigError."""
+    app = web.Application()
+    app.add_routes([web.get(path, handler) for path, handler in handlers.items()])
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    try:
+        await _site(runner, address).start()
+    except OSError as error:
+        await runner.cleanup()
+        why = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror  # < 0: no such name
+        raise ConfigError(f"cannot listen on {address}: {why}", ("http", "metrics")) from error
+    return runner
+
+
+def _site(runner: web.AppRunner, address: str) -> web.BaseSite:
+    if address.startswith(UNIX):
+        return web.UnixSite(runner, address.removeprefix(UNIX))
+    host, _, port = address.rpartition(":")
+    return web.TCPSite(runner, host.strip("[]"), int(port))
+
+
+def exposed(registry: CollectorRegistry, request: web.Request) -> web.Response:
+    """All of the registry in the format that was asked for."""
+    encoder, content_type = choose_encoder(request.headers.get("Accept", ""))
+    return web.Response(body=encoder(registry), headers={"Content-Type": content_type})
+
+
+def answering(probe: Callable[[], str]) -> Handler:
+    """200 ``ok``, or 503 and why."""
+
+    async def answer(_: web.Request) -> web.Response:
+        why = probe()
+        return web.Response(text=f"{why or 'ok'}\n", status=503 if why else 200)
+
+    return answer

@@ -16,18 +16,18 @@ ROOT = Path(engine.__file__).parent
 STAGES = re.findall(r"^    (\w+) +(pure|shell) +([\w.]+)", engine.__doc__ or "", re.MULTILINE)
 PURE = {
     "errors", "send", "config", "periods", "wire", "decode", "admit", "overload", "settle", "open_sends", "cancelled",
-    "arrival",
+    "arrival", "shares",
 }  # fmt: skip
 FORBIDDEN = {"asyncio", "aiokafka", "aiohttp", "time", "random", "prometheus_client", "sqlite3", "socket", "threading"}
 # Each layer may import itself and the ones before it.
 LAYERS = [
-    {"errors", "send", "config", "periods", "clock", "backoff", "wire"},
+    {"errors", "send", "config", "shares", "periods", "clock", "backoff", "wire", "merge"},
     {"decode", "drivers", "logs", "counters", "state"},
     {"admit", "overload", "arrival", "cancelled", "settle", "commit", "open_sends", "topics", "tokens"},
     {"deliver", "limits", "record", "content", "probes", "oplog"},
     {"dispatch", "control"},
     {"consume"},
-    {"metrics", "pipeline", "audit"},
+    {"metrics", "pipeline", "audit", "worker", "supervise"},
     {"cli"},
 ]
 

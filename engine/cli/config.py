@@ -12,6 +12,7 @@ from engine.config import Config
 from engine.config_file import ConfigProblems, Problem
 from engine.config_load import load_with_warnings
 from engine.config_show import plain, toml
+from engine.shares import Worker, worker_config, workers
 
 
 @click.group()
@@ -47,18 +48,28 @@ def check(ctx: click.Context, file: str, as_json: bool) -> None:
 
 @config.command()
 @click.argument("file")
+@click.option("--worker", metavar="NAME", help="What one process of [[workers]] runs with: its share of every limit.")
 @json_option
-def show(file: str, as_json: bool) -> None:
+def show(file: str, worker: str | None, as_json: bool) -> None:
     """Print the effective configuration: every key, defaults and absolute paths included, secrets as "***".
 
     \b
     Examples:
       surgetank config show surgetank.toml
       surgetank config show surgetank.toml --json | jq .channels
+      surgetank config show surgetank.toml --worker system-1
     """
-    loaded = load_with_warnings(file)
-    shown = plain(loaded.config)
+    config = load_with_warnings(file).config
+    shown = plain(config if worker is None else worker_config(config, _worker(config, worker)))
     tell(shown, toml(shown).rstrip("\n"), as_json)
+
+
+def _worker(config: Config, name: str) -> Worker:
+    found = {worker.name: worker for worker in workers(config)}
+    if name not in found:
+        valid = ", ".join(found) if found else "none, as there are no [[workers]]"
+        raise click.BadParameter(f"no worker is called {name!r}; valid: {valid}", param_hint="--worker")
+    return found[name]
 
 
 def tell_warnings(warnings: tuple[Problem, ...]) -> None:

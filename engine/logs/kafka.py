@@ -38,8 +38,12 @@ class KafkaLog:
         *,
         first_start: Literal["earliest", "latest"] = "earliest",
         security: Security | None = None,
+        member: str | None = None,
     ) -> None:
+        """``member``: our name in every group (static membership); whoever comes back under it within the session
+        timeout has its partitions back at once, and the other members notice nothing."""
         self.bootstrap = bootstrap
+        self.member = member
         self.client = {"bootstrap_servers": bootstrap, **client_keys(security or Security())}
         self.first_start = first_start
         self._writer = KafkaWriter(bootstrap, self.client, self._is_compacted)

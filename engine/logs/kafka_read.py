@@ -77,6 +77,7 @@ class KafkaConsumer:
         assignor = type("Sticky", (StickyPartitionAssignor,), {"member_assignment": None})
         kafka = AIOKafkaConsumer(
             group_id=self._group,
+            group_instance_id=self._log.member,
             partition_assignment_strategy=(assignor,),
             **self._log.client,
             **CONSUMER,
@@ -252,6 +253,8 @@ class KafkaConsumer:
         await self.lose()
         source, self._source = self._source, None
         if source is not None:
+            # aiokafka never says that a member with a name leaves; its partitions would wait for it 30 s.
+            source.kafka._coordinator._group_instance_id = None
             await source.stop()
 
 

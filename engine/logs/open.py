@@ -18,7 +18,9 @@ def open_log(config: LogConfig, *, state: str, engine: bool) -> Log:
     if config.kind == "kafka":
         from engine.logs.kafka import KafkaLog
 
-        return KafkaLog(config.bootstrap, first_start=config.first_start, security=config.security)
+        return KafkaLog(
+            config.bootstrap, first_start=config.first_start, security=config.security, member=config.member
+        )
     from engine.logs.sqlite import SqliteLog
 
     path = config.path if config.path != LogConfig().path else str(Path(state) / "log.db")

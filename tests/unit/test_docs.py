@@ -18,9 +18,11 @@ from engine.cli import main
 from engine.clock import Clock
 from engine.config import load
 from engine.logs.open import open_log
+from engine.merge_metrics import GAUGES
 from engine.metrics import Snapshot
 from engine.pipeline import Pipeline
 from engine.send import Tier
+from engine.supervise_watch import Watch
 from engine.topics import topic_specs
 
 ROOT = Path(__file__).parents[2]
@@ -102,6 +104,20 @@ async def test_the_documented_labels_are_those_of_the_samples(families: list[Met
             checked.add(exported(family))
     # Counters by reason and outcome have no sample before something happened.
     assert len(checked) > len(documented) * 0.7
+
+
+def test_how_the_gauges_of_several_workers_are_merged_is_documented() -> None:
+    words = {"the largest": max, "the smallest": min}
+    told = [row for row in rows(section("Several workers")) if len(row) == 2 and not row[0].startswith("`/")]
+    documented = {name: words.get(row[1]) for row in told for name in re.findall(r"`(\w+)`", row[0])}
+    assert documented == {name: way if way in (max, min) else None for name, way in GAUGES.items()}
+
+
+def test_the_supervisors_own_metrics_are_documented() -> None:
+    told = {exported(family): family.type for family in Watch([]).collect()}
+    documented = {row[0].strip("`"): row[1] for row in rows(section("Several workers")) if len(row) == 4}
+    assert documented.pop("metric") == "type"  # the head: this section has several tables
+    assert documented == told
 
 
 def test_every_queue_state_is_documented() -> None:

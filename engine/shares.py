@@ -1,0 +1,117 @@
+"""The worker processes of [[workers]], and what of the configuration is each one's (pure).
+
+In: a Config. Out: the workers' names and tiers; the Config one of them runs with, its share in place of every limit.
+Invariant: the shares of a limit sum to its number, whoever lives. They are counted by the processes configured: those
+of the tier for a tier's limit, all of them for every other.
+Never: gives a process a share of nothing; such a configuration is refused (``too_small``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from engine.config import Config, Limit
+from engine.send import Tier
+
+
+class Worker(NamedTuple):
+    """One process of [[workers]]."""
+
+    name: str  # its tiers and a number from 1, e.g. "system-1"; "all-1" serves every tier
+    tiers: tuple[Tier, ...]
+
+
+class Shared(NamedTuple):
+    """A limit, where it stands in the configuration, and how many processes share it."""
+
+    path: tuple[str | int, ...]
+    limit: Limit
+    processes: int
+
+
+def workers(config: Config) -> list[Worker]:
+    """Every process of [[workers]], in the order in which shares are given."""
+    found = []
+    for group in config.workers:
+        tiers = tuple(tier for tier in Tier if tier.label in group.tiers)
+        label = "all" if len(tiers) == len(Tier) else "-".join(tier.label for tier in tiers)
+        found += [Worker(f"{label}-{number}", tiers) for number in range(1, group.processes + 1)]
+    return found
+
+
+def share(number: int, processes: int, index: int) -> int:
+    """What the process ``index`` (from 0) has of ``number``: the first ones have one more where it does not divide."""
+    return number // processes + (index < number % processes)
+
+
+def number_of(limit: Limit) -> int:
+    """How many calls or recipients."""
+    return limit.calls if limit.calls is not None else limit.recipients or 0
+
+
+def shared_limits(config: Config) -> Iterator[Shared]:
+    """Every limit of a configuration with [[workers]]."""
+    everybody = workers(config)
+    for index, limit in enumerate(config.limits):
+        yield Shared(("limits", index), limit, len(everybody))
+    for name, policy in config.tiers.items():
+        serving = sum(name in (tier.label for tier in worker.tiers) for worker in everybody)
+        for index, limit in enumerate(policy.limits):
+            yield Shared(("tiers", name, "limits", index), limit, serving)
+    for name, channel in config.channels.items():
+        for index, limit in enumerate(channel.limits):
+            yield Shared(("channels", name, "limits", index), limit, len(everybody))
+        for account, limits in channel.account_limits.items():
+            for index, limit in enumerate(limits):
+                yield Shared(("channels", name, "accounts", account, "limits", index), limit, len(everybody))
+
+
+def too_small(config: Config) -> Iterator[Shared]:
+    """The limits of which some process would have nothing: what it reads could never leave."""
+    return (shared for shared in shared_limits(config) if shared.processes > number_of(shared.limit))
+
+
+def worker_state(config: Config, name: str) -> Path:
+    """The directory of what this worker alone keeps."""
+    return Path(config.state) / "workers" / name
+
+
+def worker_config(config: Config, worker: Worker) -> Config:
+    """What ``worker`` runs with: its state directory, and its share of every limit."""
+    everybody = workers(config)
+    tiers = {}
+    for name, policy in config.tiers.items():
+        serving = [one for one in everybody if name in (tier.label for tier in one.tiers)]
+        mine = _shares(policy.limits, serving, worker) if worker in serving else policy.limits
+        tiers[name] = msgspec.structs.replace(policy, limits=mine)
+    channels = {
+        name: msgspec.structs.replace(
+            channel,
+            limits=_shares(channel.limits, everybody, worker),
+            account_limits={
+                account: _shares(limits, everybody, worker) for account, limits in channel.account_limits.items()
+            },
+        )
+        for name, channel in config.channels.items()
+    }
+    return msgspec.structs.replace(
+        config,
+        state=str(worker_state(config, worker.name)),
+        limits=_shares(config.limits, everybody, worker),
+        tiers=tiers,
+        channels=channels,
+    )
+
+
+def _shares(limits: tuple[Limit, ...], sharers: list[Worker], worker: Worker) -> tuple[Limit, ...]:
+    index = sharers.index(worker)
+    return tuple(_of(limit, share(number_of(limit), len(sharers), index)) for limit in limits)
+
+
+def _of(limit: Limit, number: int) -> Limit:
+    unit = "calls" if limit.calls is not None else "recipients"
+    return msgspec.structs.replace(limit, **{unit: number})

@@ -1,0 +1,289 @@
+"""Several worker processes under a supervisor, on a real Kafka: they die, hang and drain, and nothing is missing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from bench.kafka import free_port
+from bench.stack import Samples
+from engine.config import load
+from engine.logs import Partition, Record
+from engine.send import Outcome
+from tests.integration.support import QUICK, Arrived, Told, channel, gateway, opened, read, send
+from tests.integration.test_kafka_crashes import gone
+
+pytestmark = pytest.mark.kafka
+WITHIN_S = 90.0
+TWO_GROUPS = '[[workers]]\ntiers = ["system"]\n[[workers]]\ntiers = ["template", "basic"]\nprocesses = 2\n'
+NAMES = ("system-1", "template-basic-1", "template-basic-2")
+COUNTERS = ("consumed_sends_total", "recipients_total", "dispatch_attempts_total", "batch_recipients_count")
+
+
+class Fleet:
+    """A supervisor, and what it says."""
+
+    def __init__(self, process: asyncio.subprocess.Process, said: Path, url: str) -> None:
+        self.process = process
+        self._said = said
+        self._url = url
+
+    @property
+    def said(self) -> str:
+        return self._said.read_text()
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.said.splitlines() if line.startswith("{")]
+
+    def pids(self, worker: str) -> list[int]:
+        """Of each life that served."""
+        return [e["pid"] for e in self.events if e["event"] == "serving" and e.get("worker") == worker]
+
+    async def probe(self, name: str) -> tuple[int, str]:
+        """0: nobody answers."""
+        try:
+            async with aiohttp.ClientSession() as session, session.get(f"{self._url}/{name}") as response:
+                return response.status, await response.text()
+        except aiohttp.ClientConnectionError:
+            return 0, ""
+
+    async def samples(self) -> Samples:
+        status, text = await self.probe("metrics")
+        assert status == 200
+        return Samples(text)
+
+    async def until(self, condition: Callable[[], Any]) -> None:
+        """Wait until it holds."""
+        async with asyncio.timeout(WITHIN_S):
+            while not condition():
+                assert self.process.returncode is None, self.said
+                await asyncio.sleep(0.02)
+
+    async def ready(self) -> None:
+        await self.answering("readyz", 200, "ok\n")
+
+    async def answering(self, probe: str, status: int, text: str) -> None:
+        async with asyncio.timeout(WITHIN_S):
+            while (await self.probe(probe)) != (status, text):
+                assert self.process.returncode is None, self.said
+                await asyncio.sleep(0.05)
+
+    async def ended(self) -> int:
+        async with asyncio.timeout(WITHIN_S):
+            return await self.process.wait()
+
+
+class Place:
+    """A log of its own on the broker, and a configuration."""
+
+    def __init__(self, directory: Path, bootstrap: str) -> None:
+        self.directory = directory
+        self.prefix = f"t{uuid4().hex}"
+        self.file = directory / "surgetank.toml"
+        self.port = free_port()
+        self._log = f'[log]\nkind = "kafka"\nbootstrap = "{bootstrap}"\nprefix = "{self.prefix}"\npartitions = 4\n'
+
+    def configure(self, *parts: str, workers: str = TWO_GROUPS, top: str = "") -> None:
+        head = f'state = "{self.directory}/state"\n{top}\n'
+        http = f'[http]\nmetrics = "127.0.0.1:{self.port}"\nadmin = ""\n'
+        self.file.write_text("\n".join((head, self._log, http, QUICK, workers, *parts)))
+
+    async def append(self, tier: str, values: Sequence[bytes]) -> None:
+        async with opened(load(self.file), engine=False) as log:
+            await log.append([Record(f"{self.prefix}.{tier}", value) for value in values])
+
+    async def told(self) -> Told:
+        config = load(self.file)
+        async with opened(config, engine=False) as log:
+            return await read(log, config)
+
+    async def committed(self) -> dict[Partition, int]:
+        found = {}
+        async with opened(load(self.file), engine=False) as log:
+            for tier in ("system", "template", "basic"):
+                for where, position in (await log.committed(f"{self.prefix}.{tier}")).items():
+                    if position.offset:
+                        found[where] = position.offset
+        return found
+
+    @asynccontextmanager
+    async def serving(self, *command: str) -> AsyncIterator[Fleet]:
+        said = self.directory / f"said-{uuid4().hex}"
+        start = command or ("-m", "engine.cli")
+        with said.open("wb") as stderr:
+            arguments = (*start, "serve", "-c", str(self.file), "--log-format", "json")
+            process = await asyncio.create_subprocess_exec(sys.executable, *arguments, stdout=stderr, stderr=stderr)
+        fleet = Fleet(process, said, f"http://127.0.0.1:{self.port}")
+        try:
+            yield fleet
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+
+
+@pytest.fixture
+def place(tmp_path: Path, kafka_bootstrap: str) -> Place:
+    return Place(tmp_path, kafka_bootstrap)
+
+
+async def eventually(condition: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(WITHIN_S):
+        while not await condition():  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0.1)
+
+
+async def all_gone(pids: Sequence[int]) -> None:
+    async with asyncio.timeout(WITHIN_S):
+        while not all(gone(pid) for pid in pids):  # noqa: ASYNC110 - they are no children of ours
+            await asyncio.sleep(0.05)
+
+
+async def test_a_killed_worker_is_started_again_and_the_sums_never_go_back(place: Place) -> None:
+    async with gateway() as partner:
+        place.configure(channel("partner", partner.url, "batch = 5"))
+        for number, tier in enumerate(("system", "template", "basic")):
+            await place.append(tier, [send(f"{tier}{n}", f"u{number}-{n}") for n in range(200)])
+        async with place.serving() as fleet:
+            await fleet.ready()
+            assert (await fleet.probe("startupz"), await fleet.probe("livez")) == ((200, "ok\n"), (200, "ok\n"))
+            await fleet.until(lambda: len(partner.ids) == 600)
+            await eventually(lambda: counted(fleet, "recipients_total", 600))
+            before = await fleet.samples()
+            assert before.by("worker_up", "worker") == dict.fromkeys(NAMES, 1.0)
+            assert before.by("recipients_total", "tier") == {"system": 200.0, "template": 200.0, "basic": 200.0}
+            assert before.by("kafka_assigned_partitions", "tier") == {"system": 4.0, "template": 4.0, "basic": 4.0}
+            assert before.sum("build_info") == 1.0
+            os.kill(fleet.pids("template-basic-1")[0], signal.SIGKILL)
+            await place.append("basic", [send(f"more{n}", f"m{n}") for n in range(200)])
+            latest = before
+            while len(partner.ids) < 800 or latest.sum("worker_up") < 3:
+                latest = rising(latest, await fleet.samples())
+            await eventually(lambda: counted(fleet, "recipients_total", 800))
+            after = rising(latest, await fleet.samples())
+            assert after.by("worker_restarts_total", "worker") == {**dict.fromkeys(NAMES, 0.0), NAMES[1]: 1.0}
+            assert after.by("conservation_difference_recipients", "tier") == dict.fromkeys(
+                ("system", "template", "basic"), 0.0
+            )
+            assert len(fleet.pids("template-basic-1")) == 2
+            assert len(fleet.pids("template-basic-2")) == len(fleet.pids("system-1")) == 1
+            # The others kept what they had: the one that died came back under its name before it was missed.
+            assigned = [e for e in fleet.events if e["event"] == "partitions assigned" and e["worker"] == NAMES[2]]
+            assert len(assigned) <= 4, "two tiers, each at most once alone and once shared"
+            fleet.process.send_signal(signal.SIGTERM)
+            assert await fleet.ended() == 0, fleet.said
+            assert all(e.get("worker") in (*NAMES, "supervisor") for e in fleet.events)
+        told = await place.told()
+        assert set(told.outcomes()) == set(told.wanted())
+        assert {end.outcome for ends in told.outcomes().values() for end in ends} == {Outcome.ACCEPTED}
+        assert await place.committed() == told.ends
+
+
+async def counted(fleet: Fleet, name: str, least: float) -> bool:
+    return (await fleet.samples()).sum(name) >= least
+
+
+def rising(earlier: Samples, later: Samples) -> Samples:
+    """No sum went back."""
+    for name in COUNTERS:
+        assert later.sum(name) >= earlier.sum(name), name
+    return later
+
+
+async def test_asked_to_end_all_finish_what_is_under_way(place: Place) -> None:
+    arrived, released = asyncio.Semaphore(0), asyncio.Event()
+
+    async def answer(_: Arrived) -> web.Response:
+        arrived.release()
+        await released.wait()
+        return web.json_response({"results": []})
+
+    async with gateway(answer=answer) as partner:
+        place.configure(channel("partner", partner.url, "batch = 1\nin_flight = 2"))
+        for tier in ("system", "basic"):
+            await place.append(tier, [send(f"{tier}{n}", f"{tier}-{n}") for n in range(40)])
+        async with place.serving() as fleet:
+            await fleet.ready()
+            async with asyncio.timeout(WITHIN_S):
+                for _ in range(4):
+                    await arrived.acquire()
+            fleet.process.send_signal(signal.SIGTERM)
+            await fleet.answering("readyz", 503, "draining\n")
+            released.set()
+            assert await fleet.ended() == 0, fleet.said
+            drained = [event for event in fleet.events if event["event"] == "drained"]
+            assert {event["worker"] for event in drained} == set(NAMES)
+            assert sum(event["calls_cut_off"] for event in drained) == 0
+        assert set(partner.ids.values()) == {1}
+        told = await place.told()
+        assert len(told.outcomes()) == partner.ids.total()
+
+
+async def test_asked_twice_it_ends_at_once(place: Place) -> None:
+    hang = asyncio.Event()
+
+    async def answer(_: Arrived) -> web.Response:
+        await hang.wait()
+        return web.json_response({"results": []})
+
+    async with gateway(answer=answer) as partner:
+        place.configure(channel("partner", partner.url, 'timeout = "1h"'))
+        await place.append("system", [send("i", "u")])
+        async with place.serving() as fleet:
+            await fleet.ready()
+            await fleet.until(lambda: partner.calls)
+            fleet.process.send_signal(signal.SIGTERM)
+            await fleet.answering("readyz", 503, "draining\n")
+            fleet.process.send_signal(signal.SIGTERM)
+            assert await fleet.ended() == 1
+            await all_gone([pid for name in NAMES for pid in fleet.pids(name)])
+        hang.set()
+
+
+async def test_no_worker_outlives_its_supervisor(place: Place) -> None:
+    async with gateway() as partner:
+        place.configure(channel("partner", partner.url))
+        await place.append("system", [])
+        async with place.serving() as fleet:
+            await fleet.ready()
+            pids = [pid for name in NAMES for pid in fleet.pids(name)]
+            fleet.process.kill()
+            assert await fleet.ended() == -signal.SIGKILL
+            await all_gone(pids)
+            assert {e["worker"] for e in fleet.events if e["event"] == "drained"} == set(NAMES)
+
+
+async def test_a_worker_that_hangs_holds_up_no_scrape(place: Place) -> None:
+    async with gateway() as partner:
+        place.configure(channel("partner", partner.url))
+        await place.append("system", [send(f"i{n}", f"u{n}") for n in range(20)])
+        async with place.serving() as fleet:
+            await fleet.ready()
+            await eventually(lambda: counted(fleet, "recipients_total", 20))
+            (pid,) = fleet.pids("system-1")
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                samples = await fleet.samples()
+                assert samples.by("worker_up", "worker") == {**dict.fromkeys(NAMES, 1.0), "system-1": 0.0}
+                assert samples.by("worker_missed_scrapes_total", "worker")["system-1"] >= 1
+                assert samples.sum("recipients_total") == 20
+                assert samples.sum("kafka_assigned_partitions") == 8
+                status, why = await fleet.probe("readyz")
+                assert (status, why) == (503, "system-1: no answer\n")
+                assert (await fleet.probe("livez"))[0] == 200
+            finally:
+                os.kill(pid, signal.SIGCONT)
+            await fleet.ready()
