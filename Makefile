@@ -18,9 +18,9 @@ $(VENV)/.built: $(VENV)/.made $(SOURCES)
 	$(BIN)/python -m pip install -q -e .
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.built
+$(VENV)/.dev: $(VENV)/.made $(SOURCES)
 	$(BIN)/python -m pip install -q -e '.[dev,bench]'
-	@touch $@
+	@touch $(VENV)/.built $@
 
 demo: $(VENV)/.built
 	$(BIN)/python -m bench demo

@@ -9,6 +9,7 @@ from setuptools import Extension, setup
 
 SANITIZE = os.environ.get("SURGETANK_SANITIZE") == "1"
 DEBUG = SANITIZE or os.environ.get("SURGETANK_DEBUG") == "1"
+CPUS = os.cpu_count() or 1
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-omit-frame-pointer"] if SANITIZE else []
 
 extensions = [
@@ -23,9 +24,11 @@ extensions = [
 ]
 
 setup(
+    options={"build_ext": {"parallel": CPUS}},
     ext_modules=cythonize(
         extensions,
         build_dir="build/cython",
+        nthreads=CPUS,
         force=DEBUG,
         compiler_directives={
             "language_level": 3,
