@@ -1,178 +1,136 @@
-"""What the scheduling core costs: push and pop by how much is queued, beside heapq with tuples.
+"""What the scheduling core costs: push and pop by how much is queued, over how many flows and of which distribution,
+beside heapq with tuples; cancel, memory, and urgent sends with millions queued.
 
-``python -m bench core [--most N] [--json FILE]``. An op is one recipient pushed, or popped; a pair is both. N are
-queued first, over 1,000 flows, then N is kept: a push_many of 256 recipients of flows drawn evenly, pop_batches with
-a budget of 256 until as many came out, and so on. Columns are laid out and calls released outside of the time. heapq
-gets the same N as (due, sequence, recipient) tuples, one push and one pop a pair, without merging, limits, fairness or
-cancel. Numbers are medians of the rounds, ns an op, with the least and the most.
+An op is one recipient pushed or popped, in calls of ``batch`` through Python's buffers; a pair is both. So many are
+queued first and churned, then that number is kept. Columns are laid out and calls released outside of the time. heapq
+does one push and one pop a pair, without merging, limits, fairness or cancel. Figures are medians of 31 short rounds.
 """
 
 from __future__ import annotations
 
 import argparse
-import heapq
 import json
-import platform
 import sys
 from array import array
-from itertools import pairwise
 from pathlib import Path
-from random import Random
 from statistics import median
 from time import perf_counter_ns
 from typing import Any
 
-from ext.schedule import NEVER, Core
+from bench import stack
+from bench.core_cases import (
+    ENGINE_BUDGET,
+    measure_cancel,
+    measure_memory,
+    measure_urgent,
+    memory_latency,
+)
+from bench.core_load import DISTRIBUTIONS, Load, Spread, measure_heapq
+from ext.schedule import Core
 
-FLOWS, CALL, CAP, ROUNDS, CALLS_A_ROUND = 1_000, 256, 200, 7, 200
-DAY_NS = 86_400 * 10**9  # a deadline, as every send of the engine has one
-SLOTS = 2**20
-
-
-class Load:
-    """A core with one channel, and columns for it: runs of ``size`` recipients."""
-
-    def __init__(self, size: int, seed: int) -> None:
-        self.core, self.random, self.size, self.next_id = Core(), Random(seed), size, 0
-        self.core.add_channel(SLOTS, 0, CAP)
-        self.core.add_account(0)
-
-    def columns(self) -> tuple[Any, ...]:
-        """CALL recipients of flows drawn evenly, ids of 12 bytes, no two the same."""
-        runs = CALL // self.size
-        zeros, never, day = array("I", bytes(4 * runs)), array("q", [NEVER]) * runs, array("q", [DAY_NS]) * runs
-        tenants = array("I", [self.random.randrange(FLOWS) for _ in range(runs)])
-        ids = b"".join(b"user%08d" % (n % 10**8) for n in range(self.next_id, self.next_id + CALL))
-        self.next_id += CALL
-        now, none = array("q", bytes(8 * runs)), bytes(runs)
-        recipients = (array("H", [*range(self.size)] * runs), bytes([12]) * CALL, ids)
-        shared = (zeros, bytes([2]) * runs, zeros, tenants, zeros, zeros, none)
-        return *shared, now, never, day, now, now, array("I", [self.size] * runs), *recipients
-
-    def push(self, columns: tuple[Any, ...]) -> int:
-        """ns."""
-        start = perf_counter_ns()
-        self.core.push_many(0, *columns)
-        return perf_counter_ns() - start
-
-    def pop(self, recipients: int) -> tuple[int, int]:
-        """ns, and how many came: as many, or all there are."""
-        spent = came = 0
-        popped = None
-        while came < recipients and (popped is None or popped.more):
-            start = perf_counter_ns()
-            popped = self.core.pop_batches(0, CALL)
-            spent += perf_counter_ns() - start
-            came += popped.items
-            for account, (start, end) in zip(popped.account, pairwise(popped.start), strict=True):
-                self.core.release(0, account, 2, end - start, end - start)
-        return spent, came
-
-    def fill(self, queued: int) -> None:
-        for _ in range(queued // CALL):
-            self.core.push_many(0, *self.columns())
-
-    def round(self) -> tuple[float, float]:
-        """ns a push and ns a pop, each of one recipient."""
-        pushing = popping = popped = 0
-        for _ in range(CALLS_A_ROUND):
-            pushing += self.push(self.columns())
-            spent, came = self.pop(CALL)
-            popping += spent
-            popped += came
-        return pushing / (CALLS_A_ROUND * CALL), popping / popped
+BATCH = 256  # recipients a call of the core
+BATCHES = (16, 64, 1024, 4096)  # beside it, at one point of the sweep
+RUN = 64  # recipients a send, beside sends of one
+CHURN = 500_000  # pairs before the rounds
+SAMPLE_FLOWS = 10_000  # where batches, runs, memory and urgent are measured
+EMPTY_CALLS = 2000
 
 
-def heap_round(heap: list[tuple[int, int, int]], random: Random) -> float:
-    """ns a pair."""
-    many = CALLS_A_ROUND * CALL
-    entries = [(random.randrange(10**9), n, n) for n in range(many)]
-    start = perf_counter_ns()
-    for entry in entries:
-        heapq.heappush(heap, entry)
-        heapq.heappop(heap)
-    return (perf_counter_ns() - start) / many
+def sweep(queued: list[int], heaps: dict[int, Spread]) -> list[dict[str, Any]]:
+    """Every number queued, over every number of flows up to it, in every distribution."""
+    rows: list[dict[str, Any]] = []
+    for dist in DISTRIBUTIONS:
+        for flows in (10**power for power in range(2, 7) if 10**power <= queued[-1]):
+            load = Load(flows, dist)
+            rows += [_point(load, depth, flows, dist, BATCH, heaps) for depth in queued if depth >= flows]
+    return rows
 
 
-def spread(values: list[float]) -> dict[str, float]:
-    return {"median": round(median(values), 1), "least": round(min(values), 1), "most": round(max(values), 1)}
+def variants(queued: int, heaps: dict[int, Spread]) -> list[dict[str, Any]]:
+    """Other sizes of calls, and sends of many recipients, at one point."""
+    flows = min(SAMPLE_FLOWS, queued)
+    load = Load(flows, "uniform")
+    rows = [_point(load, queued, flows, "uniform", batch, heaps) for batch in BATCHES]
+    return [*rows, _point(Load(flows, "uniform", run=RUN), queued, flows, "uniform", BATCH, heaps)]
 
 
-def measure_core(queued: int, size: int) -> dict[str, Any]:
-    load = Load(size, seed=queued)
-    empty = load.core.stats()["memory_bytes"][0]
+def _point(load: Load, queued: int, flows: int, dist: str, batch: int, heaps: dict[int, Spread]) -> dict[str, Any]:
     load.fill(queued)
-    per_recipient = (load.core.stats()["memory_bytes"][0] - empty) / queued
-    load.round()
-    pushes, pops = zip(*(load.round() for _ in range(ROUNDS)), strict=True)
-    return {"push": spread(list(pushes)), "pop": spread(list(pops)), "bytes": round(per_recipient, 1)}
+    load.age(min(queued, CHURN))
+    push, pop = load.measure(batch)
+    pair, heap = push.median + pop.median, heaps[queued].median
+    row = {
+        "queued": queued, "flows": flows, "dist": dist, "batch": batch, "run": load.run,
+        "push_ns": push.median, "push_ns_p10_p90": push[1:], "pop_ns": pop.median, "pop_ns_p10_p90": pop[1:],
+        "pairs_per_s": round(1e9 / pair), "heapq_pairs_per_s": round(1e9 / heap), "ratio": round(heap / pair, 1),
+    }  # fmt: skip
+    print(line(row), file=sys.stderr, flush=True)
+    return row
 
 
-def measure_heap(queued: int) -> dict[str, float]:
-    random = Random(queued)
-    heap = [(random.randrange(10**9), n, n) for n in range(queued)]
-    heapq.heapify(heap)
-    return spread([heap_round(heap, random) for _ in range(3)])
+def line(row: dict[str, Any]) -> str:
+    """One point, for people."""
+    return (
+        f"{row['queued']:>11,} queued {row['flows']:>9,} flows {row['dist']:>11} {row['run']:>3} a send"
+        f" {row['batch']:>5} a call: push {figure(row, 'push_ns')}  pop {figure(row, 'pop_ns')}"
+        f"  {row['pairs_per_s'] / 1e6:.2f} M pairs/s, heapq x {row['ratio']}"
+    )
 
 
-def measure_cancel(queued: int) -> float:
-    """us to cancel one campaign that is all there is."""
-    load = Load(1, seed=1)
-    for _ in range(queued // CALL):
-        load.core.push_many(0, *load.columns()[:3], *shuffled_campaign(load))
-    start = perf_counter_ns()
-    load.core.cancel(0, 0)
-    return (perf_counter_ns() - start) / 1000
+def figure(row: dict[str, Any], name: str) -> str:
+    """A median with its spread."""
+    low, high = row[f"{name}_p10_p90"]
+    return f"{row[name]:.0f} ({low:.0f}..{high:.0f})"
 
 
-def shuffled_campaign(load: Load) -> tuple[Any, ...]:
-    """The columns from tenant on: one tenant, and flows by content instead."""
-    columns = load.columns()
-    return columns[4], columns[4], columns[3], *columns[6:]
+def empty_call_ns() -> dict[str, float]:
+    """What a call costs that moves nothing: Python's share of an op is this over the recipients a call."""
+    core, longs, ints, none = Core(), array("q"), array("I"), b""
+    rows = (ints, none, ints, ints, ints, ints, none, longs, longs, longs, longs, longs, ints, array("H"), none, none)
+    spent: dict[str, list[int]] = {"push": [], "pop": []}
+    for _ in range(EMPTY_CALLS):
+        start = perf_counter_ns()
+        core.push_many(0, *rows)
+        middle = perf_counter_ns()
+        core.pop_batches(0, BATCH)
+        spent["pop"].append(perf_counter_ns() - middle)
+        spent["push"].append(middle - start)
+    return {name: median(values) for name, values in spent.items()}
 
 
 def measure(most: int) -> dict[str, Any]:
-    rows = []
-    sizes = [10**power for power in range(3, 9) if 10**power <= most]
-    for queued in sizes:
-        row: dict[str, Any] = {"queued": queued, "heapq": measure_heap(queued)}
-        row |= {f"runs of {size}": measure_core(queued, size) for size in (1, 32)}
-        rows.append(row)
-    return {
-        "machine": f"{platform.processor() or platform.machine()}, Python {platform.python_version()}",
-        "flows": FLOWS,
-        "rows": rows,
-        "cancel_us": {str(queued): round(measure_cancel(queued), 1) for queued in sizes},
-    }
-
-
-def show(result: dict[str, Any]) -> None:
-    print(f"{result['machine']}; {result['flows']} flows; ns a recipient: median (least..most)")
-    for row in result["rows"]:
-        print(f"{row['queued']:>11,} queued   heapq pair {figure(row['heapq'])}")
-        for name in (name for name in row if name.startswith("runs")):
-            cells = row[name]
-            print(f"{name:>20}: push {figure(cells['push'])}  pop {figure(cells['pop'])}  {cells['bytes']} B")
-    cancels = ", ".join(f"{int(queued):,} queued {us} us" for queued, us in result["cancel_us"].items())
-    print(f"cancel of one campaign in {result['flows']} flows: {cancels}")
-
-
-def figure(cells: dict[str, float]) -> str:
-    return f"{cells['median']} ({cells['least']}..{cells['most']})"
+    """All of it, up to ``most`` queued."""
+    depths = [10**power for power in range(3, 9) if 10**power <= most]
+    flows = min(SAMPLE_FLOWS, depths[-1])
+    result: dict[str, Any] = {"machine": stack.machine(), "memory": memory_latency(), "empty_call_ns": empty_call_ns()}
+    own, grown = measure_memory(depths[-1], flows)
+    result |= {"bytes_per_recipient": round(own, 1), "rss_bytes_per_recipient": round(grown, 1)}
+    cancels = measure_cancel(depths[-1])
+    name = "cancel_us_10m" if depths[-1] == 10**7 else f"cancel_us_{depths[-1]}"
+    result |= {name: round(median(cancels), 1), f"{name}_runs": [round(us, 1) for us in cancels]}
+    for key, budget in (("urgent", 1), (f"urgent_{ENGINE_BUDGET}", ENGINE_BUDGET)):
+        taken, interval = measure_urgent(depths, SAMPLE_FLOWS, budget)
+        result[f"{key}_p99_ns"] = {str(queued): median(values) for queued, values in taken.items()}
+        result[f"{key}_slope_ci"] = [round(end, 1) for end in interval]
+    print(json.dumps(result, indent=2), file=sys.stderr, flush=True)
+    heaps = {depth: measure_heapq(depth) for depth in depths}
+    result["runs"] = sweep(depths, heaps) + variants(min(10**6, depths[-1]), heaps)
+    return result
 
 
 def main(argv: list[str]) -> int:
     """Measure, print, and write the JSON file asked for."""
     parser = argparse.ArgumentParser(prog="python -m bench core", description=__doc__)
-    parser.add_argument("--most", type=int, default=1_000_000, help="recipients queued at most, 1,000 and up")
+    parser.add_argument("--most", type=int, default=10**7, help="recipients queued at most, 1,000 and up (%(default)s)")
+    parser.add_argument("--quick", action="store_true", help="the same as --most 100000")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(argv)
-    result = measure(options.most)
-    show(result)
+    if options.most < 1000:
+        parser.error(f"--most is {options.most}: 1,000 and up expected")
+    result = measure(10**5 if options.quick else options.most)
+    for row in result["runs"]:
+        print(line(row))
+    print(json.dumps({key: value for key, value in result.items() if key != "runs"}, indent=2))
     if options.json:
         options.json.write_text(json.dumps(result, indent=2) + "\n")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
