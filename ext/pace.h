@@ -18,6 +18,7 @@
 #define SURGETANK_PACE_H
 
 #include <assert.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #define PACE_SLOTS 4096
