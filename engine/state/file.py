@@ -5,12 +5,15 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
-from engine.errors import LogUnusable
+from engine.errors import LogUnavailable, LogUnusable
+
+PASSING = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_BUSY)
 
 
 def open_file(path: Path, application_id: int, schema: int, tables: str, what: str) -> sqlite3.Connection:
     """The file, made with ``tables`` when it is not there. Raises LogUnusable saying what it is instead of a ``what``
-    file of that schema. Its transactions take the write lock at once and are on disk when they have ended."""
+    file of that schema, or LogUnavailable for what may pass (a full disk). Its transactions take the write lock at
+    once and are on disk when they have ended."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         db = sqlite3.connect(path, check_same_thread=False, isolation_level="IMMEDIATE")
@@ -30,6 +33,8 @@ def open_file(path: Path, application_id: int, schema: int, tables: str, what: s
         db.execute("PRAGMA synchronous = FULL")
     except sqlite3.DatabaseError as error:
         db.close()
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF in PASSING:
+            raise LogUnavailable(f"{path}: {error}") from error
         raise LogUnusable(f"{path}: not a usable {what} file: {error}") from error
     except LogUnusable:
         db.close()
