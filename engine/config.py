@@ -105,6 +105,13 @@ class Limit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = None
 
 
+class Frequency(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """At most ``messages`` from one account to one recipient in any window of length ``per``."""
+
+    messages: Annotated[int, about("Messages in any window.", 1, 60_000)]
+    per: Annotated[Duration, about("Length of the window.", NS["s"], YEAR)]
+
+
 class Retry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """When a call failed in passing: exponential backoff with full jitter, until ``attempts`` calls were made."""
 
@@ -217,6 +224,22 @@ class ChannelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     in_flight: Annotated[int, about("Calls at once; some of them are kept for `system`.", 1, 1_000)] = 8
     timeout: Annotated[Duration, about("How long a call may take.", NS["ms"], NS["h"])] = Duration(10_000_000_000)
     limits: Annotated[tuple[Limit, ...], about("Quotas of the channel, over all its accounts.")] = ()
+    frequency: Annotated[
+        tuple[Frequency, ...] | None,
+        about(
+            "How often one recipient may get a message; whoever has had theirs waits. Not given: as often as the "
+            "platform publishes; `[]`: no rule."
+        ),
+    ] = None
+    frequency_memory: Annotated[
+        Size,
+        about(
+            "Memory and disk each `frequency` rule may take, about 73 bytes a recipient of its window; where it is too "
+            "small recipients count together and wait too long. A file that is there keeps its size.",
+            1 << 20,
+            1 << 40,
+        ),
+    ] = Size(64 << 20)
     retry: Annotated[Retry, about("What happens when a call failed in passing.")] = Retry()
     # The driver's own keys, for the driver to validate; X_file is already read into X, ``limits`` taken out.
     accounts: Annotated[

@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from urllib.parse import urlsplit
 from zoneinfo import available_timezones
 
-from engine.config import MONTH, NS, ChannelConfig, Config, Limit, Security
+from engine.config import MONTH, NS, ChannelConfig, Config, Frequency, Limit, Security
 from engine.config_lines import Path
 from engine.errors import ConfigError
 from engine.shares import too_small, workers
@@ -145,8 +145,18 @@ def _channel_itself(name: str, channel: ChannelConfig, path: Path) -> Found:
     if channel.retry.most < channel.retry.first:
         yield (*path, "retry", "most"), f"must be at least retry.first ({channel.retry.first})"
     yield from _limits(channel.limits, (*path, "limits"))
+    yield from _frequency(channel.frequency or (), (*path, "frequency"))
     for account, limits in channel.account_limits.items():
         yield from _limits(limits, (*path, "accounts", account, "limits"))
+
+
+def _frequency(rules: tuple[Frequency, ...], path: Path) -> Found:
+    if len(rules) > 8:
+        yield path, "must have at most 8 rules"
+    lengths = [rule.per for rule in rules]
+    for index, per in enumerate(lengths):
+        if per in lengths[:index]:
+            yield (*path, index, "per"), f"{per} has a rule already: each length may have one"
 
 
 def _driver(name: str, channel: ChannelConfig, path: Path) -> Found:

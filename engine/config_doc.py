@@ -13,6 +13,7 @@ from engine.config import (
     ChannelConfig,
     Config,
     Duration,
+    Frequency,
     HttpConfig,
     Limit,
     LogConfig,
@@ -64,12 +65,22 @@ TABLES: tuple[tuple[str, type[msgspec.Struct], str], ...] = (
         "process (`limits.db` in `state`).",
     ),
     (
+        "frequency of a channel",
+        Frequency,
+        'Written as `frequency = [{ messages = 30, per = "1m" }, { messages = 4, per = "30d" }]`, up to eight rules of '
+        "different lengths; counted for each account apart. A tenth of each number, rounded down, is kept for "
+        "`system`. What was counted outlives the process (`frequency/` in `state`); the number of a rule may be "
+        "changed without losing it. Default of `wecom.message`: 30 a minute and 1,000 an hour, beyond which the "
+        "platform drops silently ([how it is kept](scheduler.md#frequency)).",
+    ),
+    (
         "[[workers]]",
         WorkerGroup,
         "Groups of worker processes, started and kept alive by `surgetank serve` (Kafka only; "
         "[how](operations.md#several-workers)). A limit of a tier is divided by the processes that serve it, every "
-        "other limit by all processes; the first ones have what does not divide. A limit smaller than the number of "
-        "its processes is refused. `surgetank config show FILE --worker NAME` prints what one of them runs with.",
+        "other limit and the messages of `frequency` by all processes; the first ones have what does not divide. A "
+        "number smaller than that of its processes is refused. `surgetank config show FILE --worker NAME` prints what "
+        "one of them runs with.",
     ),
     ("[http]", HttpConfig, "Where the engine listens."),
 )

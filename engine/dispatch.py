@@ -25,6 +25,7 @@ from engine.config import ChannelConfig
 from engine.counters import Counters
 from engine.deliver import Deliverer
 from engine.drivers import Action, Call, CallResult
+from engine.frequency import Frequencies, Held, rows_by_wait
 from engine.limits import Limits
 from engine.open_sends import Flow, OpenSend, OpenSends, recipients
 from engine.record import Recorder
@@ -67,6 +68,7 @@ class Dispatcher:
         recorder: Recorder,
         seen: Seen,
         limits: Limits,
+        frequencies: Frequencies,
         counters: Counters,
         clock: Clock,
     ) -> None:
@@ -79,6 +81,7 @@ class Dispatcher:
         self._deliverers = deliverers
         self._seen = seen
         self._limits = limits
+        self._frequencies = frequencies
         self.clock = clock
         self.cancelled = Cancelled()
         self._calls: set[asyncio.Task[None]] = set()
@@ -174,12 +177,15 @@ class Dispatcher:
         popped, stale = len(batch), batch.stale()
         if stale:
             self._give_back(batch, stale)
-            if not len(batch):
-                self.core.release(self.clock.now_ns(), batch.flow.account_handle, batch.tier, popped, 0)
-                self.wake()
-                return
+        held = self._frequencies.hold(batch)
+        if held.waits:
+            self._wait(batch, held.waits)
+        if not len(batch):
+            self.core.release(self.clock.now_ns(), batch.flow.account_handle, batch.tier, popped, 0)
+            self.wake()
+            return
         self.counters.in_flight[batch.tier] += len(batch)
-        task = self._loop.create_task(self._call(batch, popped))
+        task = self._loop.create_task(self._call(batch, popped, held))
         self._calls.add(task)
         task.add_done_callback(self._called)
 
@@ -191,18 +197,28 @@ class Dispatcher:
             self.less(handles[row], sends[row], 1)
         batch.without(rows)
 
+    def _wait(self, batch: Batch, waits: Mapping[int, int]) -> None:
+        """These have had their messages: back into the core until then; no attempt of theirs."""
+        columns, handles, attempts = Columns(), batch.handles, batch.attempts
+        for until_ns, who in rows_by_wait(waits).items():
+            for rows in _runs([*zip(handles, attempts, strict=True)], who):
+                columns.add_rows(batch, rows, attempts[rows[0]], until_ns)
+        columns.push(self.core, self.clock.now_ns())
+        batch.without([*waits])
+
     def _called(self, task: asyncio.Task[None]) -> None:
         self._calls.discard(task)
         error = None if task.cancelled() else task.exception()
         if error is not None and not self.failure.done():
             self.failure.set_exception(error)
 
-    async def _call(self, batch: Batch, popped: int) -> None:
+    async def _call(self, batch: Batch, popped: int, held: Held) -> None:
         flow, left, late_ns = batch.flow, len(batch), int(self._configs[batch.flow.channel].timeout)
         call = Call(batch.name(), flow.account, batch.content.prepared.body, batch.ids, batch.data)
         self.counters.calls_in_flight[flow.channel] += 1
         try:
             result = await self._deliverers[flow.channel].call(call)
+            self._frequencies.done(batch, held, result)
             left, late_ns = left if result.left else 0, 0 if result.answered else late_ns
         finally:  # one that was cut off may have left, and may arrive as late as one without an answer
             self.core.release(self.clock.now_ns(), flow.account_handle, batch.tier, popped, left, late_ns)
@@ -352,7 +368,7 @@ class Told:
             self._dispatcher.recorder.complete(ledger, array("q", [offset]))
 
 
-def _runs(handles: Sequence[int], who: Iterable[int]) -> Iterator[list[int]]:
+def _runs(handles: Sequence[object], who: Iterable[int]) -> Iterator[list[int]]:
     """``who`` cut where the send changes."""
     rows: list[int] = []
     for row in who:

@@ -124,6 +124,13 @@ class Snapshot:
         yield faults
         rest = {(channel, "platform"): count for channel, count in c.throttled.items()}
         yield _by_pair("throttled", "Calls answered with an order to rest", ("channel", "limiter"), rest)
+        waited = CounterMetricFamily("surgetank_frequency_waits", "Recipients sent back to wait", labels=["channel"])
+        full = GaugeMetricFamily("surgetank_frequency_full_share", "Of the memory, without room", labels=["channel"])
+        for name, share in pipeline.frequencies.full_shares().items():
+            waited.add_metric([name], pipeline.frequencies.waited[name])
+            full.add_metric([name], share)
+        yield waited
+        yield full
         in_flight = GaugeMetricFamily("surgetank_platform_connections", "Calls under way", labels=["channel"])
         limit = GaugeMetricFamily("surgetank_platform_concurrency_limit", "Calls at once", labels=["channel"])
         for name in pipeline.channels:

@@ -32,6 +32,7 @@ from engine.deliver import Deliverer
 from engine.dispatch import Dispatcher
 from engine.drivers import load
 from engine.errors import LogUnavailable
+from engine.frequency import Frequencies
 from engine.limits import Limits
 from engine.logs import Chunk, Log, Reader
 from engine.logs.open import open_log
@@ -72,9 +73,11 @@ class Pipeline:
             name: Deliverer(name, config.channels[name], channel.driver, clock=clock)
             for name, channel in self.channels.items()
         }
+        drivers = {name: channel.driver for name, channel in self.channels.items()}
+        self.frequencies = Frequencies(Path(config.state), config.channels, drivers, clock, keep_for_system=urgent)
         self.dispatcher = Dispatcher(
             self.core, self.opens, self.channels, config.channels, self.deliverers, self.recorder, self.seen,
-            self.limits, self.counters, clock,
+            self.limits, self.frequencies, self.counters, clock,
         )  # fmt: skip
         self.limits.granted = self.dispatcher.wake
         self.contents = Contents(self._registered)
@@ -130,6 +133,7 @@ class Pipeline:
             await deliverer.close()
         self.seen.close()
         self.limits.close()
+        self.frequencies.close()
 
     @property
     def ready(self) -> bool:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from engine.config import Config, Limit
+from engine.config import ChannelConfig, Config, Frequency, Limit
 from engine.send import Tier
 
 
@@ -29,7 +29,7 @@ class Shared(NamedTuple):
     """A limit, where it stands in the configuration, and how many processes share it."""
 
     path: tuple[str | int, ...]
-    limit: Limit
+    limit: Limit | Frequency
     processes: int
 
 
@@ -48,8 +48,10 @@ def share(number: int, processes: int, index: int) -> int:
     return number // processes + (index < number % processes)
 
 
-def number_of(limit: Limit) -> int:
-    """How many calls or recipients."""
+def number_of(limit: Limit | Frequency) -> int:
+    """How many calls, recipients or messages."""
+    if isinstance(limit, Frequency):
+        return limit.messages
     return limit.calls if limit.calls is not None else limit.recipients or 0
 
 
@@ -65,9 +67,21 @@ def shared_limits(config: Config) -> Iterator[Shared]:
     for name, channel in config.channels.items():
         for index, limit in enumerate(channel.limits):
             yield Shared(("channels", name, "limits", index), limit, len(everybody))
+        for index, rule in enumerate(frequency_of(channel)):
+            yield Shared(("channels", name, "frequency", index), rule, len(everybody))
         for account, limits in channel.account_limits.items():
             for index, limit in enumerate(limits):
                 yield Shared(("channels", name, "accounts", account, "limits", index), limit, len(everybody))
+
+
+def frequency_of(channel: ChannelConfig) -> tuple[Frequency, ...]:
+    """The channel's own rules, or those its platform publishes; none of a driver that is not there, which is an error
+    told elsewhere."""
+    from engine.drivers import known, load  # late: they are built on the structs
+
+    if channel.frequency is not None or channel.driver not in known():
+        return channel.frequency or ()
+    return load(channel.driver).frequency
 
 
 def too_small(config: Config) -> Iterator[Shared]:
@@ -92,6 +106,7 @@ def worker_config(config: Config, worker: Worker) -> Config:
         name: msgspec.structs.replace(
             channel,
             limits=_shares(channel.limits, everybody, worker),
+            frequency=_frequency_shares(frequency_of(channel), everybody, worker),
             account_limits={
                 account: _shares(limits, everybody, worker) for account, limits in channel.account_limits.items()
             },
@@ -110,6 +125,11 @@ def worker_config(config: Config, worker: Worker) -> Config:
 def _shares(limits: tuple[Limit, ...], sharers: list[Worker], worker: Worker) -> tuple[Limit, ...]:
     index = sharers.index(worker)
     return tuple(_of(limit, share(number_of(limit), len(sharers), index)) for limit in limits)
+
+
+def _frequency_shares(rules: tuple[Frequency, ...], sharers: list[Worker], worker: Worker) -> tuple[Frequency, ...]:
+    index = sharers.index(worker)
+    return tuple(msgspec.structs.replace(rule, messages=share(rule.messages, len(sharers), index)) for rule in rules)
 
 
 def _of(limit: Limit, number: int) -> Limit:

@@ -124,17 +124,18 @@ static inline Often *often_entry(OftenSet *set, uint64_t hash, uint32_t now) {
     return &set->shared;
 }
 
-/* When the recipient may get another message, ns; 0: now. */
-static inline int64_t often_when(const OftenTable *table, uint64_t hash, int64_t now_ns) {
+/* When the recipient may get another message, ns; 0: now. `kept` of the number are not for this one. */
+static inline int64_t often_when(const OftenTable *table, uint64_t hash, int64_t now_ns, uint32_t kept) {
+    uint32_t number = table->number - kept;
     uint32_t now = often_tick(table, now_ns);
     OftenSet *set = often_set(table, hash);
     Often *often = often_own(set, hash, now);
     if (often == NULL) often = &set->shared;
     uint32_t left = often_left(often, now);
-    if (left < table->number) return 0;
+    if (left < number) return 0;
     Often copy = *often; /* let the oldest go until there is room */
     int oldest = 0;
-    while (left >= table->number) {
+    while (left >= number) {
         oldest = -1;
         for (int i = 0; i < FREQUENCY_GROUPS; i++)
             if (copy.n[i] && (oldest < 0 || often_since(copy.at[oldest], copy.at[i]) > 0)) oldest = i;

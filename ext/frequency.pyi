@@ -12,12 +12,15 @@ SET_BYTES: int  # memory is cut into sets of so many bytes, seven recipients eac
 class Frequency:
     """Up to eight rules; each has a table in memory of the caller's, zeroed at first."""
 
-    def __init__(self, tables: Sequence[tuple[bytearray | mmap, int, int]]) -> None:
-        """(memory, number, per_ns): at most ``number`` messages to one recipient in any window. Raises ValueError."""
+    def __init__(self, tables: Sequence[tuple[bytearray | mmap, int, int]], caseless: bool = False) -> None:
+        """(memory, number, per_ns): at most ``number`` messages to one recipient in any window. ``caseless``: ids that
+        differ in the case of ASCII letters alone are one recipient; they then have at most 128 bytes. Raises
+        ValueError."""
 
-    def take(self, key: bytes, ids: list[str], now_ns: int, at_ns: int) -> dict[int, int]:
+    def take(self, key: bytes, ids: list[str], now_ns: int, at_ns: int, urgent: bool = True) -> dict[int, int]:
         """Who may get no message now: index -> until when, ns. Everybody else is counted as at ``at_ns``, the latest
-        the message can arrive. About 100 ns a recipient and rule."""
+        the message can arrive. A tenth of every number, rounded down, is for urgent ones only. 50 to 350 ns a
+        recipient and rule, as much of the memory as the caches hold."""
 
     def give_back(self, key: bytes, ids: list[str], now_ns: int, at_ns: int) -> None:
         """These, counted as at ``at_ns``, got none."""

@@ -20,10 +20,11 @@ cdef extern from "frequency.h" nogil:
         pass
     ctypedef struct OftenTable:
         uint64_t count
+        uint32_t number
 
     void often_make(OftenTable* table, OftenSet* sets, uint64_t count, uint32_t number, int64_t per)
     OftenSet* often_set(const OftenTable* table, uint64_t key_hash)
-    int64_t often_when(const OftenTable* table, uint64_t key_hash, int64_t now_ns)
+    int64_t often_when(const OftenTable* table, uint64_t key_hash, int64_t now_ns, uint32_t kept)
     void often_count(const OftenTable* table, uint64_t key_hash, int64_t now_ns, int64_t at_ns)
     void often_uncount(const OftenTable* table, uint64_t key_hash, int64_t now_ns, int64_t at_ns)
     void often_fill(const OftenTable* table, int64_t now_ns, uint64_t step, uint64_t* looked, uint64_t* full)
@@ -40,14 +41,26 @@ SET_BYTES = sizeof(OftenSet)
 cdef enum:
     TABLES = 8
     FILL_SETS = 1024  # looked at to tell how full a table is
+    LONGEST_ID = 128
+    KEPT = 10  # the part of a number that only urgent ones may use: one in so many, rounded down
+
+
+cdef const char* lowered(const char* text, Py_ssize_t size, char* to) noexcept nogil:
+    """ASCII letters in lower case; returns ``to``."""
+    cdef Py_ssize_t i
+    for i in range(size):
+        to[i] = text[i] + 32 if c"A" <= text[i] <= c"Z" else text[i]
+    return to
 
 
 cdef class Frequency:
     cdef OftenTable tables[TABLES]
     cdef Py_buffer views[TABLES]
     cdef int count  # tables, and views held
+    cdef bint caseless
 
-    def __cinit__(self, tables):
+    def __cinit__(self, tables, bint caseless=False):
+        self.caseless = caseless
         if len(tables) > TABLES:
             raise ValueError(f"{len(tables)} tables: at most {TABLES}")
         for memory, number, per_ns in tables:
@@ -75,6 +88,7 @@ cdef class Frequency:
         """The caller's to free; the sets are on their way from memory."""
         cdef Py_ssize_t i, size, n = len(ids)
         cdef uint8_t out[16]
+        cdef char small[LONGEST_ID]
         cdef const char* text
         cdef int t
         if len(key) != 16:
@@ -85,6 +99,10 @@ cdef class Frequency:
         try:
             for i in range(n):
                 text = PyUnicode_AsUTF8AndSize(ids[i], &size)
+                if self.caseless:
+                    if size > LONGEST_ID:
+                        raise ValueError(f"an id has {size} bytes: at most {LONGEST_ID} expected")
+                    text = lowered(text, size, small)
                 siphash128(<const uint8_t*>PyBytes_AS_STRING(key), <const uint8_t*>text, <size_t>size, out)
                 memcpy(&hashes[i], out, 8)
                 for t in range(self.count):
@@ -94,8 +112,9 @@ cdef class Frequency:
             raise
         return hashes
 
-    def take(self, bytes key not None, list ids not None, int64_t now_ns, int64_t at_ns):
+    def take(self, bytes key not None, list ids not None, int64_t now_ns, int64_t at_ns, bint urgent=True):
         cdef uint64_t* hashes = self.hash_all(key, ids)
+        cdef uint32_t kept
         cdef int64_t until
         cdef Py_ssize_t i
         cdef int t
@@ -104,7 +123,8 @@ cdef class Frequency:
             for i in range(len(ids)):
                 until = 0
                 for t in range(self.count):
-                    until = max(until, often_when(&self.tables[t], hashes[i], now_ns))
+                    kept = 0 if urgent else self.tables[t].number // KEPT
+                    until = max(until, often_when(&self.tables[t], hashes[i], now_ns, kept))
                 if until:
                     refused[i] = until
                     continue

@@ -24,7 +24,7 @@ LAYERS = [
     {"errors", "send", "config", "shares", "periods", "clock", "backoff", "wire", "merge"},
     {"decode", "drivers", "logs", "counters", "state"},
     {"admit", "overload", "arrival", "cancelled", "settle", "commit", "open_sends", "topics", "tokens"},
-    {"deliver", "limits", "record", "content", "probes", "oplog"},
+    {"deliver", "limits", "frequency", "record", "content", "probes", "oplog"},
     {"dispatch", "control"},
     {"consume"},
     {"metrics", "pipeline", "audit", "worker", "supervise"},

@@ -14,7 +14,7 @@ from pkgutil import iter_modules
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, Protocol
 
-from engine.config import ChannelConfig
+from engine.config import ChannelConfig, Frequency
 from engine.errors import ConfigError
 
 
@@ -61,13 +61,14 @@ class Verdict(NamedTuple):
     """An answer for a call, or for one recipient. ``code`` is the platform's own; ``after_s`` with RETRY and PARK.
 
     With RETRY, PARK and UNKNOWN ``reason`` is one of a few fixed texts (it becomes a metric's label), never what the
-    platform wrote.
+    platform wrote. ``refused``, with RETRY: it surely reached nobody.
     """
 
     action: Action
     code: str = ""
     reason: str = ""
     after_s: float | None = None
+    refused: bool = False
 
 
 NO_EXCEPTIONS: Mapping[int, Verdict] = MappingProxyType({})
@@ -128,6 +129,8 @@ class Driver(Protocol):
     cap: int  # recipients a call
     carries_data: ClassVar[bool]  # recipients may have values of their own
     registered_only: ClassVar[bool]  # content must be registered
+    caseless: ClassVar[bool]  # ids that differ in the case of ASCII letters alone are one recipient
+    frequency: ClassVar[tuple[Frequency, ...]]  # how often one may get a message, as the platform publishes it
 
     def __init__(self, channel: str, config: ChannelConfig) -> None:
         """``channel`` is its name in the config. Raises ConfigError with the key's path: a wrong or missing key

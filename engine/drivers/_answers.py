@@ -72,7 +72,7 @@ def by_status(reply: Reply, unclear: Action) -> Verdict:
     """For a status that is not 2xx; 4xx of a platform that means them is the driver's own."""
     code = f"http_{reply.status}"
     if reply.status in (429, 503):
-        return Verdict(Action.RETRY, code, "busy", retry_after(reply.headers))
+        return Verdict(Action.RETRY, code, "busy", retry_after(reply.headers), refused=True)
     if 500 <= reply.status <= 599:
         return Verdict(unclear, code, "server error", retry_after(reply.headers))
     return Verdict(Action.RETRY, code, "refused by http status")

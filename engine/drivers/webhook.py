@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from engine.config import ChannelConfig
+from engine.config import ChannelConfig, Frequency
 from engine.drivers import Action, Call, CallResult, Prepared, Reply, Request, Template, Token, Verdict
 from engine.drivers import _answers as answers
 from engine.drivers import _checks as checks
@@ -63,6 +63,8 @@ class Driver:
     name: ClassVar[str] = "webhook"
     carries_data: ClassVar[bool] = True
     registered_only: ClassVar[bool] = False
+    caseless: ClassVar[bool] = False
+    frequency: ClassVar[tuple[Frequency, ...]] = ()
 
     def __init__(self, channel: str, config: ChannelConfig) -> None:
         self._url = checks.base_url(channel, config, whole=True)
@@ -142,4 +144,5 @@ def _verdict(result: Result) -> Verdict | None:
     after_s = (
         None if result.retry_after_ms is None else min(max(result.retry_after_ms / 1000, 0.0), answers.MAX_AFTER_S)
     )
-    return Verdict(Action.RETRY, "retry", "retry" if result.code == "retry" else "unknown code", after_s)
+    known = result.code == "retry"
+    return Verdict(Action.RETRY, "retry", "retry" if known else "unknown code", after_s, refused=known)

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import msgspec
 
-from engine.config import ChannelConfig
+from engine.config import ChannelConfig, Frequency
 from engine.drivers import Action, Call, CallResult, Prepared, Reply, Request, Template, Token, Verdict
 from engine.drivers import _answers as answers
 from engine.drivers import _checks as checks
@@ -91,6 +91,8 @@ class Driver:
     name: ClassVar[str] = "wechat.template"
     carries_data: ClassVar[bool] = True
     registered_only: ClassVar[bool] = True
+    caseless: ClassVar[bool] = False
+    frequency: ClassVar[tuple[Frequency, ...]] = ()
 
     def __init__(self, channel: str, config: ChannelConfig) -> None:
         base = checks.base_url(channel, config)

@@ -4,7 +4,7 @@ In: a send's content and up to 1,000 userids. Out: one request for all of them, 
 Invariant: a request names nobody but the ids given. Never: lets the platform cut a text short.
 
 Accepted is not delivered: beyond 30 messages a minute or 1,000 an hour to one member of one app the platform drops
-silently, so set ``limits`` accordingly; it also advises against sending at the full and the half hour.
+silently (FREQUENCY, from 90454); it also advises against sending at the full and the half hour.
 
 Sources: developer.work.weixin.qq.com/document/path/90236 (message/send), 91039 (gettoken), 90313 (error codes),
 90454 (frequency limits).
@@ -18,7 +18,7 @@ from typing import Annotated, Any, ClassVar
 
 import msgspec
 
-from engine.config import ChannelConfig
+from engine.config import ChannelConfig, Duration, Frequency
 from engine.drivers import Action, Call, CallResult, Prepared, Reply, Request, Template, Token, Verdict
 from engine.drivers import _answers as answers
 from engine.drivers import _checks as checks
@@ -26,6 +26,7 @@ from engine.drivers._answers import Answer, rows
 from engine.errors import Reject
 
 CAP = 1000
+FREQUENCY = (Frequency(30, Duration.parse("1m")), Frequency(1000, Duration.parse("1h")))
 MAX_TEXT_BYTES = 2048  # more is cut off by the platform without a word
 MAX_TITLE_CHARS = 128
 MAX_DESCRIPTION_CHARS = 512
@@ -102,6 +103,8 @@ class Driver:
     name: ClassVar[str] = "wecom.message"
     carries_data: ClassVar[bool] = False
     registered_only: ClassVar[bool] = False
+    caseless: ClassVar[bool] = True
+    frequency: ClassVar[tuple[Frequency, ...]] = FREQUENCY
 
     def __init__(self, channel: str, config: ChannelConfig) -> None:
         base = checks.base_url(channel, config)

@@ -35,9 +35,9 @@ class Table(NamedTuple):
 class FrequencyFile:
     """One channel's. Rules are told apart by their length: another number keeps what was counted."""
 
-    def __init__(self, path: Path, rules: Sequence[tuple[int, int]], size_bytes: int) -> None:
-        """``rules``: (number, per_ns). ``size_bytes`` of memory and disk for each that is not in the file yet. Raises
-        LogUnusable."""
+    def __init__(self, path: Path, rules: Sequence[tuple[int, int]], size_bytes: int, caseless: bool = False) -> None:
+        """``rules``: (number, per_ns). ``size_bytes`` of memory and disk for each that is not in the file yet;
+        ``caseless`` as in Frequency. Raises LogUnusable."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as file:
@@ -47,7 +47,7 @@ class FrequencyFile:
         except OSError as error:
             raise LogUnusable(f"{path}: cannot be used: {error}") from error
         pairs = zip(self._maps, rules, strict=True)
-        self.counts = Frequency([(memory, number, per_ns) for memory, (number, per_ns) in pairs])
+        self.counts = Frequency([(memory, number, per_ns) for memory, (number, per_ns) in pairs], caseless)
 
     def key(self, account: str) -> bytes:
         """What stands for an account in ``counts``."""

@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 from engine.clock import Clock
 from engine.config import ChannelConfig, Duration
 from engine.deliver import MAX_BODY_BYTES, Deliverer
-from engine.drivers import Action, Call, CallResult, Reply, load
+from engine.drivers import Action, Call, CallResult, Reply, Verdict, load
 from engine.drivers.webhook import Driver as Webhook
 
 Wire = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -137,7 +137,7 @@ async def test_a_call_and_its_answer() -> None:
         for _ in range(2):
             result = await deliverer.call(call())
             assert said(result) == (Action.ACCEPTED, "")
-            assert result.exceptions == {1: (Action.FAILED, "failed", "gone", None)}
+            assert result.exceptions == {1: Verdict(Action.FAILED, "failed", "gone")}
     first, second = seen
     assert first[0]["Idempotency-Key"] == "b1"
     assert first[1]["to"] == [{"id": "u1"}, {"id": "u2"}]

@@ -16,7 +16,7 @@ from bench.simulator_options import Outage, parse
 from engine.clock import Clock
 from engine.config import ChannelConfig, Duration
 from engine.deliver import Deliverer
-from engine.drivers import Action, Call, CallResult, Driver, Field, Prepared, Template, load
+from engine.drivers import Action, Call, CallResult, Driver, Field, Prepared, Template, Verdict, load
 
 ACCOUNTS: dict[str, dict[str, Any]] = {
     "wecom.message": {"corpid": "ww0", "corpsecret": "right", "agentid": 7},
@@ -141,7 +141,7 @@ async def test_out_of_service_says_for_how_long(name: str) -> None:
     async with channel(name) as c:
         await c.send(batch="b0")
         c.begin("refuse", retry_after_s=17)
-        assert (await c.send()).whole == (Action.RETRY, "http_503", "busy", 17.0)
+        assert (await c.send()).whole == Verdict(Action.RETRY, "http_503", "busy", 17.0, refused=True)
 
 
 @pytest.mark.parametrize("name", ["wecom.message", "wechat.template"])
@@ -269,11 +269,11 @@ async def test_webhook_each_recipients_fate() -> None:
     async with channel("webhook", {"retry_share": 0.3, "retry_after_ms": 1500}) as c:
         result = await c.send(ids, data=[{"n": i} for i in range(300)])
         assert result.whole.action is Action.ACCEPTED
-        assert set(result.exceptions.values()) == {(Action.RETRY, "retry", "retry", 1.5)}
+        assert set(result.exceptions.values()) == {Verdict(Action.RETRY, "retry", "retry", 1.5, refused=True)}
         assert c.got() == {"delivered": 300 - len(result.exceptions), "retry": len(result.exceptions)}
     async with channel("webhook") as c:
         result = await c.send(["a", "invalid-1"])
-        assert result.exceptions == {1: (Action.FAILED, "failed", "invalid", None)}
+        assert result.exceptions == {1: Verdict(Action.FAILED, "failed", "invalid")}
         assert c.got() == {"delivered": 1, "invalid": 1}
 
 

@@ -125,3 +125,19 @@ def test_most_recipients_have_room_of_their_own_at_half_load() -> None:
 def test_what_it_cannot_be_made_of(tables: list[tuple[bytearray, int, int]], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         Frequency(tables)
+
+
+def test_letters_alone_make_no_other_recipient_where_case_does_not_matter() -> None:
+    rules = [(1, 60 * S)]
+    strict = Frequency([(bytearray(64 * SET_BYTES), *rule) for rule in rules])
+    caseless = Frequency([(bytearray(64 * SET_BYTES), *rule) for rule in rules], caseless=True)
+    for frequency, refused in ((strict, {}), (caseless, {1})):
+        assert set(frequency.take(KEY, ["LiSi-É", "lisi-É", "lisi-é", "x" * 128], EPOCH, EPOCH)) == set(refused)
+    with pytest.raises(ValueError, match="129 bytes"):
+        caseless.take(KEY, ["x" * 129], EPOCH, EPOCH)
+
+
+def test_a_tenth_is_for_urgent_ones() -> None:
+    frequency = Frequency([(bytearray(64 * SET_BYTES), 20, 60 * S)])
+    got = [not frequency.take(KEY, ["one"], EPOCH, EPOCH, urgent) for urgent in [False] * 20 + [True] * 3 + [False]]
+    assert got == [True] * 18 + [False] * 2 + [True, True, False, False]

@@ -20,6 +20,7 @@ from engine.config import load, tier_policy
 from engine.consume import Intake
 from engine.counters import Counters
 from engine.dispatch import Dispatcher
+from engine.frequency import Frequencies
 from engine.limits import Limits
 from engine.logs import Chunk, Partition
 from engine.logs.open import open_log
@@ -96,8 +97,9 @@ class Place:
         self.seen = Seen(folder / "seen.db", 10**9, 10**6)
         self.recorder = Recorder(open_log(config.log, state=config.state, engine=False), "s", clock)
         self.dispatcher = Dispatcher(
-            self.core, self.opens, channels, config.channels, {}, self.recorder, self.seen, limits, self.counters, clock
-        )
+            self.core, self.opens, channels, config.channels, {}, self.recorder, self.seen, limits,
+            Frequencies(folder, {}, {}, clock), self.counters, clock,
+        )  # fmt: skip
         self.dispatcher._stopped = True  # the test pops
         self.dispatcher.cancel("stopped", Standing(None, NOW_MS + 5, NOW_MS + 10**6))
         self.intake = Intake(

@@ -67,14 +67,15 @@ static void forget_old(Person *person) {
 }
 
 static void send_to(Person *person) {
-    int64_t when = often_when(&table, person->hash, now);
+    uint32_t kept = (uint32_t)pick(table.number);
+    int64_t when = often_when(&table, person->hash, now, kept);
     forget_old(person);
     CHECK(when == 0 || when > now);
     if (when && !once_in(50)) return;
-    if (when == 0) CHECK(person->count < (int)table.number);
+    if (when == 0) CHECK(person->count < (int)(table.number - kept));
     if (person->count == TIMES) return;
     if (once_in(10) && when) now = when; /* by then there is room */
-    if (often_when(&table, person->hash, now)) return;
+    if (often_when(&table, person->hash, now, kept)) return;
     often_count(&table, person->hash, now, now);
     person->at[person->count++] = now;
 }

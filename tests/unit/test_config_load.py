@@ -99,6 +99,11 @@ def test_relative_paths_start_at_the_files_directory(tmp_path: Path, monkeypatch
         (CHANNEL + 'limits = [{ per = "1d", calls = 1, zone = "Asia/Shangai" }]', 'c.toml:4: channels.partner.limits[0].zone = "Asia/Shangai": no such time zone; did you mean "Asia/Shanghai"?'),
         (CHANNEL + 'repeats = "no"', 'c.toml:4: channels.partner.repeats = "no": must be "allowed" or "never"'),
         (CHANNEL + 'retry = { first = "2m" }', "c.toml:4: channels.partner.retry.most: must be at least retry.first (2m)"),
+        (CHANNEL + 'frequency = [{ messages = 0, per = "1m" }]', "c.toml:4: channels.partner.frequency[0].messages = 0: must be 1..60000"),
+        (CHANNEL + 'frequency = [{ messages = 1, per = "1ms" }]', 'c.toml:4: channels.partner.frequency[0].per = "1ms": must be a duration such as "10m", 1s..365d'),
+        (CHANNEL + 'frequency = [{ messages = 1, per = "1m" }, { messages = 2, per = "60s" }]', 'c.toml:4: channels.partner.frequency[1].per = "60s": 1m has a rule already: each length may have one'),
+        (CHANNEL + "frequency = [" + ", ".join(f'{{ messages = 1, per = "{n}s" }}' for n in range(1, 10)) + "]", "c.toml:4: channels.partner.frequency: must have at most 8 rules"),
+        (CHANNEL + 'frequency_memory = "1KiB"', 'c.toml:4: channels.partner.frequency_memory = "1KiB": must be a size such as "1GiB", 1MiB..1024GiB'),
         (CHANNEL + "accounts = 1", "c.toml:4: channels.partner.accounts = 1: must be a table"),
         (CHANNEL + "accounts.a = 1", "c.toml:4: channels.partner.accounts.a = 1: must be a table"),
         (CHANNEL + "account_limits = {}", 'c.toml:4: channels.partner.account_limits: unknown key; did you mean "accounts"?'),
@@ -269,7 +274,7 @@ def test_a_quiet_file_has_no_warnings(tmp_path: Path) -> None:
 def test_what_is_shown_reads_as_the_same_configuration(tmp_path: Path) -> None:
     text = (
         'state = "s\\u007f\\"\\\\\\n"\n[channels."a b.c"]\ndriver = "webhook"\nbase_url = "http://h/x"\n'
-        'limits = [{ calls = 1, per = "90s" }]\n[channels."a b.c".accounts."x \\" y"]\nlimits = [{ calls = 2, per = "1s" }]\n'
+        'limits = [{ calls = 1, per = "90s" }]\nfrequency = [{ messages = 1, per = "90s" }]\n[channels."a b.c".accounts."x \\" y"]\nlimits = [{ calls = 2, per = "1s" }]\n'
         '[[workers]]\n'
     )  # fmt: skip
     first = load(write(tmp_path, text))
@@ -284,7 +289,7 @@ VALUES = st.recursive(
 )
 KEYS = (
     "state", "log", "log.kind", "tiers", "tiers.basic", "tiers.basic.budget", "tiers.basic.topics", "channels",
-    "channels.p", "channels.p.driver", "channels.p.limits", "channels.p.accounts", "channels.p.accounts.a",
+    "channels.p", "channels.p.driver", "channels.p.limits", "channels.p.frequency", "channels.p.accounts", "channels.p.accounts.a",
     "channels.p.accounts.a.limits", "channels.p.retry", "limits", "workers", "http", "max_ids", "dedupe_window",
 )  # fmt: skip
 

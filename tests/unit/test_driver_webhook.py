@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.config import ChannelConfig
-from engine.drivers import Action, Call, CallResult, Field, Reply, Template
+from engine.drivers import Action, Call, CallResult, Field, Reply, Template, Verdict
 from engine.drivers.webhook import Driver
 from engine.errors import Reject
 
@@ -83,8 +83,8 @@ def test_each_recipients_result() -> None:
     got = answered({"results": results})
     assert got.whole.action is Action.ACCEPTED
     assert got.exceptions == {
-        1: (Action.FAILED, "failed", "unsubscribed", None),
-        2: (Action.RETRY, "retry", "retry", 1.5),
+        1: Verdict(Action.FAILED, "failed", "unsubscribed"),
+        2: Verdict(Action.RETRY, "retry", "retry", 1.5, refused=True),
     }
 
 
@@ -103,7 +103,7 @@ def test_a_recipients_wait_is_bounded(wait_ms: float | None, after_s: float | No
 
 def test_an_unknown_code_is_a_retry() -> None:
     verdict = answered({"results": [{"id": "a", "code": "maybe", "reason": "words"}]}).exceptions[0]
-    assert verdict == (Action.RETRY, "retry", "unknown code", None)
+    assert verdict == Verdict(Action.RETRY, "retry", "unknown code")
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_an_unknown_code_is_a_retry() -> None:
     ],
 )
 def test_unreadable_answers(body: Any) -> None:
-    assert answered(body).whole == (Action.RETRY, "unreadable", "unreadable answer", None)
+    assert answered(body).whole == Verdict(Action.RETRY, "unreadable", "unreadable answer")
 
 
 @pytest.mark.parametrize(

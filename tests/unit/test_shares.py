@@ -94,6 +94,14 @@ def test_a_limit_keeps_its_unit_window_and_calendar(tmp_path: Path) -> None:
     assert mine == Limit(per=Span.parse("1d"), recipients=2, zone="Asia/Shanghai")
 
 
+def test_messages_to_a_recipient_are_shared_too_the_platforms_own_rules_as_well(tmp_path: Path) -> None:
+    app = '[channels.c]\ndriver = "wecom.message"\nbase_url = "https://h"\n'
+    app += '[channels.c.accounts.a]\ncorpid = "c"\ncorpsecret = "s"\nagentid = 1\n'
+    config = configured(tmp_path, HEAD + app + GROUPS)
+    mine = [worker_config(config, worker).channels["c"].frequency or () for worker in workers(config)]
+    assert [[rule.messages for rule in rules] for rules in mine] == [[8, 250], [8, 250], [7, 250], [7, 250]]
+
+
 def test_workers_have_names_tiers_and_a_directory_each(tmp_path: Path) -> None:
     config = configured(tmp_path, f"state = '{tmp_path}/s'\n" + HEAD + CHANNEL + GROUPS)
     names = ["system-1", "template-basic-1", "template-basic-2", "template-basic-3"]
@@ -113,6 +121,8 @@ def test_workers_have_names_tiers_and_a_directory_each(tmp_path: Path) -> None:
          "workers[1].tiers: another group serves the same tiers: set its `processes` instead"),
         ('limits = [{ calls = 3, per = "1s" }]\n' + GROUPS,
          "channels.partner.limits[0]: is shared by 4 processes ([[workers]]), and some of them would have nothing"),
+        ('frequency = [{ messages = 3, per = "1m" }]\n' + GROUPS,
+         "channels.partner.frequency[0]: is shared by 4 processes"),
         ('[tiers.basic]\nlimits = [{ calls = 2, per = "1s" }]\n' + GROUPS,
          "tiers.basic.limits[0]: is shared by 3 processes"),
     ],

@@ -1,0 +1,145 @@
+"""How often each recipient of a channel gets a message (shell): takes those out of a batch who have had theirs.
+
+In: a batch that was popped; how its call ended. Out: which recipients must wait, and until when.
+Invariant: whoever is on a call is counted by every rule from before it is written, as at the latest time it can arrive,
+until that is known better. Never: counts what surely reached nobody (a call that did not leave, a refusal): a rule of a
+few messages a month would be used up by an outage.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import quote
+
+from engine.clock import Clock
+from engine.config import ChannelConfig
+from engine.drivers import Action, CallResult, Driver, Verdict
+from engine.send import Tier
+from engine.shares import frequency_of
+from engine.state.frequency import FrequencyFile
+from ext.columns import Batch
+
+REACHED_NOBODY = frozenset({Action.FAILED, Action.DEAD, Action.PARK, Action.REFRESH})
+ROUND = 5  # a wait ends up to 1/2**ROUND of it later, so that those who wait about as long go together again
+
+
+class Held(NamedTuple):
+    """What ``hold`` made of a batch."""
+
+    at_ns: int  # wall: those who go are counted as at this time
+    waits: Mapping[int, int]  # row -> until when it must wait, ns of the core
+
+
+NOTHING = Held(0, {})
+
+
+class Frequencies:
+    """One process's: a file for each channel that has rules."""
+
+    def __init__(
+        self,
+        state: Path,
+        configs: Mapping[str, ChannelConfig],
+        drivers: Mapping[str, Driver],
+        clock: Clock,
+        *,
+        keep_for_system: bool = True,
+    ) -> None:
+        """Raises LogUnusable."""
+        self._reserves = keep_for_system
+        self.waited: Counter[str] = Counter()  # recipients taken out of a batch, by channel
+        self._clock = clock
+        self._timeouts = {name: int(config.timeout) for name, config in configs.items()}
+        self._files: dict[str, FrequencyFile] = {}
+        self._keys: dict[tuple[str, str], bytes] = {}
+        for name, config in configs.items():
+            if rules := frequency_of(config):
+                pairs = [(rule.messages, int(rule.per)) for rule in rules]
+                memory, caseless = config.frequency_memory, drivers[name].caseless
+                self._files[name] = FrequencyFile(state / "frequency" / _file_name(name), pairs, memory, caseless)
+
+    def hold(self, batch: Batch) -> Held:
+        """Count the batch's recipients, but those who must wait. Free on a channel without rules."""
+        name = batch.flow.channel
+        file = self._files.get(name)
+        if file is None:
+            return NOTHING
+        offset_ns = self._clock.offset_ns()
+        now_ns = self._clock.now_ns() - offset_ns
+        at_ns = now_ns + self._timeouts[name]
+        urgent = batch.tier is Tier.SYSTEM or not self._reserves
+        waits = file.counts.take(self._key(file, batch), batch.ids, now_ns, at_ns, urgent)
+        self.waited[name] += len(waits)
+        return Held(at_ns, {row: _rounded(now_ns, until) + offset_ns for row, until in waits.items()})
+
+    def done(self, batch: Batch, held: Held, result: CallResult) -> None:
+        """The batch's call has ended: who may have got it got it by now, or is still to be reached in as long as a
+        call may take; the others got nothing."""
+        name = batch.flow.channel
+        file = self._files.get(name)
+        if file is None:
+            return
+        ids, key = batch.ids, self._key(file, batch)
+        now_ns = self._clock.now_ns() - self._clock.offset_ns()
+        by_ns = now_ns if result.answered else now_ns + self._timeouts[name]
+        reached, others = _told_apart(ids, result)
+        file.counts.give_back(key, others, now_ns, held.at_ns)
+        file.counts.move(key, reached, now_ns, held.at_ns, by_ns)
+
+    def full_shares(self) -> dict[str, float]:
+        """By channel, how much of the memory has no room for another recipient, 0..1."""
+        now_ns = self._clock.now_ns() - self._clock.offset_ns()
+        return {name: file.counts.full_share(now_ns) for name, file in self._files.items()}
+
+    def close(self) -> None:
+        """No call may be under way any more."""
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
+
+    def _key(self, file: FrequencyFile, batch: Batch) -> bytes:
+        name = batch.flow.channel, batch.flow.account
+        key = self._keys.get(name)
+        if key is None:
+            key = self._keys[name] = file.key(batch.flow.account)
+        return key
+
+
+def rows_by_wait(waits: Mapping[int, int]) -> dict[int, list[int]]:
+    """Rows in their order, by when their wait ends, soonest first."""
+    found: dict[int, list[int]] = defaultdict(list)
+    for row in sorted(waits):
+        found[waits[row]].append(row)
+    return dict(sorted(found.items()))
+
+
+def _told_apart(ids: Sequence[str], result: CallResult) -> tuple[list[str], list[str]]:
+    """Who may have got it, and who surely did not."""
+    exceptions = result.exceptions if result.left else {}
+    whole = result.left and _may_have_reached(result.whole)
+    if not exceptions:
+        return (list(ids), []) if whole else ([], list(ids))
+    reached: list[str] = []
+    others: list[str] = []
+    for row, id in enumerate(ids):
+        verdict = exceptions.get(row)
+        (reached if (whole if verdict is None else _may_have_reached(verdict)) else others).append(id)
+    return reached, others
+
+
+def _may_have_reached(verdict: Verdict) -> bool:
+    return verdict.action not in REACHED_NOBODY and not verdict.refused
+
+
+def _rounded(now_ns: int, until_ns: int) -> int:
+    step = 1 << max(0, (until_ns - now_ns >> ROUND).bit_length() - 1)
+    return -(-until_ns // step) * step
+
+
+def _file_name(channel: str) -> str:
+    """Of any name, one that a file may have."""
+    return f"{quote(channel, safe='')[:64]}-{blake2b(channel.encode(), digest_size=4).hexdigest()}"
