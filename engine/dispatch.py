@@ -171,7 +171,11 @@ class Dispatcher:
             self._timer = None
         if due != NEVER:
             self._timer_ns = due
-            self._timer = self._loop.call_later(max(due - now, 0) / NS_PER_S, self.wake)
+            self._timer = self._loop.call_later(max(due - now, 0) / NS_PER_S, self._fired)
+
+    def _fired(self) -> None:
+        self._timer = None  # a loop may fire it a little early: then it is to be set again
+        self.wake()
 
     def _start(self, batch: Batch) -> None:
         popped, stale = len(batch), batch.stale()
