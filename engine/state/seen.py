@@ -82,10 +82,10 @@ class Seen:
             self._sequence += 1
             self._segments.append((sequence, now_ms, entries))
         forget = self._evict(now_ms, now_ms if oldest_open_ms is None else oldest_open_ms)
-        places = [(n, *self._names[n]) for n in range(self._written_places, len(self._names))]
-        self._written_places = len(self._names)
         if not entries and forget is None:
             return None
+        places = [(n, *self._names[n]) for n in range(self._written_places, len(self._names))]
+        self._written_places = len(self._names)
         return Segment(sequence, now_ms, entries, places, forget)
 
     def write(self, segment: Segment) -> None:

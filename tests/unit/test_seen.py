@@ -54,6 +54,19 @@ def test_what_was_written_outlives_the_process_and_what_was_not_does_not(path: P
     again.close()
 
 
+def test_a_place_that_was_only_named_is_known_once_it_is_used(path: Path) -> None:
+    """A slice of records that claim nothing names their partition; what is claimed there later must find it again."""
+    first = Seen(path, DAY_MS, 100)
+    first.place(A.topic, A.partition)
+    flush(first)
+    first.claim(b"k" * 16, A)
+    flush(first)
+    first.close()
+    again = Seen(path, DAY_MS, 100)
+    assert again.claim(b"k" * 16, B) == A
+    again.close()
+
+
 def test_a_freed_id_is_free_again_also_after_a_restart(path: Path) -> None:
     seen = Seen(path, DAY_MS, 100)
     seen.claim(b"k" * 16, A)
