@@ -18,6 +18,9 @@ from ext.sends cimport Flow, OpenSend, SendTable
 
 from hashlib import blake2b
 
+cdef enum:
+    NAMED_BYTES = 30  # of a recipient, in a batch's name: key, offset, partition, position
+
 cdef enum:  # the vectors, in push_many's order
     SEND, TIER, ACCOUNT, TENANT, CAMPAIGN, CONTENT, ATTEMPT, NOT_BEFORE, DUE, DEADLINE, LINGER, PUSHED, COUNT
     POSITION, ID_LENGTH, IDS
@@ -216,13 +219,23 @@ cdef class Batch:
         return found
 
     def name(self):
-        cdef bytes keys = PyBytes_FromStringAndSize(NULL, self.size * 16)
+        cdef bytes keys = PyBytes_FromStringAndSize(NULL, self.size * NAMED_BYTES)
         cdef char* to = PyBytes_AS_STRING(keys)
         cdef Py_ssize_t i
+        cdef OpenSend send
+        cdef str topic = None
+        digest = blake2b(self.content.key[1], digest_size=16)
         for i in range(self.size):
-            memcpy(to + 16 * i, self.table.at(self.send[i]).dedupe, 16)
-        digest = blake2b(keys, digest_size=16)
-        digest.update((<char*>self.position)[:self.size * 2])
+            send = self.table.at(self.send[i])
+            memcpy(to, send.dedupe, 16)
+            memcpy(to + 16, &send.origin_offset, 8)  # an id may be used again: another send's body is another body
+            memcpy(to + 24, &send.partition, 4)
+            memcpy(to + 28, &self.position[i], 2)
+            to += NAMED_BYTES
+            if send.topic != topic:
+                topic = send.topic
+                digest.update(topic.encode())
+        digest.update(keys)
         return digest.hexdigest()
 
     def without(self, rows):

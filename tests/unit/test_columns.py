@@ -32,12 +32,14 @@ class Bench:
         self.columns = Columns()
         self.core.add_account(self.core.add_channel(8, 0, cap))
 
-    def add(self, id: str, to: list[str], tier: Tier = Tier.SYSTEM, attempt: int = 0, not_before: int = 0) -> int:
+    def add(
+        self, id: str, to: list[str], tier: Tier = Tier.SYSTEM, attempt: int = 0, not_before: int = 0, offset: int = 0
+    ) -> int:
         flow = self.opens.flow(tier, "c", "a", 0, "t", None)
         content = self.opens.content_by_raw("c", b"r") or self.opens.content("c", b"r", Prepared(b"k", b"b"))
         value = msgpack.packb({"id": id, "channel": "c", "to": to, "content": {}})
         send = OpenSend(
-            id=id, origin=Origin("t", 0, 0), flow=flow, content=content, ledger=Ledger(Partition("t", 0), 0, 1),
+            id=id, origin=Origin("t", 0, offset), flow=flow, content=content, ledger=Ledger(Partition("t", 0), 0, 1),
             offset=0, key=id.encode().ljust(16, b"."), total=len(to), left=len(to), first_seen_ms=0, pushed_ns=0,
             due_ns=0, deadline_ns=NEVER, linger_ns=0, meta=NO_META, record_key=None, value=value, headers=(), data={},
         )  # fmt: skip
@@ -97,6 +99,18 @@ def test_the_name_tells_recipients_apart_and_nothing_else() -> None:
     assert name(("i", ["a", "b"]), attempt=2) == whole, "a repeat is known as one"
     others = [name(("j", ["a", "b"])), name(("i", ["a", "b"]), cap=1), name(("i", ["a", "b"]), ("j", ["c"]))]
     assert len({whole, *others}) == 4
+
+
+def test_the_name_tells_sends_of_one_id_apart() -> None:
+    """An id is free again when nobody was accepted: the same key with another body is refused."""
+
+    def name(offset: int) -> str:
+        bench = Bench()
+        bench.add("i", ["a"], offset=offset)
+        return bench.batches()[0].name()
+
+    assert name(0) == name(0)
+    assert name(0) != name(1)
 
 
 def test_rows_are_left_out_of_every_column() -> None:
