@@ -14,6 +14,13 @@ from bench.kafka import Broker, Unavailable
 # Nothing is timed inside a test: Hypothesis's 200 ms an example would fail where the machine is busy.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
+SEEDS = 1000
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """tests/sim: one story again, or another number of them."""
+    parser.addoption("--seed", type=int, default=None, help="tests/sim: tell this story alone")
+    parser.addoption("--seeds", type=int, default=SEEDS, help="tests/sim: tell so many stories (default: %(default)s)")
 
 
 def started(broker: Broker) -> Broker:

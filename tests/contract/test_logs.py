@@ -1,9 +1,10 @@
-"""What every log promises, run over all of them: in memory, in a file, and on a real Apache Kafka."""
+"""What every log promises, run over all of them: in memory, in a file, on a real Apache Kafka, and tests/sim's own."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,13 @@ from engine.errors import EngineError, LogUnavailable, RecordRefused, StaleEpoch
 from engine.logs import Log, Partition, Position, Record, TopicDifference, TopicSpec
 from engine.logs.open import open_log
 from tests.contract.log_kit import Listener, OpenLog, count, opening, poll_until, rows, values, wait_for
+from tests.sim.broker import Broker
+from tests.sim.log import Direct, SimLog
 
 NOW_MS = Clock().wall_ms() - 60_000  # recent, or retention would rightly remove it
 
 
-@pytest.fixture(params=["memory", "file", pytest.param("kafka", marks=pytest.mark.kafka)])
+@pytest.fixture(params=["memory", "file", "sim", pytest.param("kafka", marks=pytest.mark.kafka)])
 async def opened(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[OpenLog]:
     """Opens a log of this kind; calls within a test open the same one. All are closed at the end."""
     kind = request.param
@@ -32,7 +35,11 @@ async def opened(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
     if kind == "kafka":
         where = {"kind": "kafka", "bootstrap": request.getfixturevalue("kafka_bootstrap")}
 
+    simulated = Broker(Clock().wall_ms, random.Random(1))
+
     def make(*, engine: bool = True, **keys: Any) -> Log:
+        if kind == "sim":
+            return SimLog(simulated, Direct, heartbeat_s=0.05, **keys)
         return open_log(LogConfig(**where, **keys), state=str(tmp_path), engine=engine)
 
     async with opening(make) as opener:

@@ -1,0 +1,162 @@
+"""Whether a story ended well, read from the log and from the platforms' ledger."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+
+from bench.simulator_ledger import DELIVERED, DUPLICATE, VERDICTS
+from engine import wire
+from engine.logs import Partition, Position
+from engine.send import Origin, Outcome, Tier
+from tests.integration.support import recipients
+from tests.sim.broker import Entry
+from tests.sim.story import Story
+
+Key = tuple[Origin, str]
+
+
+class Judge:
+    """Watches every commit, and says at the end what is wrong."""
+
+    def __init__(self, story: Story) -> None:
+        self.story = story
+        self.wanted: Counter[Key] = Counter()
+        self.ends: dict[Key, list[Outcome]] = {}
+        self.moved: dict[Key, int] = {}  # to a later topic; the hop
+        self._names: dict[Origin, list[str]] = {}
+        self._read: dict[Partition, int] = {}
+        self._open: set[Key] = set()
+        story.broker.committing = self._committing
+
+    # --- reading on
+
+    def read(self) -> None:
+        """What has come since the last time."""
+        for name, topic in self.story.broker.topics.items():
+            for number, entries in enumerate(topic.partitions):
+                partition = Partition(name, number)
+                for offset in range(self._read.get(partition, 0), len(entries)):
+                    entry = entries[offset]
+                    if entry is not None:
+                        self._take(partition, offset, entry)
+                self._read[partition] = len(entries)
+
+    def _take(self, partition: Partition, offset: int, entry: Entry) -> None:
+        kind = partition.topic.removeprefix("surgetank.")
+        if kind in (tier.label for tier in Tier):
+            origin = Origin(*partition, offset)
+            if wire.history(entry.headers) is None:
+                names = self._names[origin] = recipients(entry.value)
+                keys = [(origin, name) for name in names]
+                self.wanted.update(keys)
+                self._open.update(keys)
+        elif kind == "receipts":
+            self._told(wire.decode_receipt(entry.value or b""))
+        elif kind.startswith("later."):
+            said = wire.history(entry.headers)
+            assert said is not None, f"{partition}/{offset} does not say where it comes from"
+            for name in self._spoken(said):
+                self.moved[said.origin, name] = max(said.hop, self.moved.get((said.origin, name), 0))
+
+    def _told(self, receipt: wire.Receipt) -> None:
+        for entry in receipt.sends:
+            origin = Origin(*entry.origin)
+            for name in self._names[origin] if entry.to is None else entry.to:
+                assert (origin, name) in self.wanted, f"a receipt for {name} of {origin}, who was never fed"
+                self.ends.setdefault((origin, name), []).append(Outcome(receipt.outcome))
+                self._open.discard((origin, name))
+
+    def _spoken(self, said: wire.History) -> list[str]:
+        names = self._names[said.origin]
+        return names if said.positions is None else [names[position] for position in said.positions]
+
+    def _committing(self, group: str, positions: Mapping[Partition, Position]) -> None:
+        """The position never passes what is not done: told, or moved on."""
+        self.read()
+        for partition, position in positions.items():
+            before = self.story.broker.group(group).positions.get(partition, Position(0)).offset
+            entries = self.story.broker.entries(partition)
+            for offset in range(before, position.offset):
+                entry = entries[offset]
+                said = None if entry is None else wire.history(entry.headers)
+                origin = Origin(*partition, offset) if said is None else said.origin
+                names = self._spoken(said) if said is not None else self._names.get(origin, [])
+                hop = 0 if said is None else said.hop
+                for name in names:
+                    key = (origin, name)
+                    assert key in self.ends or self.moved.get(key, 0) > hop, f"{group} commits {offset} past {key}"
+
+    # --- the end
+
+    def content(self) -> bool:
+        """Everything has ended and is committed."""
+        self.read()
+        if self._open or any(worker.pipeline is None for worker in self.story.workers):
+            return False
+        positions = {p: at.offset for group in self.story.broker.groups.values() for p, at in group.positions.items()}
+        tiers = self.story.broker.partitions([f"surgetank.{tier.label}" for tier in Tier])
+        return all(positions.get(partition, 0) == self._read.get(partition, 0) for partition in tiers)
+
+    def judge(self) -> None:
+        """Raises AssertionError with everything that is wrong."""
+        self.read()
+        wrong = [*self._missing(), *self._told_otherwise(), *self._limits(), *self._order(), *self._repeats()]
+        assert not wrong, "\n".join(wrong[:20])
+
+    def _missing(self) -> Iterator[str]:
+        arrived = self._arrived()
+        for key, times in self.wanted.items():
+            ends = self.ends.get(key, [])
+            if len(ends) < times:
+                yield f"{key}: {times - len(ends)} outcomes are missing"
+            if Outcome.ACCEPTED in ends and not arrived[key[1]]:
+                yield f"{key} was accepted, and never arrived"
+
+    def _told_otherwise(self) -> Iterator[str]:
+        deadlines = {id for fed in self.story.fed if fed.deadline for id in fed.ids}
+        for key, ends in self.ends.items():
+            if Outcome.EXPIRED in ends and key[1] not in deadlines:
+                yield f"{key} expired, and had no deadline"
+            if self.story.calm and len(ends) != self.wanted[key]:
+                yield f"{key} was told {ends}, and nothing had gone wrong"
+
+    def _limits(self) -> Iterator[str]:
+        for (platform, what), count in self.story.platforms.ledger.violations.items():
+            yield f"{platform}: {what}: {count} times"
+
+    def _order(self) -> Iterator[str]:
+        """Within a life of a worker, of one partition, what may merge goes in the order it came."""
+        ranks = self._ranks()
+        last: dict[object, tuple[int, int]] = {}
+        begun: set[tuple[int, str]] = set()
+        for call in self.story.platforms.calls:
+            life = id(call.process)
+            for name in call.ids:
+                if name not in ranks or (life, name) in begun:
+                    continue
+                begun.add((life, name))
+                queue, rank = ranks[name]
+                if rank < last.get((life, queue), (-1, -1)):
+                    yield f"{name} left after one that came later"
+                last[life, queue] = rank
+
+    def _ranks(self) -> dict[str, tuple[object, tuple[int, int]]]:
+        flows = {id: fed.flow for fed in self.story.fed if fed.flow for id in fed.ids}
+        return {
+            name: ((flows[name], origin.partition), (origin.offset, position))
+            for origin, names in self._names.items()
+            for position, name in enumerate(names)
+            if name in flows
+        }
+
+    def _arrived(self) -> Counter[str]:
+        ledger = self.story.platforms.ledger
+        wanted = (VERDICTS[DELIVERED], VERDICTS[DUPLICATE])
+        return Counter(row.recipient for row in ledger.entries(0, ledger.rows) if row.verdict in wanted)
+
+    def _repeats(self) -> Iterator[str]:
+        if self.story.calm:
+            for name, times in self._arrived().items():
+                if times > 1:
+                    yield f"{name} arrived {times} times, and nothing had gone wrong"
