@@ -1,7 +1,7 @@
 """Commands to every worker, followed on the control topic (shell).
 
-A command stands until it expires, so a worker that starts later obeys it too; the answer says how many recipients it
-ended here. A record that cannot be understood is said in the log and ignored.
+A command stands until it expires, so a worker that starts later obeys it too. A record that cannot be understood is
+said in the log and ignored.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import structlog
 
-from engine import wire
+from engine import wire_control as wire
 from engine.clock import Clock
 from engine.errors import Reject
 from engine.logs import Chunk, Record
@@ -22,32 +22,31 @@ ANSWER_WITHIN_MS = 60_000  # nobody waits longer for an answer
 class Control:
     """One worker's ear. ``answers``: what is to be appended; the caller empties it.
 
-    ``cancel`` ends what it can of what the command covers, and says how many recipients that were.
+    ``obey`` does what it can of a command, and answers.
     """
 
-    def __init__(self, topic: str, worker: str, cancel: Callable[[wire.Command], int], clock: Clock) -> None:
+    def __init__(self, topic: str, obey: Callable[[wire.Command], wire.Reply], clock: Clock) -> None:
         self.answers: list[Record] = []
         self._topic = topic
-        self._worker = worker
-        self._cancel = cancel
+        self._obey = obey
         self._clock = clock
 
     def take(self, chunk: Chunk) -> None:
         """Obey the commands of a chunk."""
         for offset, key, value in zip(chunk.offsets, chunk.keys, chunk.values, strict=True):
-            if value is None or key is None or key.startswith(b"reply/"):
+            if value is None or key is None or key.startswith(wire.REPLY_KEY):
                 continue
             try:
-                self._obey(wire.decode_command(value))
+                self._take(wire.decode_command(value))
             except Reject as reject:
                 logger.error("a command cannot be read", offset=offset, key=key, reason=str(reject))
 
-    def _obey(self, command: wire.Command) -> None:
+    def _take(self, command: wire.Command) -> None:
         now = self._clock.wall_ms()
-        if command.expires <= now:
+        # A resume undoes what stands before it on the topic, however old it is.
+        if command.expires <= now and command.command != "resume":
             return
-        ended = self._cancel(command)
-        logger.info("campaign cancelled", campaign=command.campaign, tenant=command.tenant, recipients=ended)
+        reply = self._obey(command)
         if now - command.at <= ANSWER_WITHIN_MS:
-            key, value = wire.encode_reply(command.id, self._worker, ended, now)
+            key, value = wire.encode_reply(reply)
             self.answers.append(Record(self._topic, value, key))

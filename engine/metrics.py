@@ -82,7 +82,7 @@ class Snapshot:
         pipeline, stats = self._pipeline, self._pipeline.core.stats()
         queue = GaugeMetricFamily("surgetank_queue_recipients", "Recipients not ended", labels=["tier", "state"])
         for tier in Tier:
-            for state in ("ready", "throttled", "linger", "retry", "scheduled"):
+            for state in ("ready", "paused", "throttled", "linger", "retry", "scheduled"):
                 queue.add_metric([tier.label, state], stats[state][tier])
             queue.add_metric([tier.label, "held"], pipeline.counters.held[tier])
             queue.add_metric([tier.label, "inflight"], pipeline.counters.in_flight[tier])

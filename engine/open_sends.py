@@ -7,7 +7,7 @@ again once nobody needs them, so tables stay as large as what is open, not as wh
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from engine.decode import decode
 from engine.drivers import Prepared
@@ -67,6 +67,10 @@ class Names:
         self._counts[name] += 1
         return handle
 
+    def handle(self, name: str) -> int | None:
+        """The name's handle, if anybody holds it."""
+        return self._table.get(name)
+
     def drop(self, name: str) -> None:
         """Held once less."""
         self._counts[name] -= 1
@@ -79,6 +83,9 @@ class OpenSends(SendTable):
     """All of them, and what they share: names as handles, flows, contents."""
 
     def __init__(self) -> None:
+        # Called with a flow that was just made, or forgotten: its handles are good until the call returns.
+        self.made: Callable[[Flow], None] = lambda flow: None
+        self.gone: Callable[[Flow], None] = lambda flow: None
         self._flows: dict[tuple[int, str, str, str, str | None], Flow] = {}
         self._campaigns: dict[str, set[Flow]] = {}
         self._tenant_names = Names()
@@ -99,6 +106,7 @@ class OpenSends(SendTable):
             flow.campaign_handle = self._campaign_names.hold(_campaign_name(campaign))
             if campaign is not None:
                 self._campaigns.setdefault(campaign, set()).add(flow)
+            self.made(flow)
         return flow
 
     def content_by_raw(self, channel: str, raw: bytes) -> Content | None:
@@ -126,6 +134,10 @@ class OpenSends(SendTable):
         flows = self._campaigns.get(campaign, ())
         return [flow for flow in flows if tenant is None or flow.tenant == tenant]
 
+    def tenant(self, name: str) -> int | None:
+        """The tenant's handle, while it has a flow."""
+        return self._tenant_names.handle(name)
+
     def forget_flow(self, flow: Flow) -> None:
         """Its last open send was removed."""
         del self._flows[flow.tier, flow.channel, flow.account, flow.tenant, flow.campaign]
@@ -138,6 +150,7 @@ class OpenSends(SendTable):
             siblings.discard(flow)
             if not siblings:
                 del self._campaigns[flow.campaign]
+        self.gone(flow)
 
     def forget_content(self, content: Content) -> None:
         """Its last open send was removed."""

@@ -17,10 +17,8 @@ from typing import Any
 
 import structlog
 
-from engine import wire
 from engine.admit import Channel
 from engine.backoff import Backoff
-from engine.cancelled import Standing
 from engine.clock import NS_PER_MS, NS_PER_S, Clock
 from engine.commit import Committer
 from engine.config import Config, account_limits, tier_policy
@@ -38,6 +36,8 @@ from engine.logs import Chunk, Log, Reader
 from engine.logs.open import open_log
 from engine.metrics import Snapshot
 from engine.open_sends import OpenSends
+from engine.orders import Orders
+from engine.paused import Pauses
 from engine.probes import Probes
 from engine.record import Recorder
 from engine.send import Tier
@@ -82,9 +82,10 @@ class Pipeline:
         self.limits.granted = self.dispatcher.wake
         self.contents = Contents(self._registered)
         worker = f"{socket.gethostname()}-{os.getpid()}"
-        self.control = Control(f"{config.log.prefix}.control", worker, self._cancel, clock)
         self.committer = Committer(self.seen, self.counters, clock)
         self.intakes = [self._intake(tier) for tier in tiers]
+        self.orders = Orders(worker, self.dispatcher, Pauses(self.core, self.opens, self.channels), self.intakes)
+        self.control = Control(f"{config.log.prefix}.control", self.orders.obey, clock)
         self.tasks: list[asyncio.Task[None]] = []
         self.readers: list[Reader] = []
 
@@ -99,7 +100,7 @@ class Pipeline:
         self.limits.start()
         for intake in self.intakes:
             await intake.consumer.start()
-        self._spawn(self.recorder.run(), self.committer.run(), self.limits.run())
+        self._spawn(self.recorder.run(), self.committer.run(), self.limits.run(), self.orders.run())
         self._spawn(_watch_loop(self.counters, self.clock))
         self._spawn(_follow(content, self.contents.take), _follow(control, self.control.take, self._answer))
         self._spawn(*(intake.run() for intake in self.intakes))
@@ -161,10 +162,6 @@ class Pipeline:
             self.opens.forget_encodings(channel)
         for intake in self.intakes:
             intake.registered(name)
-
-    def _cancel(self, command: wire.Command) -> int:
-        ended = self.dispatcher.cancel(command.campaign, Standing(command.tenant, command.at, command.expires))
-        return ended + sum(intake.end_cancelled() for intake in self.intakes)
 
     async def _answer(self) -> None:
         if self.control.answers:

@@ -1,6 +1,6 @@
-"""The records and headers surgetank writes, and reads back: receipts, headers of moved records, registered content,
-control (pure). The format is documented in docs/wire-format.md; sends are read by ``engine.decode``. Longer than most
-files, so that what stands on the wire stands in one place.
+"""The records and headers surgetank writes, and reads back: receipts, headers of moved records, registered content
+(pure). The format is documented in docs/wire-format.md; sends are read by ``engine.decode``, commands by
+``engine.wire_control``. Longer than most files, so that what stands on the wire stands in one place.
 
 In: structs, or the bytes of a record. Out: bytes, or a struct, or Reject with a reason of ``engine.send.REASONS``.
 Invariant: what is written here can be read here; what cannot be read raises Reject and nothing else.
@@ -11,13 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple, TypeVar
-from urllib.parse import quote
 
 import msgspec
 from msgspec import Meta, Raw
 
 from engine.errors import Reject
-from engine.send import MAX_CONTENT_BYTES, MAX_RECIPIENTS, MAX_RECORD_BYTES, NIL, WIRE_VERSION, Id, Ms, Origin, Outcome
+from engine.send import MAX_CONTENT_BYTES, MAX_RECIPIENTS, NIL, WIRE_VERSION, Id, Origin, Outcome
 from ext.scan import ScanError, Scanner
 
 MAX_RECEIPT_BYTES = 256 * 1024
@@ -305,70 +304,6 @@ def decode_registered(value: bytes) -> Registered:
     if len(value) > MAX_CONTENT_BYTES * 2:
         raise Reject("registered_invalid", f"{len(value):,} bytes; at most {MAX_CONTENT_BYTES * 2:,}")
     return _convert(decode_map(value, "registered_invalid"), Registered, "registered_invalid")
-
-
-# --- control
-
-
-class Command(msgspec.Struct, frozen=True, gc=False, kw_only=True):
-    """A command to all workers. ``command``: cancel. ``at``, ``expires``: ms since the epoch.
-
-    Cancels what was first seen until ``at``, in one tenant or (None) in all; obeyed until ``expires``.
-    """
-
-    v: Annotated[int, Meta(ge=WIRE_VERSION, le=WIRE_VERSION)] = WIRE_VERSION
-    id: Id
-    command: str
-    tenant: Id | None = None
-    campaign: Id
-    at: Ms
-    expires: Ms
-
-
-class Reply(msgspec.Struct, frozen=True, gc=False, kw_only=True):
-    """One worker's answer to a command: how many recipients it ended."""
-
-    v: Annotated[int, Meta(ge=WIRE_VERSION, le=WIRE_VERSION)] = WIRE_VERSION
-    reply_to: Id
-    worker: str
-    recipients: Annotated[int, Meta(ge=0)]
-    at: Ms
-
-
-COMMANDS = ("cancel",)
-REPLY_KEY = b"reply/"
-
-
-def encode_command(command: Command) -> tuple[bytes, bytes]:
-    """Key and value. The newest command about a campaign is the one compaction keeps."""
-    tenant = "" if command.tenant is None else quote(command.tenant, safe="")
-    key = f"{command.command}/{tenant}/{quote(command.campaign, safe='')}"
-    return key.encode(), _encode(command)
-
-
-def decode_command(value: bytes) -> Command:
-    """Raises Reject("command_invalid")."""
-    command = _convert(_control(value), Command, "command_invalid")
-    if command.command not in COMMANDS:
-        raise Reject("command_invalid", f"command {command.command!r}; known: {', '.join(COMMANDS)}")
-    return command
-
-
-def encode_reply(command_id: str, worker: str, recipients: int, at: int) -> tuple[bytes, bytes]:
-    """Key and value of a worker's answer."""
-    key = REPLY_KEY + f"{quote(command_id, safe='')}/{quote(worker, safe='')}".encode()
-    return key, _encode(Reply(reply_to=command_id, worker=worker, recipients=recipients, at=at))
-
-
-def decode_reply(value: bytes) -> Reply:
-    """Raises Reject("command_invalid")."""
-    return _convert(_control(value), Reply, "command_invalid")
-
-
-def _control(value: bytes) -> dict[str, Any]:
-    if len(value) > MAX_RECORD_BYTES:
-        raise Reject("command_invalid", f"{len(value):,} bytes")
-    return decode_map(value, "command_invalid")
 
 
 def _convert(value: dict[str, Any], struct: type[Read], reason: str) -> Read:

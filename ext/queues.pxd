@@ -149,6 +149,7 @@ cdef enum Level:
 cdef enum Held:  # bits of Node.state; 0: open
     PARKED = 1  # until its timer, or until its scope changes: a limit is used up, or the platform said to wait
     BLOCKED = 2  # a lane, until release gives it a slot
+    PAUSED = 4  # until it is resumed
 
 cdef enum QueueState:
     IDLE  # nothing in its FIFO
@@ -171,7 +172,7 @@ cdef struct Queue:
     # A push touches these 64 bytes only.
     Fifo fifo
     uint32_t account, tenant, campaign, content
-    uint32_t self
+    uint32_t node  # its campaign's
     uint8_t tier
     uint8_t state  # QueueState
     uint8_t mixed
@@ -182,6 +183,7 @@ cdef struct Queue:
     Timer timer  # not after the end of lingering and the earliest deadline
     Node* branch  # its campaign
     Parcel* parcels  # the oldest
+    uint32_t self
     uint32_t retries  # recipients waiting, attempt > 0
     uint32_t scheduled  # recipients waiting, attempt 0
     uint32_t pins  # rows of the running push that want it
@@ -193,6 +195,7 @@ cdef struct Group:  # a tenant, or a tenant's campaign, over all leaves
     uint32_t weight
     uint32_t self
     uint8_t level  # TENANT or CAMPAIGN_
+    uint8_t paused
 
 cdef struct Node:
     Link link  # its place in its parent's ring
@@ -201,6 +204,7 @@ cdef struct Node:
     Link sibling  # a tenant or campaign: among its group's members
     Link queues  # a campaign: all of its queues
     Link halt  # while PARKED: its place among what a scope keeps
+    Link held  # a tenant or campaign that is not open: its place among all of these
     Timer timer  # armed while PARKED
     Node* parent
     Scope* scope  # of a lane its channel's, of a leaf its account's
@@ -209,8 +213,8 @@ cdef struct Node:
     Queue* mixed  # of a campaign, NULL: none
     uint64_t key_hash
     uint64_t turn  # a tier's virtual time
-    uint64_t queued  # a leaf's recipients in FIFOs
-    uint64_t lingering  # of them in queues that linger
+    uint64_t queued  # recipients in READY queues, of a leaf, tenant or campaign
+    uint64_t lingering  # a leaf's in queues that linger
     int64_t deficit
     uint32_t ready  # READY queues below that nothing below holds
     uint32_t children  # a tenant's campaigns, a campaign's queues, at work or not
@@ -299,6 +303,7 @@ cdef struct Queues:
     Fifo ended  # recipients that expired at push or pop; their facts are the tier + 1
     Link sweeping  # queues whose first record has expired
     Link dead  # queues that were cancelled
+    Link held  # tenants and campaigns that are not open
     Output out
     Target* targets
     size_t targets_room
@@ -324,6 +329,11 @@ cdef int queues_push(Queues* q, const Row* rows, size_t n) noexcept nogil
 cdef void queues_pop(Queues* q, uint64_t budget) noexcept nogil
 cdef void queues_release(Queues* q, Node* leaf, uint64_t recipients, uint64_t left, int64_t at) noexcept nogil
 cdef uint64_t queues_cancel(Queues* q, uint32_t tenant, uint32_t campaign) noexcept nogil
+cdef void queues_pause(Queues* q, Node* node, bint paused) noexcept nogil
+cdef int queues_pause_group(Queues* q, uint8_t level, uint32_t tenant, uint32_t campaign, bint paused) noexcept nogil
+cdef int queues_reweight(Queues* q, uint8_t level, uint32_t tenant, uint32_t campaign, uint32_t weight) noexcept nogil
+cdef void queues_reweight_tier(Queues* q, uint8_t tier, uint32_t weight) noexcept nogil
+cdef void queues_kept(const Queues* q, uint8_t tier, uint64_t* paused, uint64_t* throttled) noexcept nogil
 cdef uint64_t queues_reap(Queues* q, EndedRow* rows, uint64_t most) noexcept nogil
 cdef bint queues_has_ended(const Queues* q) noexcept nogil
 cdef bint queues_has_work(const Queues* q) noexcept nogil

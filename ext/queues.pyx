@@ -50,6 +50,10 @@ cdef inline Node* halted_node(Link* link) noexcept nogil:
     return <Node*>(<char*>link - (<size_t>&(<Node*>SOMEWHERE).halt - SOMEWHERE))
 
 
+cdef inline Node* held_node(Link* link) noexcept nogil:
+    return <Node*>(<char*>link - (<size_t>&(<Node*>SOMEWHERE).held - SOMEWHERE))
+
+
 cdef inline Queue* queue_of(Link* link) noexcept nogil:
     return <Queue*>(<char*>link - (<size_t>&(<Queue*>SOMEWHERE).link - SOMEWHERE))
 
@@ -157,6 +161,7 @@ cdef void hold(Queues* q, Node* node, uint8_t why) noexcept nogil:
     if node.level < TENANT:
         deactivate(q, node)
         return
+    ring_append(&q.held, &node.held)
     if ring_holds(&node.link):
         leave(q, node)
     if node.level == CAMPAIGN_:
@@ -170,7 +175,8 @@ cdef void let_go(Queues* q, Node* node, uint8_t why) noexcept nogil:
     if node.level < TENANT:
         activate(q, node)
         return
-    if node.ready:
+    ring_remove(&node.held)
+    if has_members(node):  # be it only what is to be tidied
         join(q, node, &node.parent.ring)
     if node.level == CAMPAIGN_ and node.ready:
         add_ready(q, node.parent, node.ready)
@@ -231,13 +237,14 @@ cdef Group* group_of(Queues* q, uint8_t level, uint32_t tenant, uint32_t campaig
     ring_make(&found.members)
     found.key_hash = key
     found.tenant, found.campaign, found.level = tenant, campaign, level
-    found.weight = 1
+    found.weight, found.paused = 1, False
     found.self = made
     return found
 
 
 cdef void free_group_if_idle(Queues* q, Group* group) noexcept nogil:
-    if ring_first(&group.members) == NULL:
+    """One that is paused or has a weight of its own stays, for what comes later."""
+    if ring_first(&group.members) == NULL and not group.paused and group.weight == 1:
         table_remove(&q.names, group.key_hash, group)
         slab_free(&q.groups, group.self)
 
@@ -285,6 +292,8 @@ cdef Node* branch_of(Queues* q, Node* parent, uint8_t level, uint32_t tenant, ui
     ring_append(&group.members, &node.sibling)
     if level == CAMPAIGN_:
         parent.children += 1
+    if group.paused:
+        hold(q, node, PAUSED)
     return node
 
 
@@ -294,6 +303,8 @@ cdef void free_if_idle(Queues* q, Node* node) noexcept nogil:
     while node.level >= TENANT and node.children == 0 and not ring_holds(&node.link):
         parent = node.parent
         wheel_disarm(&q.wheel, &node.timer)
+        if ring_holds(&node.held):
+            ring_remove(&node.held)
         ring_remove(&node.sibling)
         free_group_if_idle(q, node.group)
         table_remove(&q.branches, node.key_hash, node)
@@ -336,7 +347,7 @@ cdef Queue* make_queue(Queues* q, Node* branch, const Row* row, uint64_t key, bi
     timer_make(&queue.timer, OF_QUEUE)
     queue.account, queue.tenant, queue.campaign, queue.content = row.account, row.tenant, row.campaign, row.content
     queue.tier, queue.mixed, queue.self = row.tier, mixed, made
-    queue.branch = branch
+    queue.branch, queue.node = branch, branch.self
     ring_append(&branch.queues, &queue.sibling)
     branch.children += 1
     if mixed:
@@ -405,12 +416,27 @@ cdef inline Node* leaf_of(const Queue* queue) noexcept nogil:
     return queue.branch.parent.parent
 
 
-cdef inline void count_queued(Queues* q, Queue* queue, Node* leaf, int64_t n) noexcept nogil:
-    """n recipients more in its FIFO, or less."""
-    leaf.queued += n
-    q.counts[queue.tier].queued += n
+cdef inline Node* campaign_of(Queues* q, const Queue* queue) noexcept nogil:
+    """Its branch, told by the first of its cache lines."""
+    return <Node*>slab_at(&q.nodes, queue.node)
+
+
+cdef inline void count_state(Queues* q, const Queue* queue, Node* leaf, int64_t n) noexcept nogil:
+    """n recipients more in the state its queue is in, or less."""
+    cdef Node* campaign
     if queue.state == LINGERING:
         leaf.lingering += n
+    elif queue.state == READY:
+        campaign = campaign_of(q, queue)
+        campaign.queued += n
+        campaign.parent.queued += n
+        leaf.queued += n
+
+
+cdef inline void count_queued(Queues* q, const Queue* queue, Node* leaf, int64_t n) noexcept nogil:
+    """n recipients more in its FIFO, or less."""
+    q.counts[queue.tier].queued += n
+    count_state(q, queue, leaf, n)
 
 
 cdef inline void count_waiting(Queues* q, Queue* queue, int64_t retries, int64_t scheduled) noexcept nogil:
@@ -435,9 +461,8 @@ cdef void arm(Queues* q, Queue* queue) noexcept nogil:
 
 cdef void rest(Queues* q, Queue* queue) noexcept nogil:
     """The queue is neither ready nor lingering any more."""
-    if queue.state == LINGERING:
-        leaf_of(queue).lingering -= queue.fifo.count
-    elif queue.state == READY:
+    count_state(q, queue, leaf_of(queue), -<int64_t>queue.fifo.count)
+    if queue.state == READY:
         ring_remove(&queue.link)
         add_ready(q, queue.branch, -1)
     queue.state = IDLE
@@ -446,6 +471,7 @@ cdef void rest(Queues* q, Queue* queue) noexcept nogil:
 cdef void make_ready(Queues* q, Queue* queue) noexcept nogil:
     rest(q, queue)
     queue.state = READY
+    count_state(q, queue, leaf_of(queue), queue.fifo.count)
     ring_append(&queue.branch.ring, &queue.link)
     add_ready(q, queue.branch, 1)
 
@@ -453,7 +479,7 @@ cdef void make_ready(Queues* q, Queue* queue) noexcept nogil:
 cdef void make_linger(Queues* q, Queue* queue) noexcept nogil:
     rest(q, queue)
     queue.state = LINGERING
-    leaf_of(queue).lingering += queue.fifo.count
+    count_state(q, queue, leaf_of(queue), queue.fifo.count)
     arm(q, queue)
 
 
@@ -633,6 +659,7 @@ cdef int aim(Queues* q, const Row* rows, size_t n) noexcept nogil:
             return -1
         target.queue = queue
         queue.pins += 1
+        prefetch(&campaign_of(q, queue).queued)
         if queue.fifo.tail:
             prefetch(chunk_at(&q.store, queue.fifo.tail) + queue.fifo.tail_at)
     return 0
@@ -1056,6 +1083,97 @@ cdef void queues_release(Queues* q, Node* leaf, uint64_t recipients, uint64_t le
             let_go(q, lane, BLOCKED)
 
 
+# --- what an operator changes ---
+
+cdef void queues_pause(Queues* q, Node* node, bint paused) noexcept nogil:
+    """Nothing of the node leaves until it is resumed; it takes no turns meanwhile, and claims none afterwards."""
+    if paused:
+        hold(q, node, PAUSED)
+        free_if_idle(q, node)
+    elif node.state & PAUSED:
+        let_go(q, node, PAUSED)
+
+
+cdef int queues_pause_group(
+    Queues* q, uint8_t level, uint32_t tenant, uint32_t campaign, bint paused
+) noexcept nogil:
+    """O(its nodes). -1: no memory, and nothing has changed."""
+    cdef uint64_t key = group_hash(level, tenant, campaign)
+    cdef Group* group = find_group(q, key, level, tenant, campaign)
+    cdef Link* member
+    cdef Node* node
+    if group == NULL and not paused:
+        return 0
+    if group == NULL:
+        group = group_of(q, level, tenant, campaign)
+        if group == NULL:
+            return -1
+    group.paused = True  # it stays while its nodes change
+    member = ring_first(&group.members)
+    while member != NULL:
+        node = member_of(member)
+        member = NULL if member.next == &group.members else member.next
+        queues_pause(q, node, paused)
+    group.paused = paused
+    free_group_if_idle(q, group)
+    return 0
+
+
+cdef int queues_reweight(
+    Queues* q, uint8_t level, uint32_t tenant, uint32_t campaign, uint32_t weight
+) noexcept nogil:
+    """From its next turn on; what it has left of this one, or owes, stays. -1: no memory, and nothing has changed."""
+    cdef Group* group = group_of(q, level, tenant, campaign)
+    if group == NULL:
+        return -1
+    group.weight = weight
+    free_group_if_idle(q, group)
+    return 0
+
+
+cdef void queues_reweight_tier(Queues* q, uint8_t tier, uint32_t weight) noexcept nogil:
+    q.stride[tier] = (1 << 20) // weight
+
+
+cdef void queues_kept(const Queues* q, uint8_t tier, uint64_t* paused, uint64_t* throttled) noexcept nogil:
+    """Recipients in READY queues that a pause keeps, and those that only a limit or a block does."""
+    cdef const Link* link = q.held.next
+    cdef const Node* node
+    cdef uint8_t above
+    cdef uint32_t i
+    paused[0] = throttled[0] = 0
+    for i in range(q.account_count):
+        node = &q.accounts[i].leaves[tier]
+        above = node.state | node.parent.state | node.parent.parent.state
+        if above & PAUSED:
+            paused[0] += node.queued
+        elif above & PARKED:
+            throttled[0] += node.queued
+    while link != &q.held:
+        node = held_node(<Link*>link)
+        link = link.next
+        if node.tier != tier:
+            continue
+        above = above_of(node)
+        if above & PAUSED:
+            continue
+        if node.state & PAUSED:
+            paused[0] += node.queued
+            if above & PARKED:
+                throttled[0] -= node.queued
+        elif not above & PARKED:
+            throttled[0] += node.queued
+
+
+cdef inline uint8_t above_of(const Node* node) noexcept nogil:
+    """What holds those above a node."""
+    cdef uint8_t state = 0
+    while node.parent != NULL:
+        node = node.parent
+        state |= node.state
+    return state
+
+
 # --- what ended ---
 
 cdef void cancel_queue(Queues* q, Queue* queue) noexcept nogil:
@@ -1209,8 +1327,8 @@ cdef Queues* queues_make(
         return NULL
     q.lead, q.own_queues = lead, own_queues
     q.seen.seed = seed
-    q.stride[TEMPLATE] = (1 << 20) // template_weight
-    q.stride[BASIC] = (1 << 20) // basic_weight
+    queues_reweight_tier(q, TEMPLATE, template_weight)
+    queues_reweight_tier(q, BASIC, basic_weight)
     wheel_make(&q.wheel)
     store_make(&q.store)
     slab_make(&q.queues, sizeof(Queue) + 63 & ~63)  # its first 64 bytes are a cache line
@@ -1220,6 +1338,7 @@ cdef Queues* queues_make(
     fifo_make(&q.ended)
     ring_make(&q.sweeping)
     ring_make(&q.dead)
+    ring_make(&q.held)
     set_node(&q.root, NULL, NULL, NULL, 0, ROOT, 0)
     scope_make(&q.everything, &q.asking)
     for tier in range(TIERS):

@@ -14,10 +14,12 @@ cdef class Core:
 
     cdef Scope* scope(self, object scope, object handle) except NULL
     cdef int64_t channel_of(self, object handle) except -1
+    cdef int64_t account_of(self, object handle) except -1
+    cdef int set_paused(self, object scope, object handle, object campaign, bint paused) except -1
     cdef int advance(self, object now_ns) except -1
     cdef Limit* limit(self, object handle) except NULL
     cdef Row* room_for_rows(self, Py_ssize_t n) except? NULL
-    cdef dict tier_stats(self, int tier)
+    cdef dict tier_stats(self, uint8_t tier)
 
 
 cdef class Batches:

@@ -20,16 +20,18 @@ from ext.limits cimport (
     limit_wants, scope_limit,
 )
 from ext.queues cimport (
-    BASIC, CANCELLED_, CAP, CUT, DUE, EXPIRED_, LINGER_OVER, PARKED, SYSTEM, TIERS,
+    BASIC, CAMPAIGN_, CANCELLED_, CAP, CUT, DUE, EXPIRED_, LINGER_OVER, SYSTEM, TEMPLATE, TIERS,
     BatchRow, EndedRow, Node, Output, Queues, Row,
     queues_add_account, queues_add_channel, queues_add_limit, queues_advance, queues_cancel, queues_due, queues_free,
-    queues_has_ended, queues_has_work, queues_make, queues_memory, queues_pop, queues_push, queues_reap,
-    queues_reconsider, queues_release, queues_unsound,
+    queues_has_ended, queues_has_work, queues_kept, queues_make, queues_memory, queues_pause, queues_pause_group,
+    queues_pop, queues_push, queues_reap, queues_reconsider, queues_release, queues_reweight, queues_reweight_tier,
+    queues_unsound,
 )
+from ext.queues cimport TENANT as TENANT_
 
 NEVER = INT64_MAX
 TICK_NS = 1 << 20
-GLOBAL, CHANNEL, ACCOUNT, WHOLE_TIER = 0, 1, 2, 3
+GLOBAL, CHANNEL, ACCOUNT, WHOLE_TIER, OF_TENANT, OF_CAMPAIGN = 0, 1, 2, 3, 4, 5
 CALLS, RECIPIENTS = LIMIT_CALLS, LIMIT_RECIPIENTS
 CLOSED_CAP, CLOSED_LINGER, CLOSED_DUE, CLOSED_CUT = CAP, LINGER_OVER, DUE, CUT
 EXPIRED, CANCELLED = EXPIRED_, CANCELLED_
@@ -55,6 +57,22 @@ cdef int64_t within(str name, object value, int64_t least, int64_t most) except?
     if overflow or not least <= number <= most:
         raise ValueError(f"{name} is {value}: {least}..{most} expected")
     return number
+
+
+cdef uint32_t name(str what, object value) except? 0xFFFFFFFF:
+    """A tenant's or campaign's handle."""
+    return <uint32_t>within(what, value, 0, 0xFFFFFFFF)
+
+
+cdef inline uint8_t level_of(int64_t scope) noexcept:
+    return TENANT_ if scope == OF_TENANT else CAMPAIGN_
+
+
+cdef uint32_t part_of(int64_t scope, object campaign) except? 0xFFFFFFFF:
+    """The campaign of a tenant, or 0 for all of it."""
+    if scope == OF_TENANT:
+        within("campaign", campaign, 0, 0)
+    return name("campaign", campaign)
 
 
 # --- columns in ---
@@ -331,7 +349,10 @@ cdef class Core:
             return &self.q.channels[self.channel_of(handle)].scope
         if kind == WHOLE_TIER:
             return &self.q.of_tier[within("tier", handle, SYSTEM, BASIC)]
-        return &self.q.accounts[within("account", handle, 0, <int64_t>self.q.account_count - 1)].scope
+        return &self.q.accounts[self.account_of(handle)].scope
+
+    cdef int64_t account_of(self, object handle) except -1:
+        return within("account", handle, 0, <int64_t>self.q.account_count - 1)
 
     cdef int64_t channel_of(self, object handle) except -1:
         return within("channel", handle, 0, <int64_t>self.q.channel_count - 1)
@@ -467,7 +488,7 @@ cdef class Core:
         return batches
 
     def release(self, now_ns, account, tier, recipients, left, late_ns=0):
-        cdef int64_t at = within("account", account, 0, <int64_t>self.q.account_count - 1)
+        cdef int64_t at = self.account_of(account)
         cdef int64_t of = within("tier", tier, SYSTEM, BASIC)
         cdef Node* leaf = &self.q.accounts[at].leaves[of]
         if leaf.channel.in_flight[of] == 0:
@@ -479,11 +500,7 @@ cdef class Core:
         queues_release(self.q, leaf, <uint64_t>n, <uint64_t>there, self.q.now + late)
 
     def cancel(self, tenant, campaign):
-        return queues_cancel(
-            self.q,
-            <uint32_t>within("tenant", tenant, 0, 0xFFFFFFFF),
-            <uint32_t>within("campaign", campaign, 0, 0xFFFFFFFF),
-        )
+        return queues_cancel(self.q, name("tenant", tenant), name("campaign", campaign))
 
     def reap(self, now_ns, budget):
         cdef uint64_t n = <uint64_t>within("budget", budget, 1, MOST)
@@ -502,6 +519,38 @@ cdef class Core:
         free(rows)
         ended.more = queues_has_ended(self.q)
         return ended
+
+    def pause(self, scope, handle, campaign=0):
+        self.set_paused(scope, handle, campaign, True)
+
+    def resume(self, scope, handle, campaign=0):
+        self.set_paused(scope, handle, campaign, False)
+
+    cdef int set_paused(self, object scope, object handle, object campaign, bint paused) except -1:
+        cdef int64_t kind = within("scope", scope, CHANNEL, OF_CAMPAIGN), at
+        cdef int i
+        if kind >= OF_TENANT:
+            if queues_pause_group(self.q, level_of(kind), name("handle", handle), part_of(kind, campaign), paused) < 0:
+                raise MemoryError
+        elif kind == WHOLE_TIER:
+            queues_pause(self.q, &self.q.tiers[within("tier", handle, SYSTEM, BASIC)], paused)
+        elif kind == CHANNEL:
+            at = self.channel_of(handle)
+            for i in range(TIERS):
+                queues_pause(self.q, &self.q.channels[at].lanes[i], paused)
+        else:
+            at = self.account_of(handle)
+            for i in range(TIERS):
+                queues_pause(self.q, &self.q.accounts[at].leaves[i], paused)
+        return 0
+
+    def reweight(self, scope, handle, weight, campaign=0):
+        cdef int64_t kind = within("scope", scope, WHOLE_TIER, OF_CAMPAIGN)
+        cdef uint32_t share = <uint32_t>within("weight", weight, 1, MOST)
+        if kind == WHOLE_TIER:
+            queues_reweight_tier(self.q, <uint8_t>within("tier", handle, TEMPLATE, BASIC), share)
+        elif queues_reweight(self.q, level_of(kind), name("handle", handle), part_of(kind, campaign), share) < 0:
+            raise MemoryError
 
     def block(self, scope, handle, until_ns):
         cdef Scope* of = self.scope(scope, handle)
@@ -526,25 +575,22 @@ cdef class Core:
             raise AssertionError(wrong.decode())
 
     def stats(self):
-        cdef int tier
+        cdef uint8_t tier
         rows = [self.tier_stats(tier) for tier in range(TIERS)]
         merged = {name: [row[name] for row in rows] for name in rows[0]}
         merged["memory_bytes"] = [queues_memory(self.q)]
         return merged
 
-    cdef dict tier_stats(self, int tier):
-        cdef uint64_t lingering = 0, throttled = 0
+    cdef dict tier_stats(self, uint8_t tier):
+        cdef uint64_t lingering = 0, throttled = 0, paused = 0
         cdef uint32_t i
-        cdef Node* leaf
         count = self.q.counts[tier]
         for i in range(self.q.account_count):
-            leaf = &self.q.accounts[i].leaves[tier]
-            lingering += leaf.lingering
-            if (leaf.state | leaf.parent.state | leaf.parent.parent.state) & PARKED:
-                throttled += leaf.queued - leaf.lingering
+            lingering += self.q.accounts[i].leaves[tier].lingering
+        queues_kept(self.q, tier, &paused, &throttled)
         return {
             "pushed": count.pushed, "popped": count.popped, "expired": count.expired, "cancelled": count.cancelled,
             "queued": count.queued, "waiting": count.retries + count.scheduled, "retry": count.retries,
             "scheduled": count.scheduled, "ended": count.ended, "linger": lingering, "throttled": throttled,
-            "ready": count.queued - lingering - throttled, "flows": count.flows,
+            "paused": paused, "ready": count.queued - lingering - throttled - paused, "flows": count.flows,
         }

@@ -3,7 +3,7 @@
 cdef struct Walk:
     size_t chunks[3]
     uint64_t facts, queued, lingering, waiting, retries, dead
-    size_t queues, nodes, parcels
+    size_t queues, nodes, parcels, held, groups
 
 
 cdef inline bint holds(const Link* head, const Link* link) noexcept nogil:
@@ -58,8 +58,11 @@ cdef const char* unsound_queue(const Queues* q, const Queue* queue, Walk* walk) 
     return unsound_fifos(q, queue, walk)
 
 
-cdef const char* unsound_branch(const Queues* q, const Node* node, uint32_t ready) noexcept nogil:
-    if node.ready != ready:
+cdef const char* unsound_branch(
+    const Node* node, uint32_t ready, uint64_t queued, Walk* walk
+) noexcept nogil:
+    walk.nodes += 1
+    if node.ready != ready or node.queued != queued:
         return "the ready queues below a node are counted wrongly"
     if ring_holds(&node.link) != (holds(&node.parent.ring, &node.link) or holds(&node.parent.fresh, &node.link)):
         return "a branch is linked and in no ring of its parent"
@@ -69,28 +72,32 @@ cdef const char* unsound_branch(const Queues* q, const Node* node, uint32_t read
         return "a branch is fresh in the wrong ring"
     if node.children == 0 and not ring_holds(&node.link):
         return "a branch without children was not freed"
+    if (node.state != 0) != ring_holds(&node.held) or (node.state & PAUSED != 0) != node.group.paused:
+        return "a branch is held and not among the held, or paused and its group is not, or the other way round"
+    walk.held += node.state != 0
     return NULL
 
 
 cdef const char* unsound_campaign(const Queues* q, const Node* node, Walk* walk) noexcept nogil:
     cdef const char* wrong
     cdef uint32_t ready = 0, children = 0
+    cdef uint64_t queued = 0
     cdef const Queue* queue
     cdef Link* link = ring_first(&node.queues)
     while link != NULL:
         queue = sibling_of(link)
         children += 1
         ready += queue.state == READY
+        queued += queue.fifo.count if queue.state == READY else 0
         wrong = unsound_queue(q, queue, walk)
         if wrong != NULL:
             return wrong
-        if queue.mixed != (queue == node.mixed) or queue.branch != node:
+        if queue.mixed != (queue == node.mixed) or queue.branch != node or queue.node != node.self:
             return "a queue is not its campaign's"
         link = NULL if link.next == &node.queues else link.next
     if children != node.children:
         return "a campaign's queues are counted wrongly"
-    walk.nodes += 1
-    return unsound_branch(q, node, ready)
+    return unsound_branch(node, ready, queued, walk)
 
 
 cdef const char* unsound_groups(const Queues* q, Walk* walk) noexcept nogil:
@@ -107,6 +114,9 @@ cdef const char* unsound_groups(const Queues* q, Walk* walk) noexcept nogil:
                 group = <Group*>q.names.shards[i].slots[k].item
                 if group == NULL or group.level != level:
                     continue
+                walk.groups += 1
+                if ring_first(&group.members) == NULL and not group.paused and group.weight == 1:
+                    return "a group without members was not freed"
                 link = group.members.next
                 while link != &group.members:
                     wrong = unsound_campaign(q, member_of(link), walk) if level == CAMPAIGN_ else (
@@ -121,6 +131,7 @@ cdef const char* unsound_groups(const Queues* q, Walk* walk) noexcept nogil:
 cdef const char* unsound_tenant(const Queues* q, const Node* tenant, Walk* walk) noexcept nogil:
     """Its campaigns are found in the table of branches."""
     cdef uint32_t ready = 0, children = 0
+    cdef uint64_t queued = 0
     cdef int i
     cdef size_t k
     cdef const Node* node
@@ -130,10 +141,10 @@ cdef const char* unsound_tenant(const Queues* q, const Node* tenant, Walk* walk)
             if node != NULL and node.parent == tenant:
                 children += 1
                 ready += 0 if node.state else node.ready
-    walk.nodes += 1
+                queued += node.queued
     if children != tenant.children:
         return "a tenant's campaigns are counted wrongly"
-    return unsound_branch(q, tenant, ready)
+    return unsound_branch(tenant, ready, queued, walk)
 
 
 cdef const char* unsound_above(const Queues* q, const Node* node) noexcept nogil:
@@ -177,7 +188,7 @@ cdef const char* unsound_counts(const Queues* q, const Walk* walk) noexcept nogi
         ):
             return "pushed is not popped + expired + cancelled + queued + waiting"
         for i in range(q.account_count):
-            in_leaves += q.accounts[i].leaves[tier].queued
+            in_leaves += q.accounts[i].leaves[tier].queued + q.accounts[i].leaves[tier].lingering
             lingering += q.accounts[i].leaves[tier].lingering
     if queued != walk.queued or queued != in_leaves or waiting != walk.waiting or retries != walk.retries:
         return "what is queued or waits is counted wrongly"
@@ -201,9 +212,20 @@ cdef const char* unsound_memory(const Queues* q, Walk* walk) noexcept nogil:
         return "facts are counted wrongly"
     if slab_taken(&q.queues) != walk.queues or slab_taken(&q.nodes) != walk.nodes:
         return "a queue or a node is lost"
+    if slab_taken(&q.groups) != walk.groups or held_nodes(q) != walk.held:
+        return "a group or a held node is lost"
     if slab_taken(&q.parcels) != walk.parcels:
         return "a parcel is lost"
     return NULL
+
+
+cdef size_t held_nodes(const Queues* q) noexcept nogil:
+    cdef const Link* link = q.held.next
+    cdef size_t n = 0
+    while link != &q.held:
+        n += 1
+        link = link.next
+    return n
 
 
 cdef const char* queues_unsound(const Queues* q) noexcept nogil:

@@ -21,7 +21,7 @@ import msgpack
 import msgspec
 
 with atheris.instrument_imports(include=["engine"]):
-    from engine import wire
+    from engine import wire, wire_control
     from engine.decode import decode, decode_map
     from engine.errors import Reject
     from engine.send import REASONS, Origin, Outcome, Recipient, Send, Tier
@@ -106,8 +106,8 @@ def header(name: str) -> Callable[[bytes], object]:
 READERS: list[Callable[[bytes], object]] = [
     decode_map,
     wire.decode_registered,
-    wire.decode_command,
-    wire.decode_reply,
+    wire_control.decode_command,
+    wire_control.decode_reply,
     wire.decode_receipt,
     wire.content_id,
     *(header(name) for name in sorted(wire.OURS)),

@@ -15,7 +15,7 @@ import msgpack
 from aiohttp import web
 
 from bench.stack import opened as opened
-from engine import wire
+from engine import wire, wire_control
 from engine.clock import NS_PER_MS, NS_PER_S, Clock
 from engine.config import Config, load, tier_policy
 from engine.decode import decode
@@ -196,8 +196,19 @@ def registered(name: str, content: Mapping[str, Any], channel: str = "partner", 
 
 def cancel(campaign: str, at: int, id: str = "c1", tenant: str | None = None) -> Record:
     """A record of the control topic."""
-    command = wire.Command(id=id, command="cancel", tenant=tenant, campaign=campaign, at=at, expires=at + 3_600_000)
-    key, value = wire.encode_command(command)
+    command = wire_control.Command(
+        id=id, command="cancel", tenant=tenant, campaign=campaign, at=at, expires=at + 3_600_000
+    )
+    key, value = wire_control.encode_command(command)
+    return Record("surgetank.control", value, key)
+
+
+def order(command: str, id: str, /, lasts_ms: int = 3_600_000, **on: Any) -> Record:
+    """A pause or resume, on the control topic."""
+    at, target = now_ms(), wire_control.Target(**on)
+    key, value = wire_control.encode_command(
+        wire_control.Command(id=id, command=command, on=target, at=at, expires=at + lasts_ms)
+    )
     return Record("surgetank.control", value, key)
 
 
@@ -225,7 +236,7 @@ class Told:
         self.records: dict[Origin, bytes | None] = {}
         self.receipts: list[wire.Receipt] = []
         self.dead: list[Dead] = []
-        self.replies: list[wire.Reply] = []
+        self.replies: list[wire_control.Reply] = []
         self.ends: dict[Partition, int] = {}
 
     def take(self, topic: str, partition: int, offset: int, key: bytes | None, value: bytes | None, h: Headers) -> None:
@@ -236,8 +247,8 @@ class Told:
             said = wire.history(h)
             assert said is not None
             self.dead.append(Dead(value, h, said))
-        elif kind == "control" and key is not None and key.startswith(wire.REPLY_KEY) and value is not None:
-            self.replies.append(wire.decode_reply(value))
+        elif kind == "control" and key is not None and key.startswith(wire_control.REPLY_KEY) and value is not None:
+            self.replies.append(wire_control.decode_reply(value))
         elif kind not in ("control", "content"):
             self.records[Origin(topic, partition, offset)] = value
             self.ends[Partition(topic, partition)] = offset + 1

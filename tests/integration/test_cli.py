@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -146,6 +147,22 @@ async def test_what_the_engine_says_is_json_with_no_secret_and_names_its_warning
     warning = next(one for one in engine.lines() if one["event"] == "configuration")
     assert (warning["level"], warning["key"], warning["line"]) == ("warning", "tiers.basic.pacing", 5)
     assert {"ts", "level", "event", "logger"} <= set(warning)
+
+
+async def test_pause_holds_what_comes_and_resume_lets_it_go(
+    gateway: tuple[Gateway, str], config: Path, engine: Engine
+) -> None:
+    code, out, err = await run("pause", "campaign", "c", "-c", config, "--for", "1h")
+    assert (code, out, err) == (0, "paused campaign c for 1h: 0 recipients wait under it (1 worker answered)\n", "")
+    assert (await run("send", "-c", config, "basic", input=line("1", ["u1", "u2"], campaign="c")))[0] == 0
+    assert (await run("send", "-c", config, "basic", input=line("2", ["u9"])))[0] == 0
+    await gateway[0].until(1)
+    assert gateway[0].got == ["u9"]
+    code, out, err = await run("resume", "campaign", "c", "-c", config)
+    assert (code, err) == (0, "")
+    assert re.fullmatch(r"resumed campaign c: [02] recipients may leave again \(1 worker answered\)\n", out)
+    await gateway[0].until(3)
+    assert sorted(gateway[0].got) == ["u1", "u2", "u9"]
 
 
 async def test_cancel_ends_what_waits_and_says_how_much(

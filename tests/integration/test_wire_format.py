@@ -15,7 +15,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
-from engine import wire
+from engine import wire, wire_control
 from engine.decode import decode
 from engine.send import Origin, Outcome
 
@@ -116,9 +116,9 @@ def test_register_with_kcat(place: Place) -> None:
 def test_cancel(place: Place) -> None:
     place.run("Cancel a campaign")
     value, key, _ = place.first("control")
-    command = wire.decode_command(value)
+    command = wire_control.decode_command(value)
     assert (command.campaign, command.tenant) == ("parcels", None)
-    assert wire.encode_command(command) == (key, value)
+    assert wire_control.encode_command(command) == (key, value)
 
 
 def test_read_receipts(place: Place) -> None:

@@ -242,7 +242,9 @@ class Model:
         self.tiers = [Node("tier", tier, self.root) for tier in range(3)]
         self.channels: list[Channel] = []
         self.leaves: list[list[Node]] = []  # an account: by tier
-        self.campaigns: list[Node] = []  # of all leaves, in order of creation
+        self.branches: list[Node] = []  # tenants and campaigns of all leaves, in order of creation
+        self.paused: set[tuple[int, ...]] = set()  # tenants, and campaigns with their tenants
+        self.weights: dict[tuple[int, ...], int] = {}
         self.once: set[tuple[Node, tuple[int, int, int]]] = set()  # contents that stand in a mixed queue
         self.told: list[tuple[int, int, int, int, int]] = []  # cause, send, position, attempt, tier
         self.sweeping: list[Queue] = []
@@ -324,9 +326,11 @@ class Model:
             return
         if node.level not in ("campaign", "tenant"):
             self.activate(node)
-        elif node.has_work:
+        elif node.has_work or node.ring or node.fresh:  # be it only what is to be tidied
             self.join(node, node.above(1).ring)
             self.newly_ready(node.above(1))
+        else:
+            self.free_if_idle(node)
 
     def park(self, node: Node, scope: Scope, until: int) -> None:
         self.hold(node, "parked")
@@ -346,16 +350,16 @@ class Model:
     def branch(self, parent: Node, level: str, handle: int) -> Node:
         if handle not in parent.branches:
             parent.branches[handle] = Node(level, parent.tier, parent, None, handle)
-            if level == "campaign":
-                self.campaigns.append(parent.branches[handle])
+            self.branches.append(parent.branches[handle])
+            if group_of(parent.branches[handle]) in self.paused:
+                parent.branches[handle].held.add("paused")
         return parent.branches[handle]
 
     def free_if_idle(self, node: Node) -> None:
         while node.level in ("campaign", "tenant") and not (node.queues or node.branches or node.stands):
             self.disarm(node.timer)
             del node.above(1).branches[node.handle]
-            if node.level == "campaign":
-                self.campaigns.remove(node)
+            self.branches.remove(node)
             node = node.above(1)
 
     # --- time ---
@@ -529,7 +533,8 @@ class Model:
             return None
         if node.owed:
             node.owed = False
-            node.deficit += self.channels[node.above(2 if node.level == "tenant" else 3).handle].cap
+            cap = self.channels[node.above(2 if node.level == "tenant" else 3).handle].cap
+            node.deficit += cap * self.weights.get(group_of(node), 1)
         assert node.deficit > 0
         return node
 
@@ -690,7 +695,7 @@ class Model:
         self.told.append((EXPIRED, run.send, position, run.attempt, run.tier))
 
     def cancel(self, tenant: int, campaign: int) -> int:
-        nodes = [node for node in self.campaigns if (node.above(1).handle, node.handle) == (tenant, campaign)]
+        nodes = [node for node in self.branches if group_of(node) == (tenant, campaign)]
         dead = [queue for node in nodes for queue in node.queues]
         for queue in dead:
             self.counts["cancelled"][queue.branch.tier] += len(queue.fifo.of) + len(queue.waiting)
@@ -742,6 +747,29 @@ class Model:
             rows.append((CANCELLED, first.run.send, first.position, first.run.attempt, first.run.tier))
         return rows
 
+    # --- what an operator changes ---
+
+    def pause(self, scope: int, handle: int, campaign: int, paused: bool) -> None:
+        nodes = [self.tiers[handle]] if scope == 3 else self.leaves[handle] if scope == 2 else []
+        if scope == 1:
+            nodes = self.channels[handle].lanes
+        if scope > 3:
+            group = (handle,) if scope == 4 else (handle, campaign)
+            (self.paused.add if paused else self.paused.discard)(group)
+            nodes = [node for node in self.branches if group_of(node) == group]
+        for node in nodes:
+            if paused:
+                self.hold(node, "paused")
+                self.free_if_idle(node)
+            elif "paused" in node.held:
+                self.let_go(node, "paused")
+
+    def reweight(self, scope: int, handle: int, campaign: int, weight: int) -> None:
+        if scope == 3:
+            self.stride[handle] = 2**20 // weight
+        else:
+            self.weights[(handle,) if scope == 4 else (handle, campaign)] = weight
+
     def block(self, scope: int, handle: int, until: int) -> None:
         of = self.scope(scope, handle)
         of.blocked = max(of.blocked, until)
@@ -753,11 +781,13 @@ class Model:
         return self.counts | {name: [row[name] for row in rows] for name in rows[0]}
 
     def tier_stats(self, tier: int) -> dict[str, int]:
-        queues = [queue for node in self.campaigns if node.tier == tier for queue in node.queues]
+        queues = [queue for node in self.branches if node.tier == tier for queue in node.queues]
         waiting = [recipient for queue in queues for recipient in queue.waiting]
         queued = sum(len(queue.fifo.of) for queue in queues)
         linger = sum(len(queue.fifo.of) for queue in queues if queue.state == "linger")
-        throttled = sum(len(queue.fifo.of) for queue in queues if queue.state == "ready" and is_parked(queue.leaf))
+        held = [(len(queue.fifo.of), holds(queue.branch)) for queue in queues if queue.state == "ready"]
+        paused = sum(n for n, why in held if "paused" in why)
+        throttled = sum(n for n, why in held if "parked" in why and "paused" not in why)
         retry = sum(recipient.run.attempt > 0 for recipient in waiting)
         dead = [recipient for queue in self.dead for recipient in queue.fifo.of + queue.waiting]
         return {
@@ -768,10 +798,17 @@ class Model:
             "ended": sum(row[4] == tier for row in self.told) + sum(each.run.tier == tier for each in dead),
             "linger": linger,
             "throttled": throttled,
-            "ready": queued - linger - throttled,
+            "paused": paused,
+            "ready": queued - linger - throttled - paused,
             "flows": len(queues),
         }
 
 
-def is_parked(node: Node) -> bool:
-    return "parked" in node.held or (node.parent is not None and is_parked(node.parent))
+def holds(node: Node) -> set[str]:
+    """What holds it or any above it."""
+    return node.held | (holds(node.parent) if node.parent is not None else set())
+
+
+def group_of(node: Node) -> tuple[int, ...]:
+    """A tenant, or a campaign with its tenant."""
+    return (node.handle,) if node.level == "tenant" else (node.above(1).handle, node.handle)

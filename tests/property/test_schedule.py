@@ -12,7 +12,19 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from ext.schedule import ACCOUNT, CALLS, CHANNEL, GLOBAL, NEVER, RECIPIENTS, TICK_NS, WHOLE_TIER, Core
+from ext.schedule import (
+    ACCOUNT,
+    CALLS,
+    CHANNEL,
+    GLOBAL,
+    NEVER,
+    OF_CAMPAIGN,
+    OF_TENANT,
+    RECIPIENTS,
+    TICK_NS,
+    WHOLE_TIER,
+    Core,
+)
 from tests.property.columns import columns, rows
 from tests.property.model import SYSTEM, Batch, Limit, Model, Run
 from tests.property.windows import most_in_a_window
@@ -36,6 +48,7 @@ LIMITS = st.tuples(
 
 
 SCOPES = st.sampled_from([GLOBAL, CHANNEL, ACCOUNT, WHOLE_TIER])
+KEPT = st.sampled_from([CHANNEL, ACCOUNT, WHOLE_TIER, OF_TENANT, OF_CAMPAIGN])  # what can be paused
 
 
 @st.composite
@@ -84,6 +97,7 @@ class CoreMachine(RuleBasedStateMachine):
         self.in_flight: list[Call] = []
         self.left: list[Call] = []
         self.deadlines: dict[int, int] = {}
+        self.paused: set[tuple[int, int, int]] = set()  # scope, handle, campaign
         self.limits: list[tuple[int, int, Limit, int]] = []  # scope, handle, limit, how much had left before
         for slots, reserved, cap in channels:
             self.core.add_channel(slots, min(reserved, slots - 1), cap)
@@ -93,7 +107,7 @@ class CoreMachine(RuleBasedStateMachine):
             self.model.add_account(channel % len(channels))
 
     def handle(self, scope: int, pick: int) -> int:
-        return pick % [1, len(self.model.channels), len(self.model.leaves), 3][scope]
+        return pick % [1, len(self.model.channels), len(self.model.leaves), 3, 2, 2][scope]
 
     @precondition(lambda self: len(self.limits) < 4)
     @rule(scope=SCOPES, pick=st.integers(0, 5), unit=st.integers(0, 1), of=LIMITS)
@@ -148,6 +162,7 @@ class CoreMachine(RuleBasedStateMachine):
             names = [item[4] for item in batch.items]
             assert len(set(names)) == len(names)
             assert all(self.deadlines[item[0]] > self.now for item in batch.items)
+            assert not self.paused_parts(batch) & self.paused
             assert len(names) <= self.model.channels[batch.channel].cap
             self.left.append(Call(self.now, batch))
             self.in_flight.append(self.left[-1])
@@ -182,6 +197,43 @@ class CoreMachine(RuleBasedStateMachine):
     @rule(tenant=st.integers(0, 1), campaign=st.integers(0, 1))
     def cancel(self, tenant: int, campaign: int) -> None:
         assert self.core.cancel(tenant, campaign) == self.model.cancel(tenant, campaign)
+
+    def paused_parts(self, batch: Batch) -> set[tuple[int, int, int]]:
+        """Whose pauses would have kept it."""
+        tenant, campaign, _ = batch.key
+        return {
+            (CHANNEL, batch.channel, 0),
+            (ACCOUNT, batch.account, 0),
+            (WHOLE_TIER, batch.tier, 0),
+            (OF_TENANT, tenant, 0),
+            (OF_CAMPAIGN, tenant, campaign),
+        }
+
+    @rule(scope=KEPT, pick=st.integers(0, 5), campaign=st.integers(0, 1))
+    def pause(self, scope: int, pick: int, campaign: int) -> None:
+        self.set_paused(scope, self.handle(scope, pick), campaign if scope == OF_CAMPAIGN else 0, True)
+
+    @precondition(lambda self: self.paused)
+    @rule(pick=st.integers(0, 20))
+    def resume(self, pick: int) -> None:
+        self.set_paused(*sorted(self.paused)[pick % len(self.paused)], False)
+
+    def set_paused(self, scope: int, handle: int, campaign: int, paused: bool) -> None:
+        (self.core.pause if paused else self.core.resume)(scope, handle, campaign)
+        self.model.pause(scope, handle, campaign, paused)
+        (self.paused.add if paused else self.paused.discard)((scope, handle, campaign))
+
+    @rule(
+        scope=st.sampled_from([WHOLE_TIER, OF_TENANT, OF_CAMPAIGN]),
+        pick=st.integers(0, 1),
+        campaign=st.integers(0, 1),
+        weight=st.sampled_from([1, 1, 2, 5]),
+    )
+    def reweight(self, scope: int, pick: int, campaign: int, weight: int) -> None:
+        handle = pick + (scope == WHOLE_TIER)
+        campaign = campaign if scope == OF_CAMPAIGN else 0
+        self.core.reweight(scope, handle, weight, campaign)
+        self.model.reweight(scope, handle, campaign, weight)
 
     @rule(step=STEPS, budget=st.sampled_from([1, 3, 100]))
     def reap(self, step: int, budget: int) -> None:
@@ -246,6 +298,8 @@ class CoreMachine(RuleBasedStateMachine):
         if not hasattr(self, "core"):
             return
         turns = 0
+        for scope, handle, campaign in sorted(self.paused):
+            self.set_paused(scope, handle, campaign, False)
         while not self.turn():
             turns += 1
             assert turns < 1_000, "next_due makes no progress"

@@ -11,9 +11,9 @@ import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
-from engine import wire
+from engine import wire_control
 from engine.cli import main
-from engine.cli.cancel import _cancel
+from engine.cli.ask import replies
 from engine.config import load
 from engine.logs import Record
 from engine.logs.open import open_log
@@ -270,7 +270,40 @@ def test_content_the_driver_refuses_is_told(config: Path) -> None:
     assert json.loads(result.stdout)["sent"] == 1
 
 
-# --- cancel
+# --- cancel, pause, resume
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["channel", "partnr"], "no channel 'partnr'; did you mean 'partner'?"),
+        (["tier", "urgent"], "no tier 'urgent'; there are system, template, basic"),
+        (["account", "partner"], "'partner' names no account: write CHANNEL/ACCOUNT"),
+        (["account", "partner/b"], "no account 'b'; there are "),
+        (["tenant", "t", "--tenant", "u"], "means nothing for a tenant"),
+        (["tenant", "t" * 129], "a name must have 1..128 bytes"),
+        (["tenant", "t", "--for", "soon"], "'soon' is not a duration such as"),
+        (["tenant", "t", "--for", "400d"], "must be 1ms..365d"),
+        (["everything", "x"], "'everything' is not one of 'campaign', 'tenant', 'account', 'channel', 'tier'"),
+    ],
+)
+def test_pause_says_what_would_be_valid(config: Path, words: list[str], why: str) -> None:
+    result = run("pause", *words, "-c", config)
+    assert result.exit_code == 2
+    assert why in " ".join(result.stderr.replace("│", " ").split())
+    assert not records(config, "surgetank.control")
+
+
+def test_pause_and_resume_without_an_answer_leave_the_command_standing(config: Path) -> None:
+    run("topics", "create", "-c", config)
+    for command, on in (("pause", "campaign"), ("resume", "campaign")):
+        result = run(command, on, "spring sale", "-c", config, "--tenant", "t/1", "--timeout", "50ms")
+        assert result.exit_code == 1
+        assert "no worker answered within 50ms. The command stands" in result.stdout
+    (pause, value), (resume, undone) = records(config, "surgetank.control")
+    assert pause == resume == b"pause////t%2F1/spring%20sale"
+    assert value["on"] == undone["on"] == {"tenant": "t/1", "campaign": "spring sale"}
+    assert (value["command"], value["expires"] - value["at"]) == ("pause", 24 * 3_600_000)
 
 
 def test_cancel_without_an_answer_leaves_the_command_standing(config: Path) -> None:
@@ -290,13 +323,14 @@ async def test_cancel_sums_the_answers_to_its_own_command(config: Path) -> None:
     await log.start()
     await log.create_topics(topic_specs(loaded))
     commands = await log.reader(["surgetank.control"], from_end=True)
-    command = wire.Command(id="mine", command="cancel", campaign="c", at=1, expires=2)
-    asked = asyncio.create_task(_cancel(loaded, command, 30.0))
+    command = wire_control.Command(id="mine", command="cancel", campaign="c", at=1, expires=2)
+    asked = asyncio.create_task(replies(loaded, command, 30.0))
     while not await commands.poll(10, 1.0):
         assert not asked.done()
     answers = [("other", "w9", 100), ("mine", "w1", 3), ("mine", "w2", 4)]
-    pairs = [wire.encode_reply(id, worker, count, 5) for id, worker, count in answers]
+    made = [wire_control.Reply(reply_to=id, worker=worker, recipients=count, at=5) for id, worker, count in answers]
+    pairs = [wire_control.encode_reply(reply) for reply in made]
     await log.append([Record("surgetank.control", value, key) for key, value in pairs])
-    assert await asked == {"w1": 3, "w2": 4}
+    assert {worker: reply.recipients for worker, reply in (await asked).items()} == {"w1": 3, "w2": 4}
     await commands.close()
     await log.close()

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine import wire
+from engine import wire, wire_control
 from engine.errors import Reject
 from engine.send import REASONS, Origin, Outcome
 from engine.wire import History, ReceiptFacts, ReceiptSend
@@ -216,29 +216,63 @@ def test_content_id() -> None:
 
 
 def test_command_comes_back() -> None:
-    command = wire.Command(id="c-1", command="cancel", tenant="team", campaign="spring", at=5, expires=6)
-    key, value = wire.encode_command(command)
+    command = wire_control.Command(id="c-1", command="cancel", tenant="team", campaign="spring", at=5, expires=6)
+    key, value = wire_control.encode_command(command)
     assert key == b"cancel/team/spring"
     assert msgpack.unpackb(value) == {
         "v": 1, "id": "c-1", "command": "cancel", "tenant": "team", "campaign": "spring", "at": 5, "expires": 6,
     }  # fmt: skip
-    assert wire.decode_command(value) == command
-    slashed = wire.Command(id="1", command="cancel", tenant="a/b", campaign="c/d", at=1, expires=2)
-    assert wire.encode_command(slashed)[0] == b"cancel/a%2Fb/c%2Fd"
+    assert wire_control.decode_command(value) == command
+    slashed = wire_control.Command(id="1", command="cancel", tenant="a/b", campaign="c/d", at=1, expires=2)
+    assert wire_control.encode_command(slashed)[0] == b"cancel/a%2Fb/c%2Fd"
 
 
 def test_keys_of_different_campaigns_differ() -> None:
     """Compaction keeps one record a key: a shared key would lose a command."""
     pairs = [("a/b", "c"), ("a", "b/c"), (None, "a/b/c"), ("a%2Fb", "c"), ("a", "c"), (None, "c"), ("None", "c")]
-    commands = [wire.Command(id="1", command="cancel", tenant=t, campaign=c, at=1, expires=2) for t, c in pairs]
-    assert len({wire.encode_command(command)[0] for command in commands}) == len(pairs)
+    commands = [wire_control.Command(id="1", command="cancel", tenant=t, campaign=c, at=1, expires=2) for t, c in pairs]
+    assert len({wire_control.encode_command(command)[0] for command in commands}) == len(pairs)
+
+
+TARGETS: dict[str, dict[str, str]] = {
+    "tier basic": {"tier": "basic"},
+    "channel a/b": {"channel": "a/b"},
+    "account b of channel a": {"channel": "a", "account": "b"},
+    "tenant a": {"tenant": "a"},
+    "campaign a": {"campaign": "a"},
+    "campaign b of tenant a": {"tenant": "a", "campaign": "b"},
+}
+
+
+@pytest.mark.parametrize("said", TARGETS)
+def test_pause_and_resume_come_back_under_one_key(said: str) -> None:
+    on = wire_control.Target(**TARGETS[said])  # type: ignore[arg-type]
+    assert str(on) == said
+    keys = set()
+    for name in ("pause", "resume"):
+        command = wire_control.Command(id="1", command=name, on=on, at=1, expires=2)
+        key, value = wire_control.encode_command(command)
+        assert wire_control.decode_command(value) == command
+        keys.add(key)
+    assert len(keys) == 1
+    others = [wire_control.Target(**other) for other in TARGETS.values() if other != TARGETS[said]]  # type: ignore[arg-type]
+    commands = [wire_control.Command(id="1", command="pause", on=other, at=1, expires=2) for other in others]
+    assert not keys & {wire_control.encode_command(command)[0] for command in commands}
+
+
+@pytest.mark.parametrize("on", [None, {}, {"account": "a"}, {"tier": "urgent"}, {"tier": "basic", "channel": "a"}])
+def test_a_pause_of_nothing_there_can_be(on: object) -> None:
+    pause = {"id": "1", "command": "pause", "on": on, "at": 1, "expires": 2}
+    assert reason_of(wire_control.decode_command, msgpack.packb(pause)) == "command_invalid"
+    assert reason_of(wire_control.decode_command, msgpack.packb({**pause, "on": "x"})) == "command_invalid"
 
 
 def test_reply_comes_back() -> None:
-    key, value = wire.encode_reply("c/1", "host-1/2", 70, 9)
+    reply = wire_control.Reply(reply_to="c/1", worker="host-1/2", recipients=70, at=9)
+    key, value = wire_control.encode_reply(reply)
     assert key == b"reply/c%2F1/host-1%2F2"
     assert msgpack.unpackb(value) == {"v": 1, "reply_to": "c/1", "worker": "host-1/2", "recipients": 70, "at": 9}
-    assert wire.decode_reply(value) == wire.Reply(reply_to="c/1", worker="host-1/2", recipients=70, at=9)
+    assert wire_control.decode_reply(value) == reply
 
 
 COMMAND: dict[str, Any] = {"id": "1", "command": "cancel", "campaign": "c", "at": 1, "expires": 2}
@@ -249,12 +283,12 @@ COMMAND: dict[str, Any] = {"id": "1", "command": "cancel", "campaign": "c", "at"
     [{"v": 2}, {"id": ""}, {"command": "explode"}, {"campaign": None}, {"at": -1}, {"expires": "soon"}, {"tenant": 1}],
 )
 def test_bad_command(changes: dict[str, Any]) -> None:
-    assert wire.decode_command(msgpack.packb(COMMAND)).tenant is None
-    assert reason_of(wire.decode_command, msgpack.packb(COMMAND | changes)) == "command_invalid"
+    assert wire_control.decode_command(msgpack.packb(COMMAND)).tenant is None
+    assert reason_of(wire_control.decode_command, msgpack.packb(COMMAND | changes)) == "command_invalid"
 
 
 def test_bad_reply() -> None:
-    assert reason_of(wire.decode_reply, msgpack.packb({"reply_to": "1"})) == "command_invalid"
+    assert reason_of(wire_control.decode_reply, msgpack.packb({"reply_to": "1"})) == "command_invalid"
 
 
 def reason_of(read: Callable[[Any], Any], value: Any) -> str:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import msgspec
-
-from engine import wire
+from engine import wire, wire_control
 from engine.send import REASONS, Outcome, Send
 
 DOC = (Path(__file__).parents[2] / "docs" / "wire-format.md").read_text()
@@ -19,6 +17,10 @@ def table(heading: str, first: str) -> dict[str, str]:
     rows = section.split(f"\n| {first} |")[1].split("\n\n")[0].splitlines()[2:]
     cells = [[cell.strip() for cell in row.strip("|").split(" | ")] for row in rows]
     return {name: row[-1] for row in cells for name in re.findall(r"`([\w-]+)`", row[0])}
+
+
+def table_row(name: str) -> str:
+    return table("Control", "key of a command")[name]
 
 
 def test_reasons() -> None:
@@ -44,6 +46,6 @@ def test_headers() -> None:
 
 def test_registered_and_control() -> None:
     assert set(table("Registered content", "key")) == set(wire.Registered.__struct_fields__)
-    assert set(table("Control", "key of a command")) == set(wire.Command.__struct_fields__)
-    for field in msgspec.structs.fields(wire.Reply):
-        assert re.search(rf"\b{field.name}\b", DOC.split("`reply/<id>/<worker>` with")[1][:80])
+    assert set(table("Control", "key of a command")) == set(wire_control.Command.__struct_fields__)
+    assert set(table("Control", "key of a reply")) == set(wire_control.Reply.__struct_fields__)
+    assert re.findall(r"`(\w+)`", table_row("command")) == list(wire_control.COMMANDS)

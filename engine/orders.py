@@ -1,0 +1,93 @@
+"""What the commands of the control topic do in this worker (shell).
+
+In: commands, in the order of the topic. Out: a reply to each.
+Invariant: what a command changed is undone when the command expires.
+Never: answers for another worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Sequence
+
+import structlog
+
+from engine.cancelled import Standing
+from engine.consume import Intake
+from engine.dispatch import Dispatcher
+from engine.errors import Reject
+from engine.paused import Pauses
+from engine.wire_control import Command, Reply, Target
+
+logger = structlog.get_logger("surgetank.orders")
+EXPIRE_S = 0.2  # how often it is looked whether something has had its time
+
+
+class Orders:
+    """One worker's; ``worker`` is its name in the replies."""
+
+    def __init__(self, worker: str, dispatcher: Dispatcher, pauses: Pauses, intakes: Sequence[Intake]) -> None:
+        self._worker = worker
+        self._dispatcher = dispatcher
+        self._pauses = pauses
+        self._intakes = intakes
+        self._does: dict[str, Callable[[Command], int]] = {
+            "cancel": self._cancel,
+            "pause": self._pause,
+            "resume": self._resume,
+        }
+
+    @property
+    def paused(self) -> Collection[Target]:
+        """What is paused now."""
+        return self._pauses.standing.keys()
+
+    def obey(self, command: Command) -> Reply:
+        """Do it, as far as it can be done here."""
+        now_ms = self._dispatcher.clock.wall_ms()
+        try:
+            recipients = self._does[command.command](command)
+        except Reject as reject:
+            logger.error("a command cannot be obeyed", command=command.command, reason=reject.detail)
+            return Reply(reply_to=command.id, worker=self._worker, refused=reject.detail, at=now_ms)
+        return Reply(reply_to=command.id, worker=self._worker, recipients=recipients, at=now_ms)
+
+    async def run(self) -> None:
+        """Undo what has had its time, until cancelled."""
+        while True:
+            await asyncio.sleep(EXPIRE_S)
+            for target in self._pauses.expire(self._dispatcher.clock.wall_ms()):
+                logger.info("resumed", target=str(target), reason="the pause has expired")
+                self._dispatcher.wake()
+
+    def _cancel(self, command: Command) -> int:
+        campaign, tenant = command.campaign or "", command.tenant
+        ended = self._dispatcher.cancel(campaign, Standing(tenant, command.at, command.expires))
+        ended += sum(intake.end_cancelled() for intake in self._intakes)
+        logger.info("campaign cancelled", campaign=campaign, tenant=tenant, recipients=ended)
+        return ended
+
+    def _pause(self, command: Command) -> int:
+        target = _target(command)
+        before = self._paused()
+        self._pauses.pause(target, command.expires)
+        kept = self._paused() - before
+        logger.info("paused", target=str(target), recipients=kept, until_ms=command.expires)
+        return kept
+
+    def _resume(self, command: Command) -> int:
+        target = _target(command)
+        before = self._paused()
+        self._pauses.resume(target)
+        freed = before - self._paused()
+        self._dispatcher.wake()
+        logger.info("resumed", target=str(target), recipients=freed)
+        return freed
+
+    def _paused(self) -> int:
+        return sum(self._dispatcher.core.stats()["paused"])
+
+
+def _target(command: Command) -> Target:
+    assert isinstance(command.on, Target)  # noqa: S101 - it was decoded
+    return command.on

@@ -1,0 +1,150 @@
+"""The records of the control topic: commands and questions to every worker, and their replies (pure). Documented in
+docs/wire-format.md.
+
+In: structs, or the bytes of a record. Out: bytes, or a struct, or Reject("command_invalid").
+Invariant: what is written here can be read here; two commands have one key only if the later one replaces the other.
+Never: decides whether what a command names exists; a worker knows that.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import quote
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from engine.errors import Reject
+from engine.send import MAX_RECORD_BYTES, WIRE_VERSION, Id, Ms
+from engine.wire import decode_map
+
+Version = Annotated[int, Meta(ge=WIRE_VERSION, le=WIRE_VERSION)]
+Count = Annotated[int, Meta(ge=0)]
+TierLabel = Literal["system", "template", "basic"]
+COMMANDS = ("cancel", "pause", "resume")
+REPLY_KEY = b"reply/"
+
+# The keys of a Target that go together, and what they name.
+KINDS: dict[tuple[str, ...], str] = {
+    (): "everything",
+    ("tier",): "tier",
+    ("channel",): "channel",
+    ("channel", "account"): "account",
+    ("tenant",): "tenant",
+    ("campaign",): "campaign",
+    ("tenant", "campaign"): "campaign",
+}
+
+_encode = msgspec.msgpack.Encoder().encode
+Read = TypeVar("Read")
+
+
+class Target(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a command is about: a tier; a channel; an account of a channel; a tenant; a campaign, of one tenant or of
+    all. Hashable; nothing given: everything."""
+
+    tier: TierLabel | None = None
+    channel: Id | None = None
+    account: Id | None = None
+    tenant: Id | None = None
+    campaign: Id | None = None
+
+    @property
+    def kind(self) -> str:
+        """tier, channel, account, tenant, campaign or everything; empty: the keys given do not go together."""
+        return KINDS.get(tuple(name for name in self.__struct_fields__ if getattr(self, name) is not None), "")
+
+    def __str__(self) -> str:
+        """As people say it: "campaign spring of tenant shop-7"."""
+        if self.kind == "account":
+            return f"account {self.account} of channel {self.channel}"
+        if self.kind == "campaign" and self.tenant is not None:
+            return f"campaign {self.campaign} of tenant {self.tenant}"
+        return f"{self.kind} {getattr(self, self.kind, '')}".rstrip()
+
+
+class Command(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    """A command to all workers, obeyed until ``expires``; ``at``, ``expires``: ms since the epoch.
+
+    cancel: what was first seen until ``at`` of ``campaign``, in one ``tenant`` or (None) in all. pause, resume: ``on``.
+    """
+
+    v: Version = WIRE_VERSION
+    id: Id
+    command: str
+    tenant: Id | None = None
+    campaign: Id | UnsetType = UNSET
+    on: Target | UnsetType = UNSET
+    at: Ms
+    expires: Ms
+
+
+class Reply(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    """One worker's answer: how many recipients the command ended (cancel) or keeps (pause) or lets go (resume) there.
+    ``refused``: why the worker cannot obey; empty when it does."""
+
+    v: Version = WIRE_VERSION
+    reply_to: Id
+    worker: str
+    recipients: Count = 0
+    refused: str | UnsetType = UNSET
+    at: Ms
+
+
+def encode_command(command: Command) -> tuple[bytes, bytes]:
+    """Key and value. The newest command of a key is the one compaction keeps: a resume replaces its pause."""
+    return "/".join([_family(command), *(_part(name) for name in _names(command))]).encode(), _encode(command)
+
+
+def _family(command: Command) -> str:
+    return "pause" if command.command == "resume" else command.command
+
+
+def _names(command: Command) -> list[str | None]:
+    if isinstance(command.on, Target):
+        return [command.on.tier, command.on.channel, command.on.account, command.on.tenant, command.on.campaign]
+    return [command.tenant, command.campaign or None]
+
+
+def _part(name: str | None) -> str:
+    return "" if name is None else quote(name, safe="")
+
+
+def decode_command(value: bytes) -> Command:
+    """Raises Reject("command_invalid")."""
+    command = _convert(_map(value), Command)
+    if command.command not in COMMANDS:
+        raise Reject("command_invalid", f"command {command.command!r}; known: {', '.join(COMMANDS)}")
+    if command.command == "cancel" and command.campaign is UNSET:
+        raise Reject("command_invalid", "`campaign` is missing")
+    if command.command in ("pause", "resume"):
+        _check(command.on, ("tier", "channel", "account", "tenant", "campaign"))
+    return command
+
+
+def _check(on: Target | UnsetType, kinds: tuple[str, ...]) -> None:
+    if on is UNSET or on.kind not in kinds:
+        raise Reject("command_invalid", f"`on` must name one of: {', '.join(kinds)} (an account with its channel)")
+
+
+def encode_reply(reply: Reply) -> tuple[bytes, bytes]:
+    """Key and value of a worker's answer."""
+    return REPLY_KEY + f"{_part(reply.reply_to)}/{_part(reply.worker)}".encode(), _encode(reply)
+
+
+def decode_reply(value: bytes) -> Reply:
+    """Raises Reject("command_invalid")."""
+    return _convert(_map(value), Reply)
+
+
+def _map(value: bytes) -> dict[str, Any]:
+    if len(value) > MAX_RECORD_BYTES:
+        raise Reject("command_invalid", f"{len(value):,} bytes")
+    return decode_map(value, "command_invalid")
+
+
+def _convert(value: dict[str, Any], struct: type[Read]) -> Read:
+    try:
+        return msgspec.convert(value, struct)
+    except msgspec.ValidationError as error:
+        raise Reject("command_invalid", str(error)) from None
