@@ -31,6 +31,7 @@ from engine.logs import Chunk, Consumer, Partition, Position
 from engine.open_sends import Content, Flow, OpenSend, OpenSends, names, recipients
 from engine.record import Facts, Recorder
 from engine.send import Origin, Outcome, Send, Tier
+from engine.state.in_hand import Hands
 from engine.state.seen import Seen
 from ext.columns import Columns
 from ext.intake import Taker
@@ -38,7 +39,6 @@ from ext.intake import Taker
 logger = structlog.get_logger("surgetank.consume")
 POLL_RECORDS = 500
 POLL_TIMEOUT_S = 0.2
-SLICE = 100  # records taken between two turns of the loop, about 1 ms
 HOLD_NS = 30 * NS_PER_S  # how long a send waits for its content to be registered
 BUDGET_WAIT_S = 0.01
 PAUSE_AFTER_S = 1.0
@@ -103,6 +103,7 @@ class Intake:
         self._offset_ns = 0
         self.consumer: Consumer
         self.committer: Committer
+        self.in_hand: Hands
 
     # --- the assignment
 
@@ -156,10 +157,10 @@ class Intake:
         ledger = self.ledgers.get(Partition(chunk.topic, chunk.partition))
         if ledger is None or ledger.epoch != chunk.epoch:
             return
-        for start in range(0, len(chunk.offsets), SLICE):
+        for start, end in self.in_hand.slices(chunk):
             if ledger.stale:
                 return
-            self._slice(chunk, start, min(start + SLICE, len(chunk.offsets)), ledger)
+            self._slice(chunk, start, end, ledger)
             await asyncio.sleep(0)
 
     async def _room(self) -> None:
@@ -192,15 +193,20 @@ class Intake:
 
     def _slice(self, chunk: Chunk, start: int, end: int, ledger: Ledger) -> None:
         part = chunk._replace(**{name: getattr(chunk, name)[start:end] for name in COLUMNS})
+        self.in_hand.hold(self.tier, part)
         ledger.open_many(part.offsets, part.timestamps_ms)
         self._counters.consumed_sends[self.tier] += len(part.offsets)
         self._now_ns, self._offset_ns = self._clock.now_ns(), self._clock.offset_ns()
         now_ms = self._clock.wall_ms()
-        at = self._take_common(part, ledger, now_ms, 0)
-        while at < len(part.offsets):
-            self._take_one(part, ledger, now_ms, at)
-            at = self._take_common(part, ledger, now_ms, at + 1)
-        self._dispatcher.push(self._columns)
+        if self.in_hand.is_killer(part):
+            self._end_killer(self._arrival(part, ledger, now_ms, 0))
+        else:
+            at = self._take_common(part, ledger, now_ms, 0)
+            while at < len(part.offsets):
+                self._take_one(part, ledger, now_ms, at)
+                at = self._take_common(part, ledger, now_ms, at + 1)
+            self._dispatcher.push(self._columns)
+        self.in_hand.release(self.tier)  # not where this failed: what it failed on must be found
 
     def _take_common(self, chunk: Chunk, ledger: Ledger, now_ms: int, start: int) -> int:
         """Take records of the common kind in; where the first other one stands."""
@@ -216,15 +222,25 @@ class Intake:
         return at
 
     def _take_one(self, chunk: Chunk, ledger: Ledger, now_ms: int, at: int) -> None:
-        value, offset = chunk.values[at], chunk.offsets[at]
-        decoded = decode_many([value])
+        arrival = self._arrival(chunk, ledger, now_ms, at)
+        decoded = decode_many([arrival.value])
         self._counters.unknown_keys += decoded.unknown_keys
+        self._record(decoded.sends[0], arrival)
+
+    def _arrival(self, chunk: Chunk, ledger: Ledger, now_ms: int, at: int) -> Arrival:
+        value, offset = chunk.values[at], chunk.offsets[at]
         self._counters.consumed_bytes[self.tier] += len(value) if value else 0
         origin = Origin(chunk.topic, chunk.partition, offset)
         # Timestamps are the producer's: one in the future must not make the send younger than it can be.
         stamp = min(chunk.timestamps_ms[at], now_ms)
-        arrival = Arrival(ledger, offset, origin, stamp, chunk.keys[at], value, chunk.headers[at])
-        self._record(decoded.sends[0], arrival)
+        return Arrival(ledger, offset, origin, stamp, chunk.keys[at], value, chunk.headers[at])
+
+    def _end_killer(self, arrival: Arrival) -> None:
+        """Workers have died of it, whatever it is: nobody looks at it again."""
+        logger.error("a record killed its worker three times", origin=arrival.origin)
+        self._record(
+            Reject("crashed_worker", "a worker died of it three times, the last time it had no other"), arrival
+        )
 
     # --- one record
 

@@ -41,6 +41,7 @@ from engine.paused import Pauses
 from engine.probes import Probes
 from engine.record import Recorder
 from engine.send import Tier
+from engine.state.in_hand import Hands
 from engine.state.lock import lock
 from engine.state.seen import Seen
 from engine.state.uses import Uses
@@ -68,6 +69,7 @@ class Pipeline:
         self.channels = _channels(config, self.core, self.limits, urgent)
         self.opens = OpenSends()
         self.seen = Seen(Path(config.state) / "seen.db", config.dedupe_window // NS_PER_MS, config.max_ids)
+        self.in_hand = Hands(Path(config.state))
         self.recorder = Recorder(log, config.log.prefix, clock)
         self.deliverers = {
             name: Deliverer(name, config.channels[name], channel.driver, clock=clock)
@@ -135,6 +137,7 @@ class Pipeline:
         self.seen.close()
         self.limits.close()
         self.frequencies.close()
+        self.in_hand.close()
 
     @property
     def ready(self) -> bool:
@@ -152,7 +155,7 @@ class Pipeline:
             tier, policy, self.channels, self.contents.templates, self.opens, self.seen, self.dispatcher,
             self.recorder, self.counters, self.clock,
         )  # fmt: skip
-        intake.committer = self.committer
+        intake.committer, intake.in_hand = self.committer, self.in_hand
         intake.consumer = self.log.consumer(f"{self.config.log.prefix}.{tier.label}", policy.topics, intake)
         self.committer.sources.append(intake)
         return intake

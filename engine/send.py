@@ -142,6 +142,7 @@ REASONS: dict[str, str] = {
     "times_contradict": "`deadline` or `due` lies before `not_before`, or `due` after `deadline`",
     "meta_invalid": "`meta`, given as JSON, has a number that msgpack cannot carry",
     "meta_too_large": "`meta` is larger than 4 KiB",
+    "crashed_worker": "worker processes died while they took the record in, three times, the last time it alone",
     "registered_invalid": "a registered content is not `channel`, `content` and `fields` as documented",
     "command_invalid": "a control record is not a command this engine knows",
 }

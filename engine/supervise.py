@@ -22,10 +22,12 @@ import structlog
 from engine.backoff import Backoff
 from engine.clock import NS_PER_S, Clock
 from engine.config import Config
-from engine.shares import workers
+from engine.shares import worker_state, workers
+from engine.state.in_hand import read_book, take_left, write_book
 from engine.state.lock import lock
 from engine.supervise_child import Child
 from engine.supervise_watch import Watch
+from engine.suspects import after
 from engine.worker import Order
 
 logger = structlog.get_logger("surgetank.supervise")
@@ -133,7 +135,27 @@ class Supervisor:
         order = Order(name, str(socket), f"{self._member}-{name}", self._text)
         assert process.stdin is not None  # noqa: S101 - for the type checker
         process.stdin.write(msgspec.json.encode(order) + b"\n")
-        await child.end(await process.wait())
+        code = await process.wait()
+        self._learn(name, code)
+        await child.end(code)
+
+    def _learn(self, name: str, code: int) -> None:
+        """Of what it may have died."""
+        directory = worker_state(self._config, name)
+        try:
+            book = read_book(directory)
+            left = take_left(directory)
+            found = after(book, code, left)
+            if found != book:
+                write_book(directory, found)
+        except OSError as error:
+            logger.error("what a worker had in hand cannot be kept", worker=name, error=str(error))
+            return
+        if found != book:
+            logger.warning(
+                "a worker crashed with records in hand", worker=name,
+                records=sum(len(slice_.places) for slice_ in left), suspects=len(found.suspects),
+            )  # fmt: skip
 
     async def _unless_stopped(self, backoff: Backoff) -> None:
         waits = {asyncio.create_task(backoff.wait()), asyncio.create_task(self._stop.wait())}

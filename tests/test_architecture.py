@@ -16,12 +16,12 @@ ROOT = Path(engine.__file__).parent
 STAGES = re.findall(r"^    (\w+) +(pure|shell) +([\w.]+)", engine.__doc__ or "", re.MULTILINE)
 PURE = {
     "errors", "send", "config", "periods", "wire", "decode", "admit", "overload", "settle", "open_sends", "cancelled",
-    "arrival", "shares", "wire_control", "paused",
+    "arrival", "shares", "suspects", "wire_control", "paused",
 }  # fmt: skip
 FORBIDDEN = {"asyncio", "aiokafka", "aiohttp", "time", "random", "prometheus_client", "sqlite3", "socket", "threading"}
 # Each layer may import itself and the ones before it.
 LAYERS = [
-    {"errors", "send", "config", "shares", "periods", "clock", "backoff", "wire", "merge"},
+    {"errors", "send", "config", "shares", "suspects", "periods", "clock", "backoff", "wire", "merge"},
     {"decode", "drivers", "logs", "counters", "state"},
     {"admit", "overload", "arrival", "cancelled", "paused", "settle", "commit", "open_sends", "topics", "tokens"},
     {"deliver", "limits", "frequency", "record", "content", "probes", "oplog"},

@@ -22,7 +22,7 @@ from bench.stack import Samples
 from engine.config import load
 from engine.logs import Partition, Record
 from engine.send import Outcome
-from tests.integration.support import QUICK, Arrived, Told, channel, gateway, opened, read, send
+from tests.integration.support import QUICK, Arrived, Told, busiest, channel, gateway, opened, read, send
 from tests.integration.test_kafka_crashes import gone
 
 pytestmark = pytest.mark.kafka
@@ -30,6 +30,31 @@ WITHIN_S = 90.0
 TWO_GROUPS = '[[workers]]\ntiers = ["system"]\n[[workers]]\ntiers = ["template", "basic"]\nprocesses = 2\n'
 NAMES = ("system-1", "template-basic-1", "template-basic-2")
 COUNTERS = ("consumed_sends_total", "recipients_total", "dispatch_attempts_total", "batch_recipients_count")
+
+# `surgetank` with a fault: it dies of a record that says so, wherever it meets it.
+DEADLY = """
+import os, signal
+from engine import consume
+
+def deadly(real):
+    def take(values, *rest):
+        if any(value is not None and b"deadly" in value for value in values):
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return real(values, *rest)
+    return take
+
+class Taker:
+    def __init__(self, *arguments, **keys):
+        self._real = real_taker(*arguments, **keys)
+        self.take = deadly(self._real.take)
+    def __getattr__(self, name):
+        return getattr(self._real, name)
+
+real_taker, consume.Taker = consume.Taker, Taker
+consume.decode_many = deadly(consume.decode_many)
+from engine.cli import main
+main(prog_name="surgetank")
+"""
 
 
 class Fleet:
@@ -101,9 +126,9 @@ class Place:
         http = f'[http]\nmetrics = "127.0.0.1:{self.port}"\nadmin = ""\n'
         self.file.write_text("\n".join((head, self._log, http, QUICK, workers, *parts)))
 
-    async def append(self, tier: str, values: Sequence[bytes]) -> None:
+    async def append(self, tier: str, values: Sequence[bytes], key: bytes | None = None) -> None:
         async with opened(load(self.file), engine=False) as log:
-            await log.append([Record(f"{self.prefix}.{tier}", value) for value in values])
+            await log.append([Record(f"{self.prefix}.{tier}", value, key) for value in values])
 
     async def told(self) -> Told:
         config = load(self.file)
@@ -190,6 +215,11 @@ async def test_a_killed_worker_is_started_again_and_the_sums_never_go_back(place
         assert set(told.outcomes()) == set(told.wanted())
         assert {end.outcome for ends in told.outcomes().values() for end in ends} == {Outcome.ACCEPTED}
         assert await place.committed() == told.ends
+
+
+async def committed(place: Place) -> bool:
+    """Everything on the log has ended and is committed."""
+    return await place.committed() == (await place.told()).ends
 
 
 async def counted(fleet: Fleet, name: str, least: float) -> bool:
@@ -287,3 +317,54 @@ async def test_a_worker_that_hangs_holds_up_no_scrape(place: Place) -> None:
             finally:
                 os.kill(pid, signal.SIGCONT)
             await fleet.ready()
+
+
+async def test_a_record_that_kills_its_worker_ends_dead_and_its_neighbours_are_delivered(place: Place) -> None:
+    script = place.directory / "deadly.py"
+    script.write_text(DEADLY)
+    async with gateway() as partner:
+        place.configure(channel("partner", partner.url))
+        ids = [f"deadly{n}" if n in (30, 70) else f"i{n}" for n in range(100)]
+        await place.append("basic", [send(id, f"u-{id}") for id in ids], key=b"one partition")
+        await place.append("system", [send(f"s{n}", f"s{n}") for n in range(20)])
+        async with place.serving(str(script)) as fleet:
+            await fleet.ready()
+            await fleet.until(lambda: len(partner.ids) == 98 + 20)
+            await eventually(lambda: committed(place))
+            assert {e["how"] for e in fleet.events if e["event"] == "a worker has ended"} == {"SIGSEGV"}
+            crashes = (await fleet.samples()).by("worker_restarts_total", "worker")
+            assert crashes["system-1"] == 0
+            assert sum(crashes.values()) == 4, "two to suspect, one for each killer"
+            fleet.process.send_signal(signal.SIGTERM)
+            assert await fleet.ended() == 0, fleet.said
+        told = await place.told()
+        ends = {id: {end.outcome for end in ends} for (id, _), ends in told.by_id().items()}
+        neighbours = {*ids, *(f"s{n}" for n in range(20))} - {"deadly30", "deadly70"}
+        assert {id for id, outcomes in ends.items() if outcomes == {Outcome.ACCEPTED}} == neighbours
+        assert sorted(dead.said.reason for dead in told.dead) == ["crashed_worker"] * 2
+        assert not any(id.startswith("u-deadly") for id in partner.ids)
+
+
+async def test_a_limit_is_kept_by_all_workers_together_while_one_dies_again_and_again(place: Place) -> None:
+    """Counted at the platform, where every window of its length is looked at."""
+    number, window_s = 12, 2.0
+    async with gateway() as partner:
+        limit = f'batch = 1\nlimits = [{{ calls = {number}, per = "{window_s:.0f}s" }}]'
+        place.configure(channel("partner", partner.url, limit))
+        for tier in ("system", "basic", "template"):
+            await place.append(tier, [send(f"{tier}{n}", f"{tier}-{n}") for n in range(400)])
+        async with place.serving() as fleet:
+            await fleet.ready()
+            for kill in range(3):
+                so_far = len(partner.calls)
+                await fleet.until(lambda so_far=so_far: len(partner.calls) >= so_far + number)  # type: ignore[misc]
+                os.kill(fleet.pids("template-basic-1")[kill], signal.SIGKILL)
+                await fleet.until(lambda kill=kill: len(fleet.pids("template-basic-1")) == kill + 2)  # type: ignore[misc]
+            so_far = len(partner.calls)
+            await fleet.until(lambda: len(partner.calls) >= so_far + 2 * number)
+            fleet.process.send_signal(signal.SIGTERM)
+            assert await fleet.ended() == 0, fleet.said
+        stamps = [call.at_ns for call in partner.calls]
+        assert number // 3 < busiest(stamps, window_s) <= number
+        tiers = {call.ids[0].partition("-")[0] for call in partner.calls}
+        assert tiers >= {"system", "basic"} or tiers >= {"system", "template"}, "each group used its share"

@@ -28,6 +28,7 @@ from engine.open_sends import OpenSend, OpenSends
 from engine.pipeline import _channels
 from engine.record import Recorder
 from engine.send import Tier
+from engine.state.in_hand import Hands
 from engine.state.seen import Seen
 from engine.state.uses import Uses
 from ext.schedule import Core
@@ -106,6 +107,7 @@ class Place:
             Tier.BASIC, tier_policy(config, Tier.BASIC), channels, {}, self.opens, self.seen, self.dispatcher,
             self.recorder, self.counters, clock,
         )  # fmt: skip
+        self.intake.in_hand = Hands(folder)
         if not compiled:
             self.intake._taker = LeavesAll()  # type: ignore[assignment]
         self.ledger = Ledger(Partition("s.basic", 0), 0, 1)
