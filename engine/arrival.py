@@ -30,7 +30,8 @@ class Arrival(msgspec.Struct, frozen=True, gc=False):
     headers: Headers
     hop: int = 0  # times it was moved
     attempts: int = 0  # calls made for it before that
-    still: frozenset[int] | None = None  # the places of its `to` that were open when it was moved; None: all
+    still: frozenset[int] | None = None  # the places of its `to` that are open; None: all
+    sent: frozenset[int] | None = None  # those that were when it was moved
 
     @property
     def place(self) -> Origin:
@@ -42,7 +43,7 @@ class Arrival(msgspec.Struct, frozen=True, gc=False):
         seen; ``key``: its send's. None: it was not moved."""
         if not self.hop:
             return None
-        open_ = b"" if self.still is None else bitset(sorted(self.still))
+        open_ = b"" if self.sent is None else bitset(sorted(self.sent))
         return blake2b(key + open_, digest_size=16).digest()
 
     def count(self, send: Send) -> int:
@@ -70,4 +71,14 @@ def moved(arrival: Arrival, send: Send | Reject) -> Arrival:
         first_seen_ms=min(told.first_seen_ms, arrival.first_seen_ms),
         attempts=min(told.attempts, MOST_ATTEMPTS),
         still=still,
+        sent=still,
     )
+
+
+def resumed(arrival: Arrival, send: Send) -> Arrival:
+    """Without those of its recipients that ended before a restart; ``still`` is empty when that is all."""
+    done = arrival.ledger.settled(arrival.offset)
+    if not done:
+        return arrival
+    still = frozenset(range(len(send.to))) if arrival.still is None else arrival.still
+    return msgspec.structs.replace(arrival, still=still - done)

@@ -1,8 +1,11 @@
-"""Stage commit (shell): per partition, which records are complete; commits the position up to which all are.
+"""Stage commit (shell): per partition, which records are complete; commits the position up to which all are, and a map
+of what is done above it.
 
-In: completions (offset), each of a record whose recipients all ended and whose receipts are acknowledged.
-Out: the group's committed position: the first offset that is not complete.
-Invariant: the committed position never passes a record that is not complete.
+In: completions, each of a record whose recipients all ended, and settlements, each of some of a record's recipients;
+their receipts are acknowledged. Out: the group's committed position, the first offset that is not complete, with the
+map (engine.progress).
+Invariant: the committed position never passes a record that is not complete; a commit whose fate is unknown is made
+again before any other of its partition.
 Never: blocks delivery; a commit that fails is tried again with whatever is complete by then.
 """
 
@@ -10,14 +13,16 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from collections.abc import Sequence
 from typing import Protocol
 
 import structlog
 
-from engine.clock import Clock
+from engine.clock import NS_PER_S, Clock
 from engine.counters import Counters
-from engine.errors import EngineError, LogUnavailable, StaleEpoch
-from engine.logs import Consumer, Partition, Position
+from engine.errors import EngineError, LogUnavailable, RecordRefused, StaleEpoch
+from engine.logs import Consumer, Partition
+from engine.progress import PUT_S, Keep, Note, Progress
 from engine.send import Tier
 from engine.state.seen import Seen, Segment
 from ext.ledger import Ledger
@@ -26,34 +31,37 @@ __all__ = ["Committer", "Ledger", "Source"]
 
 logger = structlog.get_logger("surgetank.commit")
 COMMIT_EVERY_S = 0.2
+AT_LEAST_EVERY_S = 1.0
+SHARE = 4  # at most a fifth of the time is spent on commits, as long as that is often enough
 
 
 class Source(Protocol):
-    """What a committer commits for."""
+    """What a committer commits for: one tier."""
 
     tier: Tier
-    ledgers: dict[Partition, Ledger]
+    keep: Keep
+    progress: dict[Partition, Progress]
     consumer: Consumer
 
 
 class Committer:
-    """Commits every tier's positions, the ids seen always first."""
+    """Commits every tier's progress, the ids seen always first."""
 
     def __init__(self, seen: Seen, counters: Counters, clock: Clock) -> None:
         self.sources: list[Source] = []
+        self._finished = False
         self._seen = seen
         self._counters = counters
         self._clock = clock
         self._unwritten: list[Segment] = []
-        self._lock = asyncio.Lock()
-        self._finished = False
+        self._writing = asyncio.Lock()
+        self._committing = [asyncio.Lock() for _ in Tier]
 
     async def run(self) -> None:
-        """Commit what is new, several times a second, until cancelled."""
-        while True:
-            await asyncio.sleep(COMMIT_EVERY_S)
+        """Commit what is new, several times a second, until cancelled; the tiers do not wait for each other."""
+        async with asyncio.TaskGroup() as tasks:
             for source in self.sources:
-                await self.commit(source)
+                tasks.create_task(self._keep_on(source))
 
     async def finish(self) -> bool:
         """The last commits, before the groups are left; the first that does not get through is the last one tried."""
@@ -63,36 +71,82 @@ class Committer:
         return not self._finished
 
     async def commit(self, source: Source) -> bool:
-        """Commit one tier's watermarks; False when it did not get through (it is tried again)."""
-        async with self._lock:
+        """Commit one tier's progress; False when not all of it got through (it is tried again)."""
+        async with self._committing[source.tier]:
             if self._finished:
                 return False
-            dirty = [ledger for ledger in source.ledgers.values() if ledger.watermark != ledger.committed]
-            if not dirty:
-                return True
-            positions = {ledger.partition: Position(ledger.watermark) for ledger in dirty}
-            started = self._clock.now_ns()
             try:
-                await self._write_seen()
-                await source.consumer.commit(positions)
-            except (LogUnavailable, StaleEpoch, sqlite3.Error) as error:
+                await self._commit(source)
+            except (LogUnavailable, StaleEpoch, RecordRefused, sqlite3.Error) as error:
                 self._counters.commit_errors[source.tier] += 1
                 logger.warning("commit failed", tier=source.tier.label, error=str(error), disposition=_next(error))
                 return False
-            self._counters.commit_duration[source.tier].observe(self._clock.now_ns() - started)
-            for ledger in dirty:
-                ledger.committed = positions[ledger.partition].offset
             return True
 
+    async def _keep_on(self, source: Source) -> None:
+        while True:
+            started = self._clock.now_ns()
+            await self.commit(source)
+            took_s = (self._clock.now_ns() - started) / NS_PER_S
+            await asyncio.sleep(max(COMMIT_EVERY_S, min(SHARE * took_s, AT_LEAST_EVERY_S)))
+
+    async def _commit(self, source: Source) -> None:
+        started = self._clock.now_ns()
+        doubts = [(one, one.doubt) for one in source.progress.values() if one.doubt is not None]
+        await self._put_through(source, doubts)
+        taken = [(one, one.ledger.snapshot()) for one in source.progress.values() if one.ledger.dirty]
+        if not taken:
+            return
+        await self._write_seen()
+        made = await asyncio.gather(*(one.note(snapshot) for one, snapshot in taken), return_exceptions=True)
+        notes = [(one, note) for (one, _), note in zip(taken, made, strict=True) if isinstance(note, Note)]
+        await self._put_through(source, notes)
+        for failed in made:
+            if isinstance(failed, BaseException):
+                raise failed
+        self._counters.commit_duration[source.tier].observe(self._clock.now_ns() - started)
+
+    async def _put_through(self, source: Source, notes: Sequence[tuple[Progress, Note]]) -> None:
+        """Commit these; until that is known to have happened, their fate is in doubt."""
+        notes = [(one, note) for one, note in notes if not one.ledger.stale]
+        if not notes:
+            return
+        for one, note in notes:
+            one.doubt = note
+        try:
+            await source.consumer.commit({one.ledger.partition: note.position for one, note in notes})
+        except RecordRefused as error:
+            source.keep.too_long(error)
+            for one, note in notes:
+                one.doubt = None if note.slot is None else note  # in effect or not, no slot is named
+            raise
+        for one, note in notes:
+            one.committed(note)
+        await self._tidy(source, [one for one, _ in notes])
+
+    async def _tidy(self, source: Source, committed: Sequence[Progress]) -> None:
+        gone = [record for one in committed for record in one.gone()]
+        if not gone:
+            return
+        try:
+            async with asyncio.timeout(PUT_S):
+                await source.keep.log.append(gone)
+        except (LogUnavailable, TimeoutError) as error:
+            logger.warning("old maps stay for now", tier=source.tier.label, error=str(error))
+            return
+        for one in committed:
+            one.forgotten()
+
     async def _write_seen(self) -> None:
-        ledgers = [ledger for source in self.sources for ledger in source.ledgers.values()]
-        opened = [ledger.oldest_ms for ledger in ledgers if ledger.oldest_ms is not None]
-        segment = self._seen.take(self._clock.wall_ms(), min(opened, default=None))
-        if segment is not None:
-            self._unwritten.append(segment)
-        while self._unwritten:
-            await asyncio.to_thread(self._seen.write, self._unwritten[0])
-            self._unwritten.pop(0)
+        async with self._writing:
+            ledgers = [one.ledger for source in self.sources for one in source.progress.values()]
+            opened = [ledger.oldest_ms for ledger in ledgers if ledger.oldest_ms is not None]
+            segment = self._seen.take(self._clock.wall_ms(), min(opened, default=None))
+            if segment is not None:
+                self._unwritten.append(segment)
+            while self._unwritten:
+                await asyncio.to_thread(self._seen.write, self._unwritten[0])
+                self._unwritten.pop(0)
 
 
 def _next(error: Exception) -> str:

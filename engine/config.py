@@ -174,6 +174,23 @@ class LogConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             1 << 50,
         ),
     ] = None
+    metadata_limit: Annotated[
+        int,
+        about(
+            "Characters a commit may carry beside its position: the brokers' `offset.metadata.max.bytes`.",
+            1024,
+            1 << 20,
+        ),
+    ] = 4096
+    session_timeout: Annotated[
+        Duration,
+        about(
+            "How long a worker may be silent before its partitions go to others (Kafka); brokers take 6 s to 30 min "
+            "unless told otherwise.",
+            6 * NS["s"],
+            30 * NS["m"],
+        ),
+    ] = Duration(30_000_000_000)
     security: Annotated[Security, about("TLS and SASL (Kafka): see `[log.security]`.")] = Security()
     # Made by the supervisor; not a key of the file.
     member: str | None = None  # by this name a process that comes back within 30 s gets its partitions back

@@ -10,24 +10,25 @@ from __future__ import annotations
 import asyncio
 from array import array
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import structlog
 
 from engine import wire
 from engine.admit import Channel, Hold, address, admit, prepare, times
-from engine.arrival import Arrival, moved
+from engine.arrival import Arrival, moved, resumed
+from engine.assignment import Assignment
 from engine.backoff import Backoff
 from engine.clock import NS_PER_MS, NS_PER_S, Clock
-from engine.commit import Committer, Ledger
+from engine.commit import Ledger
 from engine.config import TierConfig
 from engine.counters import Counters
 from engine.decode import decode_many
 from engine.dispatch import Dispatcher
 from engine.drivers import Template
 from engine.errors import LogUnavailable, Reject
-from engine.logs import Chunk, Consumer, Partition, Position
+from engine.logs import Chunk, Partition
 from engine.open_sends import Content, Flow, OpenSend, OpenSends, names, recipients
 from engine.record import Facts, Recorder
 from engine.send import Origin, Outcome, Send, Tier
@@ -57,12 +58,13 @@ class Held(NamedTuple):
 
 
 class Intake:
-    """One tier's. Is its consumer's assignment listener."""
+    """One tier's."""
 
     def __init__(
         self,
         tier: Tier,
         policy: TierConfig,
+        assignment: Assignment,
         channels: Mapping[str, Channel],
         templates: Mapping[str, Template],
         opens: OpenSends,
@@ -73,8 +75,8 @@ class Intake:
         clock: Clock,
     ) -> None:
         self.tier = tier
-        self.ledgers: dict[Partition, Ledger] = {}
-        self.assigned_once = False
+        self.assignment = assignment
+        self.ledgers = assignment.ledgers
         self.last_poll_ms = 0
         self.policy = policy
         self._channels = channels
@@ -101,31 +103,7 @@ class Intake:
         self._stopping = False
         self._now_ns = 0  # both read once a slice
         self._offset_ns = 0
-        self.consumer: Consumer
-        self.committer: Committer
         self.in_hand: Hands
-
-    # --- the assignment
-
-    async def assigned(self, positions: Mapping[Partition, Position], epoch: int) -> None:
-        """Ours from these positions on."""
-        for partition, position in positions.items():
-            self.ledgers[partition] = Ledger(partition, position.offset, epoch)
-        self.assigned_once = True
-        self._counters.rebalances[self.tier, "assigned"] += 1
-        logger.info("partitions assigned", tier=self.tier.label, partitions=len(positions), epoch=epoch)
-
-    async def revoked(self, partitions: Sequence[Partition]) -> None:
-        """Commit what is complete; what is not belongs to the next owner."""
-        if not partitions:
-            return
-        await self.committer.commit(self)
-        for partition in partitions:
-            ledger = self.ledgers.pop(partition, None)
-            if ledger is not None:
-                ledger.stale = True
-        self._counters.rebalances[self.tier, "revoked"] += 1
-        logger.info("partitions revoked", tier=self.tier.label, partitions=len(partitions))
 
     # --- the loop
 
@@ -135,7 +113,7 @@ class Intake:
         while not self._stopping:
             try:
                 await self._room()
-                chunks = await self.consumer.poll(POLL_RECORDS, POLL_TIMEOUT_S)
+                chunks = await self.assignment.consumer.poll(POLL_RECORDS, POLL_TIMEOUT_S)
                 backoff.reset()
             except LogUnavailable as error:
                 logger.warning(
@@ -144,13 +122,13 @@ class Intake:
                 await backoff.wait()
                 continue
             self.last_poll_ms = self._clock.wall_ms()
-            for chunk in chunks:
+            for chunk in self.assignment.gate(chunks):
                 await self.take(chunk)
             self._expire_held()
 
     def stop(self) -> None:
         """Poll no more; records at hand are still taken in."""
-        self._stopping = True
+        self._stopping = self.assignment.stopping = True
 
     async def take(self, chunk: Chunk) -> None:
         """Take a chunk in, in slices. Records of a partition that is no longer ours are left to its owner."""
@@ -158,7 +136,7 @@ class Intake:
         if ledger is None or ledger.epoch != chunk.epoch:
             return
         for start, end in self.in_hand.slices(chunk):
-            if ledger.stale:
+            if ledger.leaving:
                 return
             self._slice(chunk, start, end, ledger)
             await asyncio.sleep(0)
@@ -177,28 +155,32 @@ class Intake:
                 if self._clock.now_ns() - started > PAUSE_AFTER_S * NS_PER_S:
                     if not paused:
                         paused = True
-                        self.consumer.pause()
-                    for chunk in await self.consumer.poll(1, POLL_TIMEOUT_S):
+                        self.assignment.consumer.pause()
+                    chunks = await self.assignment.consumer.poll(1, POLL_TIMEOUT_S)
+                    for chunk in self.assignment.gate(chunks):
                         await self.take(chunk)
         finally:
             if paused:
-                self.consumer.resume()
+                self.assignment.consumer.resume()
             self._counters.backpressure_ns["consume"] += self._clock.now_ns() - started
 
     def _full(self, share: float) -> bool:
         budget, tier = self.policy.budget, self.tier
         sends, size = self._opens.count[tier] + self._held_sends, self._opens.sizes[tier] + self._held_bytes
         untold = self._recorder.full(share)  # what ends at intake has no other bound
-        return sends >= budget.sends * share or size >= budget.bytes * share or untold
+        return sends >= budget.sends * share or size >= budget.bytes * share or untold or self.assignment.full
 
     def _slice(self, chunk: Chunk, start: int, end: int, ledger: Ledger) -> None:
         part = chunk._replace(**{name: getattr(chunk, name)[start:end] for name in COLUMNS})
         self.in_hand.hold(self.tier, part)
-        ledger.open_many(part.offsets, part.timestamps_ms)
         self._counters.consumed_sends[self.tier] += len(part.offsets)
+        if ledger.open_many(part.offsets, part.timestamps_ms):
+            part = self._undone(part, ledger)
+        if ledger.refuted:
+            self.assignment.refuted(ledger)
         self._now_ns, self._offset_ns = self._clock.now_ns(), self._clock.offset_ns()
         now_ms = self._clock.wall_ms()
-        if self.in_hand.is_killer(part):
+        if part.offsets and self.in_hand.is_killer(part):
             self._end_killer(self._arrival(part, ledger, now_ms, 0))
         else:
             at = self._take_common(part, ledger, now_ms, 0)
@@ -207,6 +189,13 @@ class Intake:
                 at = self._take_common(part, ledger, now_ms, at + 1)
             self._dispatcher.push(self._columns)
         self.in_hand.release(self.tier)  # not where this failed: what it failed on must be found
+
+    def _undone(self, chunk: Chunk, ledger: Ledger) -> Chunk:
+        """Without the records that were done before a restart."""
+        keep = [at for at, offset in enumerate(chunk.offsets) if not ledger.is_done(offset)]
+        self._counters.already_done[self.tier] += len(chunk.offsets) - len(keep)
+        columns: dict[str, Any] = {name: [getattr(chunk, name)[at] for at in keep] for name in COLUMNS}
+        return chunk._replace(**columns)
 
     def _take_common(self, chunk: Chunk, ledger: Ledger, now_ms: int, start: int) -> int:
         """Take records of the common kind in; where the first other one stands."""
@@ -253,9 +242,14 @@ class Intake:
         if isinstance(send, Reject):
             self._counters.taken_in[self.tier] += 1
             self._undeliverable(None, arrival, send)
-        else:
-            self._counters.taken_in[self.tier] += arrival.count(send)
-            self._admit(send, arrival)
+            return
+        arrival = resumed(arrival, send)
+        if arrival.still is not None and not arrival.still:  # killed between its last receipt and its completion
+            self._counters.already_done[self.tier] += 1
+            self._recorder.complete(arrival.ledger, array("q", [arrival.offset]))
+            return
+        self._counters.taken_in[self.tier] += arrival.count(send)
+        self._admit(send, arrival)
 
     def _admit(self, send: Send, arrival: Arrival) -> None:
         try:
@@ -370,7 +364,7 @@ class Intake:
         to = None if send.whole(len(positions)) else recipients(send, positions)
         entry = wire.ReceiptSend(send.id, send.origin, to, 0, 0, msgspec.Raw(send.meta))
         self._recorder.receipt(send.flow, outcome, "", reason, "", "", wire.receipt_parts([entry]))
-        self._dispatcher.ended(handle, send, outcome, len(positions))
+        self._dispatcher.ended(handle, send, outcome, positions)
 
     # --- what waits for its content
 
@@ -421,9 +415,9 @@ class Intake:
         self._counters.held[self.tier] -= held.arrival.count(held.send)
         self._held_sends -= 1
         self._held_bytes -= held.arrival.size
-        if held.arrival.ledger.stale:
+        if held.arrival.ledger.leaving:
             self._counters.given_back[self.tier] += held.arrival.count(held.send)
-        return not held.arrival.ledger.stale
+        return not held.arrival.ledger.leaving
 
 
 def _by_reason(refused: Sequence[tuple[int, Reject]]) -> dict[str, tuple[str, list[int]]]:

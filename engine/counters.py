@@ -40,6 +40,8 @@ class Counters:
         self.retries: Counter[tuple[str, str]] = Counter()  # by (channel, reason)
         self.series_dropped = 0
         self.throttled: Counter[str] = Counter()  # calls answered with "rest", by channel
+        self.already_done = [0, 0, 0]  # records read again of which a commit's map says that they are complete
+        self.unread_maps: Counter[tuple[Tier, str]] = Counter()  # by reason
         self.rebalances: Counter[tuple[Tier, str]] = Counter()
         self.commit_errors = [0, 0, 0]
         self.backpressure_ns: Counter[str] = Counter()

@@ -29,7 +29,7 @@ from engine.frequency import Frequencies, Held, rows_by_wait
 from engine.limits import Limits
 from engine.open_sends import Flow, OpenSend, OpenSends, recipients
 from engine.record import Recorder
-from engine.send import Origin, Outcome
+from engine.send import Origin, Outcome, Tier
 from engine.settle import Again, Ending, settle
 from engine.state.seen import Seen
 from ext.columns import Batch, Columns, batches_of
@@ -115,6 +115,12 @@ class Dispatcher:
         self.wake()
         return ended
 
+    def drop(self, tier: Tier) -> None:
+        """Give back what is queued of a tier, whose partitions go to others; ``_reap`` does it, in portions."""
+        for flow in self.opens.of_tier(tier):
+            self.core.cancel(flow.tenant_handle, flow.campaign_handle, tier)
+        self.wake()
+
     def is_cancelled(self, campaign: str | None, tenant: str, first_seen_ms: int) -> bool:
         """True for a send that a cancel command covers."""
         if campaign is None or campaign not in self.cancelled:
@@ -194,12 +200,18 @@ class Dispatcher:
         task.add_done_callback(self._called)
 
     def _give_back(self, batch: Batch, rows: Sequence[int]) -> None:
-        """Their partition belongs to another worker now, which reads them again."""
-        self.counters.given_back[batch.tier] += len(rows)
         handles, sends = batch.handles, batch.sends
         for row in rows:
-            self.less(handles[row], sends[row], 1)
+            self._leave(handles[row], sends[row], 1)
         batch.without(rows)
+
+    def _leave(self, handle: int, send: OpenSend, count: int) -> None:
+        """So many of its recipients belong to another worker now, which reads them again."""
+        self.counters.given_back[send.flow.tier] += count
+        send.given_back = True
+        send.left -= count
+        if not send.left:
+            self.opens.remove(handle)
 
     def _wait(self, batch: Batch, waits: Mapping[int, int]) -> None:
         """These have had their messages: back into the core until then; no attempt of theirs."""
@@ -269,6 +281,8 @@ class Dispatcher:
         for send in told.unclaimed:
             self._free(send)
         counters.outcomes[flow.tier, flow.channel, outcome] += told.count
+        for settled in told.settled:
+            self.recorder.settle(*settled)
         for ledger, offsets in told.completions:
             self.recorder.complete(ledger, offsets)
 
@@ -301,33 +315,39 @@ class Dispatcher:
         for rows in _runs(handles, range(reaped.items)):
             first, handle = rows[0], handles[rows[0]]
             send = self.opens[handle]
+            if send.ledger.leaving:
+                self._leave(handle, send, len(rows))
+                continue
             outcome = Outcome.CANCELLED if causes[first] == CANCELLED else Outcome.EXPIRED
             group = groups.get((send.flow, outcome))
             if group is None:
                 group = groups[send.flow, outcome] = (Told(self, send.flow, outcome), [])
-            to = None if send.whole(len(rows)) else recipients(send, [positions[row] for row in rows])
+            who = [positions[row] for row in rows]
+            to = None if send.whole(len(who)) else recipients(send, who)
             queued_ms = (now - send.pushed_ns) // NS_PER_MS
             meta = msgspec.Raw(send.meta)
             group[1].append(wire.ReceiptSend(send.id, send.origin, to, attempts[first], queued_ms, meta))
-            group[0].send(handle, send, len(rows))
+            group[0].send(handle, send, who)
         for (flow, outcome), (told, entries) in groups.items():
             self.recorder.receipt(flow, outcome, "", "", "", "", wire.receipt_parts(entries))
             told.done()
         return reaped.more
 
-    def ended(self, handle: int, send: OpenSend, outcome: Outcome, count: int) -> None:
-        """``count`` recipients of the send have ended; the last ones complete its record."""
+    def ended(self, handle: int, send: OpenSend, outcome: Outcome, positions: Sequence[int]) -> None:
+        """The recipients at these places of the send have ended; the last ones complete its record."""
         told = Told(self, send.flow, outcome)
-        told.send(handle, send, count)
+        told.send(handle, send, positions)
         told.done()
 
-    def less(self, handle: int, send: OpenSend, count: int) -> bool:
-        """``count`` recipients of the send are not ours to care for any more; True when its record is complete."""
-        send.left -= count
+    def less(self, handle: int, send: OpenSend, positions: Sequence[int]) -> bool:
+        """These recipients of the send have ended and are told of; True when its record is complete."""
+        send.left -= len(positions)
+        if (send.left or send.given_back) and not send.ledger.stale:
+            self.recorder.settle(send.ledger, send.offset, array("H", positions))
         if send.left:
             return False
         self.opens.remove(handle)
-        if send.ledger.stale:
+        if send.ledger.stale or send.given_back:
             return False
         if not send.taken:
             self._free(send)
@@ -356,13 +376,13 @@ class Told:
         self._count = 0
         self._completions: list[tuple[Ledger, int]] = []
 
-    def send(self, handle: int, send: OpenSend, count: int) -> None:
-        """``count`` recipients of it."""
-        self._observe((self._wall_ms - send.first_seen_ms) * NS_PER_MS, count)
-        self._count += count
+    def send(self, handle: int, send: OpenSend, positions: Sequence[int]) -> None:
+        """The recipients at these places of it."""
+        self._observe((self._wall_ms - send.first_seen_ms) * NS_PER_MS, len(positions))
+        self._count += len(positions)
         if self._keeps_id:
             send.taken = True
-        if self._dispatcher.less(handle, send, count):
+        if self._dispatcher.less(handle, send, positions):
             self._completions.append((send.ledger, send.offset))
 
     def done(self) -> None:

@@ -158,18 +158,27 @@ class Snapshot:
             for name, text in {
                 "lag_sends": "Records on the log not read yet",
                 "assigned_partitions": "Partitions this worker owns",
-                "uncommitted_sends": "Records read whose position is not committed",
+                "uncommitted_sends": "Records that ended, in whole or in part, since the last commit",
                 "last_poll_timestamp_seconds": "When records were last asked for",
             }.items()
         }
         for intake in pipeline.intakes:
             label = [intake.tier.label]
-            families["lag_sends"].add_metric(label, sum(intake.consumer.lag().values()))
+            families["lag_sends"].add_metric(label, sum(intake.assignment.consumer.lag().values()))
             families["assigned_partitions"].add_metric(label, len(intake.ledgers))
-            uncommitted = sum(ledger.uncommitted for ledger in intake.ledgers.values())
+            uncommitted = sum(ledger.unsaved for ledger in intake.ledgers.values())
             families["uncommitted_sends"].add_metric(label, uncommitted)
             families["last_poll_timestamp_seconds"].add_metric(label, intake.last_poll_ms / 1000)
         yield from families.values()
+        size = GaugeMetricFamily(
+            "surgetank_ledger_metadata_bytes", "The maps of what is done, as committed last", labels=["tier"]
+        )
+        for intake in pipeline.intakes:
+            size.add_metric([intake.tier.label], sum(one.size for one in intake.assignment.progress.values()))
+        yield size
+        yield _by_tier("already_done_sends", "Records read again that were done before a restart", c.already_done)
+        unread = {(tier.label, reason): count for (tier, reason), count in c.unread_maps.items()}
+        yield _by_pair("unread_maps", "Maps of what is done that were of no use", ("tier", "reason"), unread)
         rebalances = {(tier.label, kind): count for (tier, kind), count in c.rebalances.items()}
         yield _by_pair("kafka_rebalances", "Assignments that came and went", ("tier", "type"), rebalances)
         yield _by_tier("kafka_commit_errors", "Commits that did not get through", c.commit_errors)

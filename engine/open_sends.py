@@ -138,6 +138,10 @@ class OpenSends(SendTable):
         """The tenant's handle, while it has a flow."""
         return self._tenant_names.handle(name)
 
+    def of_tier(self, tier: Tier) -> list[Flow]:
+        """The flows of a tier."""
+        return [flow for flow in self._flows.values() if flow.tier is tier]
+
     def forget_flow(self, flow: Flow) -> None:
         """Its last open send was removed."""
         del self._flows[flow.tier, flow.channel, flow.account, flow.tenant, flow.campaign]

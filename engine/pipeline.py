@@ -18,6 +18,7 @@ from typing import Any
 import structlog
 
 from engine.admit import Channel
+from engine.assignment import Assignment
 from engine.backoff import Backoff
 from engine.clock import NS_PER_MS, NS_PER_S, Clock
 from engine.commit import Committer
@@ -39,13 +40,14 @@ from engine.open_sends import OpenSends
 from engine.orders import Orders
 from engine.paused import Pauses
 from engine.probes import Probes
+from engine.progress import Keep
 from engine.record import Recorder
 from engine.send import Tier
 from engine.state.in_hand import Hands
 from engine.state.lock import lock
 from engine.state.seen import Seen
 from engine.state.uses import Uses
-from engine.topics import topic_specs
+from engine.topics import MAX_MAP_BYTES, topic_specs
 from ext.schedule import ACCOUNT, CHANNEL, GLOBAL, WHOLE_TIER, Core
 
 logger = structlog.get_logger("surgetank.pipeline")
@@ -101,7 +103,7 @@ class Pipeline:
         await _read_all(control, self.control.take)
         self.limits.start()
         for intake in self.intakes:
-            await intake.consumer.start()
+            await intake.assignment.consumer.start()
         self._spawn(self.recorder.run(), self.committer.run(), self.limits.run(), self.orders.run())
         self._spawn(_watch_loop(self.counters, self.clock))
         self._spawn(_follow(content, self.contents.take), _follow(control, self.control.take, self._answer))
@@ -128,7 +130,7 @@ class Pipeline:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
         for intake in self.intakes:
-            await intake.consumer.close()
+            await intake.assignment.consumer.close()
         for reader in self.readers:
             await reader.close()
         self.dispatcher.failure.cancel()
@@ -142,7 +144,7 @@ class Pipeline:
     @property
     def ready(self) -> bool:
         """Every tier has had its first assignment."""
-        return bool(self.tasks) and all(intake.assigned_once for intake in self.intakes)
+        return bool(self.tasks) and all(intake.assignment.assigned_once for intake in self.intakes)
 
     async def _reader(self, topic: str) -> Reader:
         reader = await self.log.reader([topic])
@@ -150,14 +152,17 @@ class Pipeline:
         return reader
 
     def _intake(self, tier: Tier) -> Intake:
-        policy = tier_policy(self.config, tier)
+        policy, config = tier_policy(self.config, tier), self.config.log
+        group = f"{config.prefix}.{tier.label}"
+        keep = Keep(self.log, config.prefix, group, config.metadata_limit, MAX_MAP_BYTES)
+        assignment = Assignment(tier, keep, self.committer, self.recorder, self.dispatcher.drop, self.counters)
+        assignment.consumer = self.log.consumer(group, policy.topics, assignment)
+        self.committer.sources.append(assignment)
         intake = Intake(
-            tier, policy, self.channels, self.contents.templates, self.opens, self.seen, self.dispatcher,
+            tier, policy, assignment, self.channels, self.contents.templates, self.opens, self.seen, self.dispatcher,
             self.recorder, self.counters, self.clock,
         )  # fmt: skip
-        intake.committer, intake.in_hand = self.committer, self.in_hand
-        intake.consumer = self.log.consumer(f"{self.config.log.prefix}.{tier.label}", policy.topics, intake)
-        self.committer.sources.append(intake)
+        intake.in_hand = self.in_hand
         return intake
 
     def _registered(self, name: str, channels: set[str]) -> None:

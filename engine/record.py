@@ -1,8 +1,8 @@
 """Writes what happened to the log: receipts, and records that ended dead; then lets the commit stage know (shell).
 
 In: endings (who, how) and the records they complete. Out: receipts and dead-letter records, acknowledged; after that,
-and only then, completions.
-Invariant: a record completes only after every receipt of it was acknowledged.
+and only then, completions, and settlements of records of which something is left.
+Invariant: a recipient counts as done only after its receipt was acknowledged.
 Never: blocks delivery. While the log does not answer, what is to be written waits here; ``full`` tells the pump when
 to stop making calls, and intake when to stop reading.
 """
@@ -51,6 +51,7 @@ class Recorder:
         self._dead = f"{prefix}.dead"
         self._records: list[Record] = []
         self._completions: list[tuple[Ledger, array[int]]] = []
+        self._settled: list[tuple[Ledger, int, array[int]]] = []
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -110,6 +111,12 @@ class Recorder:
         self.backlog += len(offsets)
         self._awake()
 
+    def settle(self, ledger: Ledger, offset: int, positions: array[int]) -> None:
+        """Some recipients (uint16) of a record, which is not complete yet: noted as done once everything queued before
+        is acknowledged."""
+        self._settled.append((ledger, offset, positions))
+        self._awake()
+
     async def run(self) -> None:
         """Append until cancelled; what is queued while one append is under way goes with the next."""
         while True:
@@ -119,8 +126,11 @@ class Recorder:
             records, self._records = self._records, []
             size = self.backlog_bytes
             completions, self._completions = self._completions, []
+            settled, self._settled = self._settled, []
             if records:
                 await self._append(records)
+            for ledger, offset, positions in settled:
+                ledger.settle(offset, max(positions) + 1, positions)
             for ledger, offsets in completions:
                 ledger.complete_many(offsets)
                 self.backlog -= len(offsets)

@@ -9,10 +9,11 @@ from engine.send import Tier
 
 # A record may have 2 MiB (engine.decode), which is more than Kafka's default; the rest is for headers and framing.
 MAX_MESSAGE_BYTES = 3 << 20
+MAX_MAP_BYTES = 8 << 20  # of a map of what is done: a bitset of 64 million offsets
 
 
 def topic_specs(config: Config) -> list[TopicSpec]:
-    """Every topic, each once: the tiers' own and configured ones, receipts, dead, control, content."""
+    """Every topic, each once: the tiers' own and configured ones, receipts, dead, control, content, progress."""
     prefix, log = config.log.prefix, config.log
     names = [topic for tier in Tier for topic in tier_policy(config, tier).topics]
     names += [f"{prefix}.receipts", f"{prefix}.dead"]
@@ -31,4 +32,12 @@ def topic_specs(config: Config) -> list[TopicSpec]:
         TopicSpec(f"{prefix}.{name}", partitions=1, replication=log.replication, compacted=True)
         for name in ("control", "content")
     ]
-    return flowing + standing
+    maps = TopicSpec(
+        f"{prefix}.progress",
+        partitions=1,
+        replication=log.replication,
+        compacted=True,
+        # A segment that is written to is not compacted, and maps are written anew every second.
+        extra={"max.message.bytes": str(MAX_MAP_BYTES + (64 << 10)), "segment.bytes": str(64 << 20)},
+    )
+    return [*flowing, *standing, maps]

@@ -212,7 +212,7 @@ cdef class Batch:
             send = self.table.at(self.send[i])
             if send.ledger is known:
                 continue
-            if send.ledger.stale:
+            if send.ledger.leaving or send.ledger.stale:
                 found.append(i)
             else:
                 known = send.ledger

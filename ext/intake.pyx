@@ -15,7 +15,7 @@ from libc.stdlib cimport free
 from libc.string cimport memcpy
 
 from ext.columns cimport Columns
-from ext.ledger cimport Ledger
+from ext.ledger cimport Ledger, marks_settled
 from ext.scan cimport Bytes, Scanner, Span, big_endian, text_at
 from ext.seen cimport SeenTable
 from ext.sends cimport Content, Flow, OpenSend, SendTable
@@ -196,6 +196,8 @@ cdef class Taker:
         for i in range(start, len(values)):
             value = values[i]
             if type(value) is not bytes or headers[i] and is_ours(headers[i]):
+                return i
+            if marks_settled(&ledger.marks, offsets[i]) != NULL:
                 return i
             send = OpenSend.__new__(OpenSend)
             send.value, send.ledger, send.topic, send.partition = value, ledger, topic, partition

@@ -49,8 +49,8 @@ cdef class Ledger:
     cdef readonly object partition
     cdef readonly int64_t epoch
     cdef public int64_t committed
-    cdef public bint stale
-    cdef readonly bint refuted
+    cdef public bint leaving, stale
+    cdef public bint refuted
     cdef bint expecting  # a map was restored, and no record read since
     cdef uint64_t changes, saved  # of now, of the last commit
 

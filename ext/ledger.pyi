@@ -22,7 +22,8 @@ class Ledger:
     partition: Partition
     epoch: int
     committed: int  # the caller's: the position last committed
-    stale: bool  # taken away: completions do nothing any more
+    leaving: bool  # the caller's: being given back, nothing new of it begins
+    stale: bool  # given back, or taken away: completions do nothing any more
     refuted: bool  # what was restored turned out to be of another topic
 
     def __init__(self, partition: Partition, position: int, epoch: int) -> None:

@@ -328,12 +328,12 @@ cdef void queues_advance(Queues* q, int64_t now) noexcept nogil
 cdef int queues_push(Queues* q, const Row* rows, size_t n) noexcept nogil
 cdef void queues_pop(Queues* q, uint64_t budget) noexcept nogil
 cdef void queues_release(Queues* q, Node* leaf, uint64_t recipients, uint64_t left, int64_t at) noexcept nogil
-cdef uint64_t queues_cancel(Queues* q, uint32_t tenant, uint32_t campaign) noexcept nogil
 cdef void queues_pause(Queues* q, Node* node, bint paused) noexcept nogil
 cdef int queues_pause_group(Queues* q, uint8_t level, uint32_t tenant, uint32_t campaign, bint paused) noexcept nogil
 cdef int queues_reweight(Queues* q, uint8_t level, uint32_t tenant, uint32_t campaign, uint32_t weight) noexcept nogil
 cdef void queues_reweight_tier(Queues* q, uint8_t tier, uint32_t weight) noexcept nogil
 cdef void queues_kept(const Queues* q, uint8_t tier, uint64_t* paused, uint64_t* throttled) noexcept nogil
+cdef uint64_t queues_cancel(Queues* q, uint32_t tenant, uint32_t campaign, int tier) noexcept nogil  # tier -1: all
 cdef uint64_t queues_reap(Queues* q, EndedRow* rows, uint64_t most) noexcept nogil
 cdef bint queues_has_ended(const Queues* q) noexcept nogil
 cdef bint queues_has_work(const Queues* q) noexcept nogil

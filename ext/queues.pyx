@@ -1195,7 +1195,7 @@ cdef void cancel_queue(Queues* q, Queue* queue) noexcept nogil:
     ring_append(&q.dead, &queue.link)
 
 
-cdef uint64_t queues_cancel(Queues* q, uint32_t tenant, uint32_t campaign) noexcept nogil:
+cdef uint64_t queues_cancel(Queues* q, uint32_t tenant, uint32_t campaign, int tier) noexcept nogil:
     """Recipients cancelled. O(queues of the campaign), whatever they hold."""
     cdef Group* group = find_group(q, group_hash(CAMPAIGN_, tenant, campaign), CAMPAIGN_, tenant, campaign)
     cdef Link* member = NULL if group == NULL else ring_first(&group.members)
@@ -1206,6 +1206,8 @@ cdef uint64_t queues_cancel(Queues* q, uint32_t tenant, uint32_t campaign) noexc
     while member != NULL:
         node = member_of(member)
         member = NULL if member.next == &group.members else member.next
+        if tier >= 0 and node.tier != tier:
+            continue
         node.children += 1  # so that it does not go with its last queue
         link = ring_first(&node.queues)
         while link != NULL:

@@ -11,10 +11,11 @@ from ext.sends import OpenSend
 class Told:
     """What ``tell`` did. ``parts``: msgpack lists, the ``sends`` of one receipts record each; ``completions``: records
     that have nobody left, by runs of one ledger (offsets, int64); ``unclaimed``: those of them whose id is free again;
-    ``count``: recipients."""
+    ``settled``: which positions (uint16) of each record that has somebody left; ``count``: recipients."""
 
     parts: list[bytes]
     completions: list[tuple[Ledger, array[int]]]
+    settled: list[tuple[Ledger, int, array[int]]]
     unclaimed: list[OpenSend]
     count: int
 

@@ -161,25 +161,36 @@ cdef int tell_some(
     return 0
 
 
+cdef object positions_of(Batch batch, list rows, Py_ssize_t start, Py_ssize_t end):
+    if rows is None:
+        return array("H", (<char*>(batch.position + start))[:2 * (end - start)])
+    return array("H", [batch.position[<Py_ssize_t>rows[at]] for at in range(start, end)])
+
+
 cdef class Told:
     cdef readonly list parts
     cdef readonly list completions
+    cdef readonly list settled
     cdef readonly list unclaimed
     cdef readonly Py_ssize_t count
     cdef object ledger, offsets  # of the last completion
 
     def __cinit__(self):
-        self.completions, self.unclaimed = [], []
+        self.completions, self.settled, self.unclaimed = [], [], []
 
-    cdef int less(self, SendTable table, uint32_t handle, OpenSend send, uint32_t count) except -1:
-        """``count`` recipients of the send have ended."""
+    cdef int less(
+        self, Batch batch, uint32_t handle, OpenSend send, list rows, Py_ssize_t start, Py_ssize_t end
+    ) except -1:
+        """Rows start..end of ``rows``, all of that send, have ended."""
         cdef Ledger ledger = send.ledger
-        send.left -= count
-        self.count += count
+        send.left -= <uint32_t>(end - start)
+        self.count += end - start
+        if (send.left or send.given_back) and not ledger.stale:
+            self.settled.append((ledger, send.offset, positions_of(batch, rows, start, end)))
         if send.left:
             return 0
-        table.remove(handle)
-        if ledger.stale:
+        batch.table.remove(handle)
+        if ledger.stale or send.given_back:
             return 0
         if not send.taken:
             self.unclaimed.append(send)
@@ -218,6 +229,6 @@ def tell(
             tell_some(entries, send, batch, rows, start, at, attempts, queued_ms)
         counts_observe(&end_to_end.counts, (wall_ms - send.first_seen_ms) * NS_PER_MS, <uint64_t>(at - start))
         send.taken = send.taken or keeps_id
-        told.less(table, handle, send, <uint32_t>(at - start))
+        told.less(batch, handle, send, rows, start, at)
     told.parts = entries.done()
     return told

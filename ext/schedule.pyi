@@ -164,10 +164,10 @@ class Core:
         for a window from now, or from ``late_ns`` later when it may arrive as late as that; the others never left
         (0: the platform saw nothing of it). ValueError: none was in flight."""
 
-    def cancel(self, tenant: int, campaign: int) -> int:
-        """End all that is queued or waiting of a campaign, in every tier; returns how many recipients. Takes as long as
-        the campaign has queues, whatever they hold: a content that was pushed once only has none of its own where the
-        campaign has more than 64."""
+    def cancel(self, tenant: int, campaign: int, tier: int | None = None) -> int:
+        """End all that is queued or waiting of a campaign, in one tier or in every one; returns how many recipients.
+        Takes as long as the campaign has queues, whatever they hold: a content that was pushed once only has none of
+        its own where the campaign has more than 64."""
 
     def reap(self, now_ns: int, budget: int) -> Ended:
         """Hand back up to ``budget`` (1..2**20) recipients that expired or were cancelled.

@@ -499,8 +499,13 @@ cdef class Core:
         self.advance(now_ns)
         queues_release(self.q, leaf, <uint64_t>n, <uint64_t>there, self.q.now + late)
 
-    def cancel(self, tenant, campaign):
-        return queues_cancel(self.q, name("tenant", tenant), name("campaign", campaign))
+    def cancel(self, tenant, campaign, tier=None):
+        return queues_cancel(
+            self.q,
+            name("tenant", tenant),
+            name("campaign", campaign),
+            -1 if tier is None else <int>within("tier", tier, SYSTEM, BASIC),
+        )
 
     def reap(self, now_ns, budget):
         cdef uint64_t n = <uint64_t>within("budget", budget, 1, MOST)

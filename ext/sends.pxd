@@ -34,6 +34,7 @@ cdef class OpenSend:
     cdef readonly uint32_t total
     cdef public uint32_t left
     cdef public bint taken
+    cdef public bint given_back
     cdef readonly bint partial
     cdef readonly object move_key  # bytes or None
     cdef str topic  # of its origin, like the next two

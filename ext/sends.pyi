@@ -46,7 +46,8 @@ class Content:
 
 class OpenSend:
     """One record from intake to completion. ``left``: recipients not ended; ``data``: values of recipients' own, by
-    position; ``taken``: somebody was accepted (or may have been), so the id stays claimed; ``total``: the recipients it
+    position; ``taken``: somebody was accepted (or may have been), so the id stays claimed; ``given_back``: some of its
+    recipients were, so its record is not completed here; ``total``: the recipients it
     came for; ``partial``: its record names more, whose ends were told before it was moved."""
 
     id: str
@@ -69,6 +70,7 @@ class OpenSend:
     headers: Headers
     data: Mapping[int, Mapping[str, Any]]
     taken: bool
+    given_back: bool
     partial: bool
     move_key: bytes | None  # dedupe of moved records
     def __init__(

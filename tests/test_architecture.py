@@ -23,7 +23,7 @@ FORBIDDEN = {"asyncio", "aiokafka", "aiohttp", "time", "random", "prometheus_cli
 LAYERS = [
     {"errors", "send", "config", "shares", "suspects", "periods", "clock", "backoff", "wire", "merge"},
     {"decode", "drivers", "logs", "counters", "state"},
-    {"admit", "overload", "arrival", "cancelled", "paused", "settle", "commit", "open_sends", "topics", "tokens"},
+    {"admit", "overload", "arrival", "cancelled", "paused", "settle", "progress", "commit", "open_sends", "topics", "tokens"},
     {"deliver", "limits", "frequency", "record", "content", "probes", "oplog"},
     {"dispatch", "control"},
     {"consume", "orders"},

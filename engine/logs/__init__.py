@@ -24,7 +24,7 @@ class Partition(NamedTuple):
 
 
 class Position(NamedTuple):
-    """A committed position: the next offset to read, and the committer's own note (<= 4,096 characters)."""
+    """A committed position: the next offset to read, and the committer's own note (log.metadata_limit characters)."""
 
     offset: int
     metadata: str = ""
@@ -98,7 +98,8 @@ class Consumer(Protocol):
         """
 
     async def commit(self, positions: Mapping[Partition, Position], timeout_s: float = 5.0) -> None:
-        """Store positions for the group. Raises LogUnavailable (fate unknown), StaleEpoch (partition lost)."""
+        """Store positions for the group. Raises LogUnavailable (fate unknown), StaleEpoch (partition lost),
+        RecordRefused (a note is longer than the brokers take; others may be stored)."""
 
     def pause(self) -> None:
         """Until ``resume`` a poll returns no records; it still keeps the membership alive."""

@@ -12,13 +12,13 @@ MAX_TIMESTAMP_MS = 253_402_300_799_999  # the year 9999
 MAX_RECORD_BYTES = 16 << 20  # without headers; a Kafka topic usually takes less
 
 
-def check_metadata(positions: Mapping[Partition, Position]) -> None:
+def check_metadata(positions: Mapping[Partition, Position], most: int) -> None:
     """Raise ValueError for a note that would not be kept."""
     for partition, position in positions.items():
-        if len(position.metadata) > MAX_METADATA:
+        if len(position.metadata) > most:
             raise ValueError(
                 f"metadata of {len(position.metadata)} characters for {partition.topic}/{partition.number}:"
-                f" at most {MAX_METADATA}"
+                f" at most {most}"
             )
 
 

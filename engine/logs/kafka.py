@@ -18,10 +18,12 @@ from aiokafka.errors import KafkaError, PolicyViolationError, TopicAuthorization
 from engine.config import Security
 from engine.errors import LogUnavailable, LogUnusable
 from engine.logs import AssignmentListener, Consumer, Partition, Position, Reader, Record, TopicDifference, TopicSpec
+from engine.logs.checks import MAX_METADATA
 from engine.logs.kafka_quiet import quieten
 from engine.logs.kafka_read import KafkaConsumer
 from engine.logs.kafka_reader import KafkaReader, fetch
 from engine.logs.kafka_security import client_keys
+from engine.logs.kafka_source import SESSION_MS
 from engine.logs.kafka_write import KafkaWriter
 
 ADMIN_S = 15.0
@@ -39,11 +41,15 @@ class KafkaLog:
         first_start: Literal["earliest", "latest"] = "earliest",
         security: Security | None = None,
         member: str | None = None,
+        metadata_limit: int = MAX_METADATA,
+        session_timeout_ms: int = SESSION_MS,
     ) -> None:
         """``member``: our name in every group (static membership); whoever comes back under it within the session
         timeout has its partitions back at once, and the other members notice nothing."""
         self.bootstrap = bootstrap
         self.member = member
+        self.metadata_limit = metadata_limit
+        self.session_timeout_ms = session_timeout_ms
         self.client = {"bootstrap_servers": bootstrap, **client_keys(security or Security())}
         self.first_start = first_start
         self._writer = KafkaWriter(bootstrap, self.client, self._is_compacted)

@@ -24,14 +24,15 @@ from aiokafka.errors import (
     ConsumerStoppedError,
     IllegalStateError,
     KafkaError,
+    OffsetMetadataTooLargeError,
     OffsetOutOfRangeError,
 )
 from aiokafka.structs import OffsetAndMetadata
 
-from engine.errors import LogUnavailable, StaleEpoch
+from engine.errors import LogUnavailable, RecordRefused, StaleEpoch
 from engine.logs import AssignmentListener, Chunk, Partition, Position
 from engine.logs.checks import check_metadata
-from engine.logs.kafka_source import CONSUMER, Source, say_gone
+from engine.logs.kafka_source import CONSUMER, HEARTBEAT_MS, Source, say_gone
 
 if TYPE_CHECKING:
     from engine.logs.kafka import KafkaLog
@@ -80,7 +81,7 @@ class KafkaConsumer:
             group_instance_id=self._log.member,
             partition_assignment_strategy=(assignor,),
             **self._log.client,
-            **CONSUMER,
+            **CONSUMER | self._beat(),
         )
         kafka.subscribe(self._topics, listener=_Callbacks(self))
         self._source = source = Source(kafka)
@@ -109,7 +110,7 @@ class KafkaConsumer:
 
     async def commit(self, positions: Mapping[Partition, Position], timeout_s: float = 5.0) -> None:
         """See Consumer.commit."""
-        check_metadata(positions)
+        check_metadata(positions, self._log.metadata_limit)
         source = self._source
         strange = [partition for partition in positions if source is None or partition not in source.nexts]
         if source is None or strange:
@@ -117,6 +118,8 @@ class KafkaConsumer:
         try:
             async with asyncio.timeout(timeout_s):
                 await source.kafka.commit(_offsets(positions))
+        except OffsetMetadataTooLargeError as error:
+            raise RecordRefused(f"{self._log.bootstrap}: group {self._group}: {error!r}") from error
         except (CommitFailedError, IllegalStateError) as error:
             raise StaleEpoch(f"group {self._group} has rebalanced: {error}") from error
         except (KafkaError, TimeoutError) as error:
@@ -248,6 +251,10 @@ class KafkaConsumer:
             await self.start()
         assert self._source is not None  # noqa: S101 - for the type checker
         return self._source
+
+    def _beat(self) -> dict[str, int]:
+        session = self._log.session_timeout_ms
+        return {"session_timeout_ms": session, "heartbeat_interval_ms": min(HEARTBEAT_MS, session // 4)}
 
     async def _leave(self) -> None:
         await self.lose()

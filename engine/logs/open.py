@@ -19,12 +19,22 @@ def open_log(config: LogConfig, *, state: str, engine: bool) -> Log:
         from engine.logs.kafka import KafkaLog
 
         return KafkaLog(
-            config.bootstrap, first_start=config.first_start, security=config.security, member=config.member
+            config.bootstrap,
+            first_start=config.first_start,
+            security=config.security,
+            member=config.member,
+            metadata_limit=config.metadata_limit,
+            session_timeout_ms=config.session_timeout // NS_PER_MS,
         )
     from engine.logs.sqlite import SqliteLog
 
     path = config.path if config.path != LogConfig().path else str(Path(state) / "log.db")
     retention_ms = config.retention // NS_PER_MS
     return SqliteLog(
-        path, engine=engine, first_start=config.first_start, retention_ms=retention_ms, max_bytes=config.max_bytes
+        path,
+        engine=engine,
+        first_start=config.first_start,
+        retention_ms=retention_ms,
+        max_bytes=config.max_bytes,
+        metadata_limit=config.metadata_limit,
     )

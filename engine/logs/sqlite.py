@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar
 from engine.clock import Clock
 from engine.errors import LogUnavailable
 from engine.logs import AssignmentListener, Consumer, Partition, Position, Reader, Record, TopicDifference, TopicSpec
+from engine.logs.checks import MAX_METADATA
 from engine.logs.sqlite_cursor import find_record
 from engine.logs.sqlite_read import SqliteConsumer, SqliteReader
 from engine.logs.sqlite_store import Store
@@ -48,11 +49,13 @@ class SqliteLog:
         first_start: Literal["earliest", "latest"] = "earliest",
         retention_ms: int = WEEK_MS,
         max_bytes: int | None = None,
+        metadata_limit: int = MAX_METADATA,
         clock: Clock | None = None,
     ) -> None:
         self.path = path
         self.engine = engine
         self.first_start = first_start
+        self.metadata_limit = metadata_limit
         self.groups: set[str] = set()  # consumed here, at present
         self._clock = clock or Clock()
         self._retention_ms = retention_ms

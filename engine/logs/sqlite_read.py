@@ -63,7 +63,7 @@ class SqliteConsumer:
 
     async def commit(self, positions: Mapping[Partition, Position], timeout_s: float = 5.0) -> None:
         """Store positions. Raises StaleEpoch after close, LogUnavailable when the disk did not follow in time."""
-        check_metadata(positions)
+        check_metadata(positions, self._log.metadata_limit)
         strange = [partition for partition in positions if partition not in self._ids]
         if strange:
             raise StaleEpoch(f"group {self._group} does not own {_spoken(strange)}")

@@ -179,7 +179,7 @@ async def test_at_the_budget_intake_stops_and_goes_on(tmp_path: Path) -> None:
             await worker.until(lambda: _left(worker) >= 600, "the budget is used")
             # Paused: polls go on (for the group's sake) and bring nothing.
             intake = worker.pipeline.intakes[2]
-            await worker.until(lambda: intake.consumer.lag() and intake.last_poll_ms, "polled")
+            await worker.until(lambda: intake.assignment.consumer.lag() and intake.last_poll_ms, "polled")
             await worker.until(lambda: sum(worker.pipeline.counters.in_flight) > 0, "calls hang")
             await worker.send("system", send("s", "s"))  # the other tiers go on
             await worker.until(lambda: worker.pipeline.counters.taken_in[0] == 1, "system is taken in")
@@ -205,7 +205,7 @@ async def test_intake_goes_on_though_the_log_failed_while_it_was_paused(
     async with gateway(answer=hang) as partner:
         config = configured(tmp_path, channel("partner", partner.url, 'timeout = "1m"'), tiers=tiers)
         async with working(config, clock) as worker:
-            consumer = worker.pipeline.intakes[2].consumer
+            consumer = worker.pipeline.intakes[2].assignment.consumer
             poll = consumer.poll
 
             async def fails_once_paused(most: int, timeout_s: float) -> list[Chunk]:

@@ -13,9 +13,10 @@ import msgpack
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.assignment import Assignment
 from engine.cancelled import Standing
 from engine.clock import NS_PER_MS, Clock
-from engine.commit import Ledger
+from engine.commit import Committer, Ledger
 from engine.config import load, tier_policy
 from engine.consume import Intake
 from engine.counters import Counters
@@ -26,6 +27,7 @@ from engine.logs import Chunk, Partition
 from engine.logs.open import open_log
 from engine.open_sends import OpenSend, OpenSends
 from engine.pipeline import _channels
+from engine.progress import Keep
 from engine.record import Recorder
 from engine.send import Tier
 from engine.state.in_hand import Hands
@@ -96,16 +98,21 @@ class Place:
         limits = Limits(self.core, Uses(folder / "limits.db"), clock)
         channels = _channels(config, self.core, limits)
         self.seen = Seen(folder / "seen.db", 10**9, 10**6)
-        self.recorder = Recorder(open_log(config.log, state=config.state, engine=False), "s", clock)
+        log = open_log(config.log, state=config.state, engine=False)
+        self.recorder = Recorder(log, "s", clock)
         self.dispatcher = Dispatcher(
             self.core, self.opens, channels, config.channels, {}, self.recorder, self.seen, limits,
             Frequencies(folder, {}, {}, clock), self.counters, clock,
         )  # fmt: skip
         self.dispatcher._stopped = True  # the test pops
         self.dispatcher.cancel("stopped", Standing(None, NOW_MS + 5, NOW_MS + 10**6))
+        assignment = Assignment(
+            Tier.BASIC, Keep(log, "s", "s.basic", 4096, 1 << 20), Committer(self.seen, self.counters, clock),
+            self.recorder, self.dispatcher.drop, self.counters,
+        )  # fmt: skip
         self.intake = Intake(
-            Tier.BASIC, tier_policy(config, Tier.BASIC), channels, {}, self.opens, self.seen, self.dispatcher,
-            self.recorder, self.counters, clock,
+            Tier.BASIC, tier_policy(config, Tier.BASIC), assignment, channels, {}, self.opens, self.seen,
+            self.dispatcher, self.recorder, self.counters, clock,
         )  # fmt: skip
         self.intake.in_hand = Hands(folder)
         if not compiled:

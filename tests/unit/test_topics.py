@@ -14,7 +14,17 @@ CONFIG = Config(
 
 def test_every_topic_once_with_the_tiers_own() -> None:
     names = [spec.name for spec in topic_specs(CONFIG)]
-    assert names == ["p.system", "p.template", "big", "p.basic", "p.receipts", "p.dead", "p.control", "p.content"]
+    assert names == [
+        "p.system",
+        "p.template",
+        "big",
+        "p.basic",
+        "p.receipts",
+        "p.dead",
+        "p.control",
+        "p.content",
+        "p.progress",
+    ]
 
 
 def test_what_flows_is_spread_and_kept_for_the_retention() -> None:

@@ -1,0 +1,160 @@
+"""Which partitions of a tier are ours: takes them over with what is known to be done of them, and gives them back
+(shell).
+
+In: the consumer's assignments and revocations. Out: a ledger for each partition, restored from its last commit; chunks
+of a partition only once it has one.
+Invariant: what a commit says is done is not done again, unless it cannot be read, which is counted; once a partition is
+given back, nothing that ends counts for it.
+Never: awaits the task that polls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import structlog
+
+from engine import wire_map
+from engine.commit import Committer, Ledger
+from engine.counters import Counters
+from engine.errors import MapUnreadable
+from engine.logs import Chunk, Consumer, Partition, Position
+from engine.progress import Keep, Progress, fetch
+from engine.record import Recorder
+from engine.send import Tier
+from engine.wire_map import Map, Pointer
+
+logger = structlog.get_logger("surgetank.assignment")
+DRAIN_S = 5.0  # for calls under way and their receipts; a third of the time a rebalance may take is 20
+LOOK_S = 0.01
+MOST_WAITING = 5_000  # records of partitions whose map is on its way
+
+
+class Assignment:
+    """One tier's; its consumer's listener."""
+
+    def __init__(
+        self,
+        tier: Tier,
+        keep: Keep,
+        committer: Committer,
+        recorder: Recorder,
+        drop: Callable[[Tier], None],
+        counters: Counters,
+    ) -> None:
+        """``drop``: gives back what is queued of a tier."""
+        self.tier = tier
+        self.keep = keep
+        self.ledgers: dict[Partition, Ledger] = {}
+        self.progress: dict[Partition, Progress] = {}
+        self.consumer: Consumer
+        self.assigned_once = False
+        self.stopping = False  # the pipeline sees to what is under way
+        self._committer = committer
+        self._recorder = recorder
+        self._drop = drop
+        self._counters = counters
+        self._waiting: dict[Partition, list[Chunk]] = {}  # for their map, of partitions that are ours
+        self._ready: list[Chunk] = []
+        self._restoring: asyncio.Task[None] | None = None
+
+    @property
+    def full(self) -> bool:
+        """Whether so much waits for maps that no more should be read."""
+        return sum(len(chunk.offsets) for chunks in self._waiting.values() for chunk in chunks) >= MOST_WAITING
+
+    def gate(self, chunks: Iterable[Chunk]) -> list[Chunk]:
+        """What of these, and of those kept back before, may be taken in now."""
+        if self._restoring is not None and self._restoring.done():
+            self._restoring.result()
+            self._restoring = None
+        ready, self._ready = self._ready, []
+        for chunk in chunks:
+            self._waiting.get(Partition(chunk.topic, chunk.partition), ready).append(chunk)
+        return ready
+
+    async def assigned(self, positions: Mapping[Partition, Position], epoch: int) -> None:
+        """Ours from these positions on."""
+        pointers: dict[Partition, tuple[int, Pointer]] = {}
+        for partition, (position, metadata) in positions.items():
+            said = self._said(partition, position, metadata)
+            if isinstance(said, Pointer):
+                self._waiting[partition] = []
+                pointers[partition] = position, said
+            else:
+                self._own(partition, position, epoch, said, b"" if said is None else said.nonce)
+        if pointers:
+            self._restoring = asyncio.create_task(self._restore(pointers, epoch))
+        self.assigned_once = True
+        self._counters.rebalances[self.tier, "assigned"] += 1
+        logger.info("partitions assigned", tier=self.tier.label, partitions=len(positions), epoch=epoch)
+
+    async def revoked(self, partitions: Sequence[Partition]) -> None:
+        """Finish what is under way, commit what is done; what is not belongs to the next owner."""
+        if not partitions:
+            return
+        if self._restoring is not None:
+            self._restoring.cancel()
+            await asyncio.gather(self._restoring, return_exceptions=True)
+            self._restoring = None
+        self._waiting.clear()
+        for ledger in self.ledgers.values():
+            ledger.leaving = True
+        self._drop(self.tier)
+        if not self.stopping:
+            await self._drain()
+        await self._committer.commit(self)
+        for ledger in self.ledgers.values():
+            ledger.stale = True
+        self.ledgers.clear()
+        self.progress.clear()
+        self._counters.rebalances[self.tier, "revoked"] += 1
+        logger.info("partitions revoked", tier=self.tier.label, partitions=len(partitions))
+
+    def refuted(self, ledger: Ledger) -> None:
+        """The first record read is not the one its map speaks of."""
+        ledger.refuted = False
+        self._unread(ledger.partition, MapUnreadable("refuted", "the topic was made anew, or its records removed"))
+
+    async def _drain(self) -> None:
+        try:
+            async with asyncio.timeout(DRAIN_S):
+                while self._counters.in_flight[self.tier]:  # noqa: ASYNC110 - calls end in callbacks
+                    await asyncio.sleep(LOOK_S)
+                await self._recorder.flushed(DRAIN_S)
+        except TimeoutError:
+            logger.warning("calls outlast the rebalance", tier=self.tier.label, after_s=DRAIN_S)
+
+    async def _restore(self, pointers: Mapping[Partition, tuple[int, Pointer]], epoch: int) -> None:
+        found = await fetch(self.keep, pointers)
+        for partition, (position, pointer) in pointers.items():
+            said = found[partition]
+            if isinstance(said, MapUnreadable):
+                self._unread(partition, said)
+            self._own(partition, position, epoch, said if isinstance(said, Map) else None, pointer.nonce)
+            self._ready += self._waiting.pop(partition)
+
+    def _said(self, partition: Partition, position: int, metadata: str) -> Map | Pointer | None:
+        try:
+            return wire_map.decode_text(metadata, position)
+        except MapUnreadable as error:
+            self._unread(partition, error)
+            return None
+
+    def _own(self, partition: Partition, position: int, epoch: int, said: Map | None, before: bytes) -> None:
+        ledger = Ledger(partition, position, epoch)
+        if said is not None:
+            try:
+                ledger.restore(said.stamp_ms, said.codec, said.payload)
+            except ValueError as error:
+                self._unread(partition, MapUnreadable("damaged", str(error)))
+        self.ledgers[partition] = ledger
+        self.progress[partition] = Progress(self.keep, ledger, before)
+
+    def _unread(self, partition: Partition, error: MapUnreadable) -> None:
+        self._counters.unread_maps[self.tier, error.reason] += 1
+        logger.warning(
+            "what is done is not known; reading again from the committed position",
+            tier=self.tier.label, topic=partition.topic, partition=partition.number, error=str(error),
+        )  # fmt: skip
