@@ -161,13 +161,13 @@ def test_topics_are_missing_then_created_then_right(config: Path) -> None:
     assert missing == [spec.name for spec in topic_specs(load(config))]
     assert set(missing) == {
         f"surgetank.{name}"
-        for name in ("system", "template", "basic", "basic.big", "receipts", "dead", "control", "content")
+        for name in ("system", "template", "basic", "basic.big", "receipts", "dead", "control", "content", "progress")
     }
     created = run("topics", "create", "-c", config)
     assert created.exit_code == 0
     assert "created surgetank.basic.big" in created.stdout
     after = run("topics", "check", "-c", config)
-    assert (after.exit_code, after.stdout) == (0, "ok: 8 topics are as they should be\n")
+    assert (after.exit_code, after.stdout) == (0, "ok: 9 topics are as they should be\n")
 
 
 def test_a_topic_that_differs_is_said_and_left_alone(config: Path) -> None:
