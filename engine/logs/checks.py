@@ -12,7 +12,7 @@ MAX_TIMESTAMP_MS = 253_402_300_799_999  # the year 9999
 MAX_RECORD_BYTES = 16 << 20  # without headers; a Kafka topic usually takes less
 
 
-def check_metadata(positions: Mapping[Partition, Position], most: int) -> None:
+def check_metadata(positions: Mapping[Partition, Position], most: int = MAX_METADATA) -> None:
     """Raise ValueError for a note that would not be kept."""
     for partition, position in positions.items():
         if len(position.metadata) > most:
