@@ -23,9 +23,11 @@ FORBIDDEN = {"asyncio", "aiokafka", "aiohttp", "time", "random", "prometheus_cli
 LAYERS = [
     {"errors", "send", "config", "shares", "suspects", "periods", "clock", "backoff", "wire", "merge"},
     {"decode", "drivers", "logs", "counters", "state"},
-    {"admit", "overload", "arrival", "cancelled", "paused", "settle", "progress", "commit", "open_sends", "topics", "tokens"},
+    {"progress", "commit", "open_sends", "topics", "tokens"},
+    {"admit", "overload", "arrival", "cancelled", "paused", "settle"},
     {"deliver", "limits", "frequency", "record", "content", "probes", "oplog"},
     {"dispatch", "control"},
+    {"assignment"},
     {"consume", "orders"},
     {"metrics", "pipeline", "audit", "worker", "supervise"},
     {"cli"},
