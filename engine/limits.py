@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
@@ -21,6 +20,7 @@ from engine.clock import NS_PER_MS, Clock
 from engine.config import MONTH, Limit
 from engine.errors import LogUnusable
 from engine.periods import GUARD_MS, period_at, portion
+from engine.shares import key_of
 from engine.state.uses import Row, Use, Uses
 
 logger = structlog.get_logger("surgetank.limits")
@@ -28,6 +28,11 @@ CALLS, RECIPIENTS = 0, 1
 PERIODS_S = 10.0  # how often calendars are looked at: a wall clock that was set is noticed by then
 AGAIN_S = 1.0
 LONGEST_MS = {True: 32 * 86_400_000, False: 26 * 3_600_000}  # a month, a day
+
+
+def keep_ms(rule: Limit) -> int:
+    """How long a use matters."""
+    return LONGEST_MS[rule.per == MONTH] if rule.zone else -(-rule.per // NS_PER_MS)
 
 
 class Core(Protocol):
@@ -91,8 +96,8 @@ class Limits:
         limit = self._core.add_limit(scope, handle, unit, number, rule.per, reserved, rule.zone is not None)
         kept = Kept(
             limit,
-            self._uses.number(json.dumps([*name, unit, str(rule.per), rule.zone])),
-            LONGEST_MS[rule.per == MONTH] if rule.zone else -(-rule.per // NS_PER_MS),
+            self._uses.number(key_of(name, rule)),
+            keep_ms(rule),
             number,
             portion(number, rule.per),
             rule.zone,

@@ -27,6 +27,7 @@ from engine.consume import Intake
 from engine.content import Contents
 from engine.control import Control
 from engine.counters import Counters
+from engine.deal import deal_if_due, kept_by_one
 from engine.deliver import Deliverer
 from engine.dispatch import Dispatcher
 from engine.drivers import load
@@ -187,6 +188,7 @@ async def serve(config: Config, tiers: Sequence[Tier]) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _asked, stop)
     lock(Path(config.state))
+    await deal_if_due(Path(config.state), kept_by_one(config, tiers))
     probes = Probes()
     await probes.start(config.http.metrics)
     stopped = loop.create_task(stop.wait())

@@ -8,13 +8,14 @@ Never: gives a process a share of nothing; such a configuration is refused (``to
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
-from engine.config import ChannelConfig, Config, Frequency, Limit
+from engine.config import ChannelConfig, Config, Frequency, Limit, tier_policy
 from engine.send import Tier
 
 
@@ -33,6 +34,13 @@ class Shared(NamedTuple):
     processes: int
 
 
+class Held(NamedTuple):
+    """A limit as one process keeps it."""
+
+    key: str
+    limit: Limit
+
+
 def workers(config: Config) -> list[Worker]:
     """Every process of [[workers]], in the order in which shares are given."""
     found = []
@@ -46,6 +54,26 @@ def workers(config: Config) -> list[Worker]:
 def share(number: int, processes: int, index: int) -> int:
     """What the process ``index`` (from 0) has of ``number``: the first ones have one more where it does not divide."""
     return number // processes + (index < number % processes)
+
+
+def dealt(uses: int, shares: Sequence[int]) -> list[int]:
+    """How many of the first ``uses`` of a limit count as whose, when what was used is dealt to new sharers.
+
+    Grows with ``uses`` for each of them, and each has its whole share of any sum(shares) uses in a row. So of any
+    window's uses nobody is dealt more than its share, unless they exceed the limit, and all together have left
+    exactly what the limit has.
+    """
+    parts, left, of = [], uses, sum(shares)
+    for one in shares:
+        parts.append(left * one // of)
+        left, of = left - parts[-1], of - one
+    return parts
+
+
+def key_of(scope: Sequence[str], limit: Limit) -> str:
+    """What a limit's use is kept under: its scope and window. Not its number, so another one keeps what was used."""
+    unit = 0 if limit.calls is not None else 1
+    return json.dumps([*scope, unit, str(limit.per), limit.zone])
 
 
 def number_of(limit: Limit | Frequency) -> int:
@@ -87,6 +115,17 @@ def frequency_of(channel: ChannelConfig) -> tuple[Frequency, ...]:
 def too_small(config: Config) -> Iterator[Shared]:
     """The limits of which some process would have nothing: what it reads could never leave."""
     return (shared for shared in shared_limits(config) if shared.processes > number_of(shared.limit))
+
+
+def held_limits(config: Config, tiers: Sequence[Tier]) -> Iterator[Held]:
+    """What a process of these tiers keeps to, as ``config``, its own, has it."""
+    yield from (Held(key_of(["everything"], limit), limit) for limit in config.limits)
+    for tier in tiers:
+        yield from (Held(key_of(["tier", tier.label], limit), limit) for limit in tier_policy(config, tier).limits)
+    for name, channel in config.channels.items():
+        yield from (Held(key_of(["channel", name], limit), limit) for limit in channel.limits)
+        for account, limits in channel.account_limits.items():
+            yield from (Held(key_of(["account", name, account], limit), limit) for limit in limits)
 
 
 def worker_state(config: Config, name: str) -> Path:

@@ -22,6 +22,7 @@ import structlog
 from engine.backoff import Backoff
 from engine.clock import NS_PER_S, Clock
 from engine.config import Config
+from engine.deal import deal_if_due, shared_by_workers
 from engine.shares import worker_state, workers
 from engine.state.in_hand import read_book, take_left, write_book
 from engine.state.lock import lock
@@ -180,4 +181,5 @@ def _how(code: int | None) -> str:
 async def supervise(config: Config, text: str, command: Sequence[str]) -> int:
     """Serve with the processes of [[workers]]; the exit code. Raises ConfigError, LogUnusable."""
     lock(Path(config.state))
+    await deal_if_due(Path(config.state), shared_by_workers(config))
     return await Supervisor(config, text, command, Clock()).run()

@@ -25,7 +25,7 @@ LAYERS = [
     {"decode", "drivers", "logs", "counters", "state"},
     {"progress", "commit", "open_sends", "topics", "tokens"},
     {"admit", "overload", "arrival", "cancelled", "paused", "settle"},
-    {"deliver", "limits", "frequency", "record", "content", "probes", "oplog"},
+    {"deliver", "limits", "deal", "frequency", "record", "content", "probes", "oplog"},
     {"dispatch", "control"},
     {"assignment"},
     {"consume", "orders"},

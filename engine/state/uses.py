@@ -64,6 +64,11 @@ class Uses:
         (open_,) = self._db.execute("SELECT open FROM counted WHERE number = ?", (limit,)).fetchone()
         return [Use(*row) for row in rows], int(open_)
 
+    def everything(self) -> dict[str, tuple[list[Use], int]]:
+        """All that is known, by the limits' names: uses, oldest first, and what was open."""
+        numbers = self._db.execute("SELECT name, number FROM counted").fetchall()
+        return {name: self.load(number, 0) for name, number in numbers}
+
     def write(self, rows: Sequence[Row]) -> None:
         """All of it in one transaction, on disk when it returns. Raises sqlite3.Error; then nothing is written."""
         with self._lock, self._db:

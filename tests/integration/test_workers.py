@@ -368,3 +368,29 @@ async def test_a_limit_is_kept_by_all_workers_together_while_one_dies_again_and_
         assert number // 3 < busiest(stamps, window_s) <= number
         tiers = {call.ids[0].partition("-")[0] for call in partner.calls}
         assert tiers >= {"system", "basic"} or tiers >= {"system", "template"}, "each group used its share"
+
+
+async def test_what_was_used_of_a_limit_counts_for_other_processes_too(place: Place) -> None:
+    number = 12
+    async with gateway() as partner:
+        part = channel("partner", partner.url, f'batch = 1\nlimits = [{{ calls = {number}, per = "1h" }}]')
+        place.configure(part, workers="[[workers]]\nprocesses = 2\n")
+        await place.append("basic", [send(f"i{n}", f"u{n}") for n in range(200)])
+        async with place.serving() as fleet:
+            await fleet.ready()
+            await fleet.until(lambda: len(partner.calls) >= 4)
+            fleet.process.send_signal(signal.SIGTERM)
+            assert await fleet.ended() == 0, fleet.said
+        place.configure(part, workers="[[workers]]\nprocesses = 4\n")
+        async with place.serving() as fleet:
+            await fleet.ready()
+            await fleet.until(lambda: len(partner.calls) >= number)
+            await eventually(lambda: throttled(fleet, 200 - number))
+            fleet.process.send_signal(signal.SIGTERM)
+            assert await fleet.ended() == 0, fleet.said
+        assert len(partner.calls) == number
+
+
+async def throttled(fleet: Fleet, count: int) -> bool:
+    """So many wait for the limit, or more: those of partitions that went elsewhere do so in both places."""
+    return (await fleet.samples()).sum("queue_recipients", state="throttled") >= count
