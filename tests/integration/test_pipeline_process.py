@@ -288,3 +288,37 @@ async def test_files_that_cannot_be_used_are_told(tmp_path: Path, broken: str) -
         path = str(state if "state" in broken else state / "seen.db" if "seen" in broken else tmp_path / "log.db")
         assert path in last["error"]
         assert "Traceback" not in engine.said
+
+
+async def test_a_second_engine_on_the_same_state_is_refused(tmp_path: Path) -> None:
+    async with gateway() as partner:
+        part = channel("partner", partner.url)
+        async with serving(tmp_path, part) as engine:
+            await engine.ready()
+            async with serving(tmp_path, part) as second:
+                assert await second.ended() == 1
+                (last,) = [event for event in second.events if event["level"] == "critical"]
+                assert f"{tmp_path}/state/lock: another engine uses this directory" in last["error"]
+            assert (await engine.probe("readyz"))[0] == 200
+
+
+async def test_asked_twice_it_ends_at_once(tmp_path: Path) -> None:
+    arrived, hang = asyncio.Event(), asyncio.Event()
+
+    async def answer(_: Arrived) -> web.Response:
+        arrived.set()
+        await hang.wait()
+        return web.json_response({"results": []})
+
+    async with gateway(answer=answer) as partner:
+        async with serving(tmp_path, channel("partner", partner.url, 'timeout = "1h"')) as engine:
+            await engine.ready()
+            await append(tmp_path, send("i", "u"))
+            async with asyncio.timeout(WITHIN_S):
+                await arrived.wait()
+            engine.process.send_signal(signal.SIGTERM)
+            await engine.ready(503, "draining\n")
+            engine.process.send_signal(signal.SIGTERM)
+            assert await engine.ended() == 1
+            assert engine.events[-1]["event"] == "asked again to end: not drained"
+        hang.set()

@@ -121,6 +121,20 @@ def test_config_show_has_every_default_and_no_secret(config: Path, tmp_path: Pat
     assert document["channels"]["two"]["accounts"]["a"] == {"authorization": "***"}
 
 
+def test_config_show_says_what_one_worker_runs_with(config: Path) -> None:
+    config.write_text(
+        CONFIG.replace("[log]", 'limits = [{ calls = 100, per = "1s" }]\n[log]\nkind = "kafka"', 1)
+        + '[[workers]]\ntiers = ["system"]\n[[workers]]\ntiers = ["template", "basic"]\nprocesses = 2\n'
+    )
+    shown = [run("config", "show", config, "--json", "--worker", name) for name in ("system-1", "template-basic-2")]
+    assert [json.loads(one.stdout)["limits"][0]["calls"] for one in shown] == [34, 33]
+    assert json.loads(shown[1].stdout)["state"].endswith("var/workers/template-basic-2")
+    assert "member" not in json.loads(shown[0].stdout)["log"], "no key of the file"
+    other = run("config", "show", config, "--worker", "basic-1")
+    assert other.exit_code == 2
+    assert "valid: system-1, template-basic-1, template-basic-2" in other.stderr
+
+
 @pytest.mark.parametrize(
     "command", [["config", "show"], ["topics", "check", "-c"], ["send", "basic", "-c"], ["serve", "-c"]]
 )

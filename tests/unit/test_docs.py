@@ -113,6 +113,14 @@ def test_how_the_gauges_of_several_workers_are_merged_is_documented() -> None:
     assert documented == {name: way if way in (max, min) else None for name, way in GAUGES.items()}
 
 
+async def test_what_makes_no_sense_as_a_sum_over_workers_is_none(families: list[Metric]) -> None:
+    """Ages, times, shares and what is always 1."""
+    apart = ("_seconds", "_share", "_ratio", "_info", "_state", "_difference_recipients")
+    gauges = {family.name for family in families if family.type == "gauge" and family.name.endswith(apart)}
+    assert len(gauges) > 3
+    assert gauges <= set(GAUGES)
+
+
 def test_the_supervisors_own_metrics_are_documented() -> None:
     told = {exported(family): family.type for family in Watch([]).collect()}
     documented = {row[0].strip("`"): row[1] for row in rows(section("Several workers")) if len(row) == 4}
