@@ -69,6 +69,21 @@ async def test_two_members_share_the_partitions(opened: Opener, topic: str) -> N
     assert first.epoch >= 3
 
 
+async def test_a_member_with_a_name_gives_its_share_up_when_it_leaves(kafka_bootstrap: str, topic: str) -> None:
+    """Kafka keeps the place of such a member for its session, 30 s, unless it says that it will not come back."""
+    async with opening(lambda member: KafkaLog(kafka_bootstrap, member=member)) as opener:
+        log, other = await opener(member="one"), await opener(member="two")
+        await log.create_topics([TopicSpec(topic, partitions=4)])
+        first, second = Listener(), Listener()
+        one = log.consumer(f"g-{topic}", [topic], first)
+        await one.start()
+        two = await joining(other, topic, second, one)
+        await wait_for(lambda: len(first.owned) == len(second.owned) == 2, one, two)
+        async with asyncio.timeout(25):
+            await two.close()
+            await wait_for(lambda: len(first.owned) == 4, one)
+
+
 async def test_a_revoked_partition_is_committed_before_it_moves(opened: Opener, topic: str) -> None:
     log, other = await opened(), await opened()
     await log.create_topics([TopicSpec(topic, partitions=2)])

@@ -19,10 +19,13 @@ from aiohttp import web
 
 from bench.kafka import free_port
 from bench.stack import Samples
+from engine.clock import Clock
 from engine.config import load
 from engine.logs import Partition, Record
 from engine.send import Outcome
-from tests.integration.support import QUICK, Arrived, Told, busiest, channel, gateway, opened, read, send
+from engine.supervise import Supervisor
+from engine.supervise_child import Child
+from tests.integration.support import QUICK, Arrived, Gateway, Told, busiest, channel, gateway, opened, read, send
 from tests.integration.test_kafka_crashes import gone
 
 pytestmark = pytest.mark.kafka
@@ -145,11 +148,10 @@ class Place:
         return found
 
     @asynccontextmanager
-    async def serving(self, *command: str) -> AsyncIterator[Fleet]:
+    async def serving(self, *options: str, command: Sequence[str] = ("-m", "engine.cli")) -> AsyncIterator[Fleet]:
         said = self.directory / f"said-{uuid4().hex}"
-        start = command or ("-m", "engine.cli")
         with said.open("wb") as stderr:
-            arguments = (*start, "serve", "-c", str(self.file), "--log-format", "json")
+            arguments = (*command, "serve", "-c", str(self.file), "--log-format", "json", *options)
             process = await asyncio.create_subprocess_exec(sys.executable, *arguments, stdout=stderr, stderr=stderr)
         fleet = Fleet(process, said, f"http://127.0.0.1:{self.port}")
         try:
@@ -296,6 +298,21 @@ async def test_no_worker_outlives_its_supervisor(place: Place) -> None:
             assert {e["worker"] for e in fleet.events if e["event"] == "drained"} == set(NAMES)
 
 
+async def test_tiers_named_on_the_command_line_are_served_by_this_process(place: Place) -> None:
+    async with gateway() as partner:
+        place.configure(channel("partner", partner.url))
+        await place.append("system", [send("i", "u")])
+        async with place.serving("--tiers", "system") as fleet:
+            await fleet.ready()
+            await fleet.until(lambda: partner.calls)
+            samples = await fleet.samples()
+            assert samples.by("kafka_assigned_partitions", "tier") == {"system": 4.0}
+            assert not samples.by("worker_up", "worker")
+            assert {e["pid"] for e in fleet.events if e["event"] == "serving"} == {fleet.process.pid}
+            fleet.process.send_signal(signal.SIGTERM)
+            assert await fleet.ended() == 0, fleet.said
+
+
 async def test_a_worker_that_hangs_holds_up_no_scrape(place: Place) -> None:
     async with gateway() as partner:
         place.configure(channel("partner", partner.url))
@@ -319,6 +336,36 @@ async def test_a_worker_that_hangs_holds_up_no_scrape(place: Place) -> None:
             await fleet.ready()
 
 
+async def test_a_worker_that_hangs_is_killed_and_started_again(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process, so that a minute can be made shorter; longer than a worker takes to start all the same."""
+    monkeypatch.setattr("engine.supervise_watch.HANGS_S", 20.0)
+    monkeypatch.setattr("engine.supervise_watch.WATCH_S", 0.5)
+    async with gateway() as partner:
+        place.configure(channel("partner", partner.url), workers='[[workers]]\ntiers = ["system"]\n')
+        await place.append("system", [])
+        config, command = load(place.file), [sys.executable, "-m", "engine.cli", "serve", "-c", str(place.file)]
+        supervisor = Supervisor(config, place.file.read_text(), command, Clock())
+        running = asyncio.create_task(supervisor.run())
+        (child,) = supervisor._children
+        try:
+            await eventually(lambda: ready(child))
+            child.signal(signal.SIGSTOP)
+            await place.append("system", [send("i", "u")])
+            await eventually(lambda: called(partner))
+        finally:
+            supervisor._asked()
+        assert await running == 0
+        assert child.restarts == 1
+
+
+async def ready(child: Child) -> bool:
+    return child.state is not None and not child.state.ready
+
+
+async def called(partner: Gateway) -> bool:
+    return bool(partner.calls)
+
+
 async def test_a_record_that_kills_its_worker_ends_dead_and_its_neighbours_are_delivered(place: Place) -> None:
     script = place.directory / "deadly.py"
     script.write_text(DEADLY)
@@ -327,7 +374,7 @@ async def test_a_record_that_kills_its_worker_ends_dead_and_its_neighbours_are_d
         ids = [f"deadly{n}" if n in (30, 70) else f"i{n}" for n in range(100)]
         await place.append("basic", [send(id, f"u-{id}") for id in ids], key=b"one partition")
         await place.append("system", [send(f"s{n}", f"s{n}") for n in range(20)])
-        async with place.serving(str(script)) as fleet:
+        async with place.serving(command=[str(script)]) as fleet:
             await fleet.ready()
             await fleet.until(lambda: len(partner.ids) == 98 + 20)
             await eventually(lambda: committed(place))
