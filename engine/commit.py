@@ -21,6 +21,7 @@ import structlog
 from engine.clock import NS_PER_S, Clock
 from engine.counters import Counters
 from engine.errors import EngineError, LogUnavailable, RecordRefused, StaleEpoch
+from engine.fence import Fence
 from engine.logs import Consumer, Partition
 from engine.progress import PUT_S, Keep, Note, Progress
 from engine.send import Tier
@@ -47,10 +48,11 @@ class Source(Protocol):
 class Committer:
     """Commits every tier's progress, the ids seen always first."""
 
-    def __init__(self, seen: Seen, counters: Counters, clock: Clock) -> None:
+    def __init__(self, seen: Seen, fence: Fence, counters: Counters, clock: Clock) -> None:
         self.sources: list[Source] = []
-        self._finished = False
+        self._finishing = self._finished = False
         self._seen = seen
+        self._fence = fence
         self._counters = counters
         self._clock = clock
         self._unwritten: list[Segment] = []
@@ -65,6 +67,7 @@ class Committer:
 
     async def finish(self) -> bool:
         """The last commits, before the groups are left; the first that does not get through is the last one tried."""
+        self._finishing = True
         for source in self.sources:
             if not await self.commit(source):
                 self._finished = True
@@ -91,12 +94,21 @@ class Committer:
             await asyncio.sleep(max(COMMIT_EVERY_S, min(SHARE * took_s, AT_LEAST_EVERY_S)))
 
     async def _commit(self, source: Source) -> None:
-        started = self._clock.now_ns()
+        started, gaps, told = self._clock.now_ns(), self._fence.look(), self._counters.told[source.tier]
         doubts = [(one, one.doubt) for one in source.progress.values() if one.doubt is not None]
         await self._put_through(source, doubts)
-        taken = [(one, one.ledger.snapshot()) for one in source.progress.values() if one.ledger.dirty]
-        if not taken:
-            return
+        owned = [one for one in source.progress.values() if not one.ledger.stale]
+        news = [one for one in owned if one.ledger.dirty]
+        if not news and not self._finishing and self._fence.doubtful(source.tier):
+            news = owned[:1]  # to see whether it is still ours
+        if news:
+            await self._commit_all(source, news)
+            self._counters.commit_duration[source.tier].observe(self._clock.now_ns() - started)
+        self._fence.proven(source.tier, gaps)
+        self._counters.committed[source.tier] = told
+
+    async def _commit_all(self, source: Source, news: Sequence[Progress]) -> None:
+        taken = [(one, one.ledger.snapshot()) for one in news]
         await self._write_seen()
         made = await asyncio.gather(*(one.note(snapshot) for one, snapshot in taken), return_exceptions=True)
         notes = [(one, note) for (one, _), note in zip(taken, made, strict=True) if isinstance(note, Note)]
@@ -104,7 +116,6 @@ class Committer:
         for failed in made:
             if isinstance(failed, BaseException):
                 raise failed
-        self._counters.commit_duration[source.tier].observe(self._clock.now_ns() - started)
 
     async def _put_through(self, source: Source, notes: Sequence[tuple[Progress, Note]]) -> None:
         """Commit these; until that is known to have happened, their fate is in doubt."""

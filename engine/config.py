@@ -88,6 +88,15 @@ class Budget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     sends: Annotated[int, about("Sends held at most.", 10, 100_000_000)] = 500_000
     bytes: Annotated[Size, about("Bytes of records held at most.", 4 << 20, 1 << 40)] = Size(512 << 20)
+    uncommitted: Annotated[
+        int,
+        about(
+            "Recipients that may have ended since the last commit: at it no more calls begin until a commit gets "
+            "through. A crash repeats at most these and those in flight.",
+            1,
+            100_000_000,
+        ),
+    ] = 100_000
 
 
 class Limit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -41,6 +41,9 @@ class Counters:
         self.series_dropped = 0
         self.throttled: Counter[str] = Counter()  # calls answered with "rest", by channel
         self.already_done = [0, 0, 0]  # records read again of which a commit's map says that they are complete
+        self.ended = [0, 0, 0]
+        self.told = [0, 0, 0]  # of those that ended, receipts acknowledged and in their ledger
+        self.committed = [0, 0, 0]  # of those, covered by a commit
         self.unread_maps: Counter[tuple[Tier, str]] = Counter()  # by reason
         self.rebalances: Counter[tuple[Tier, str]] = Counter()
         self.commit_errors = [0, 0, 0]
@@ -49,6 +52,15 @@ class Counters:
         self.call_duration: dict[tuple[Tier, str], Histogram] = {}
         self.end_to_end: dict[tuple[Tier, str], Histogram] = {}
         self.commit_duration = [Histogram(CALL_EDGES) for _ in Tier]
+
+    def end(self, tier: Tier, channel: str, outcome: Outcome, count: int) -> None:
+        """So many have ended; what tells of them is queued."""
+        self.outcomes[tier, channel, outcome] += count
+        self.ended[tier] += count
+
+    def uncommitted(self, tier: Tier) -> int:
+        """Ended, and not covered by a commit."""
+        return self.ended[tier] - self.committed[tier]
 
     def retried(self, channel: str, reason: str, count: int) -> None:
         """``reason`` may be a platform's own words, so only so many are told apart."""

@@ -24,7 +24,8 @@ from engine.commit import Ledger
 from engine.config import ChannelConfig
 from engine.counters import Counters
 from engine.deliver import Deliverer
-from engine.drivers import Action, Call, CallResult
+from engine.drivers import Action, Call, CallResult, Verdict
+from engine.fence import Fence
 from engine.frequency import Frequencies, Held, rows_by_wait
 from engine.limits import Limits
 from engine.open_sends import Flow, OpenSend, OpenSends, recipients
@@ -34,11 +35,13 @@ from engine.settle import Again, Ending, settle
 from engine.state.seen import Seen
 from ext.columns import Batch, Columns, batches_of
 from ext.receipts import tell
-from ext.schedule import ACCOUNT, CANCELLED, NEVER, Core
+from ext.schedule import ACCOUNT, CANCELLED, NEVER, WHOLE_TIER, Core
 
 logger = structlog.get_logger("surgetank.dispatch")
 POP_BUDGET = 256  # steps of the core a pop, about 10 us; urgent work never waits behind more
 REAP_BUDGET = 4096
+SHUT_NS = 50 * NS_PER_MS  # between two looks at a fence that is shut
+NOT_MADE = CallResult(Verdict(Action.RETRY, "fence", "not ours any more"), left=False)
 
 
 # Outcomes after which an id stays taken.
@@ -69,6 +72,7 @@ class Dispatcher:
         seen: Seen,
         limits: Limits,
         frequencies: Frequencies,
+        fence: Fence,
         counters: Counters,
         clock: Clock,
     ) -> None:
@@ -82,6 +86,7 @@ class Dispatcher:
         self._seen = seen
         self._limits = limits
         self._frequencies = frequencies
+        self._fence = fence
         self.clock = clock
         self.cancelled = Cancelled()
         self._calls: set[asyncio.Task[None]] = set()
@@ -156,6 +161,9 @@ class Dispatcher:
         now = self.clock.now_ns()
         more = False
         if not self.recorder.full():
+            for tier in Tier:
+                if self._fence.shut(tier):
+                    self.core.block(WHOLE_TIER, tier, now + SHUT_NS)
             popped = self.core.pop_batches(now, POP_BUDGET)
             for batch in batches_of(popped, self.opens, now):
                 self._start(batch)
@@ -233,15 +241,33 @@ class Dispatcher:
         call = Call(batch.name(), flow.account, batch.content.prepared.body, batch.ids, batch.data)
         self.counters.calls_in_flight[flow.channel] += 1
         try:
-            result = await self._deliverers[flow.channel].call(call)
+            ours = not self._fence.doubtful(flow.tier) or await self._is_ours(batch)
+            result = await self._deliverers[flow.channel].call(call) if ours else NOT_MADE
             self._frequencies.done(batch, held, result)
             left, late_ns = left if result.left else 0, 0 if result.answered else late_ns
         finally:  # one that was cut off may have left, and may arrive as late as one without an answer
             self.core.release(self.clock.now_ns(), flow.account_handle, batch.tier, popped, left, late_ns)
             self.counters.calls_in_flight[flow.channel] -= 1
             self.counters.in_flight[batch.tier] -= len(batch)
-        self._settle(batch, call, result)
+        if ours:
+            self._settle(batch, call, result)
+        else:
+            self._put_back(batch)
         self.wake()
+
+    async def _is_ours(self, batch: Batch) -> bool:
+        """Wait until the group has said so; False: some of it is not."""
+        while self._fence.doubtful(batch.tier) and not batch.stale():  # noqa: ASYNC110 - the commit does not know us
+            await asyncio.sleep(SHUT_NS / NS_PER_S)
+        return not batch.stale()
+
+    def _put_back(self, batch: Batch) -> None:
+        """A call that was not made."""
+        self._give_back(batch, batch.stale())
+        if len(batch):
+            columns, now = Columns(), self.clock.now_ns()
+            self._again(batch, Again(now, False, NOT_MADE.whole.code, range(len(batch))), columns)
+            columns.push(self.core, now)
 
     # --- settlement
 
@@ -280,7 +306,7 @@ class Dispatcher:
         self.recorder.receipt(flow, outcome, ending.code, ending.reason, name, platform_id, told.parts)
         for send in told.unclaimed:
             self._free(send)
-        counters.outcomes[flow.tier, flow.channel, outcome] += told.count
+        counters.end(flow.tier, flow.channel, outcome, told.count)
         for settled in told.settled:
             self.recorder.settle(*settled)
         for ledger, offsets in told.completions:
@@ -297,7 +323,9 @@ class Dispatcher:
         self.counters.retried(batch.flow.channel, again.reason, len(again.who))
         for rows in _runs(batch.handles, again.who):
             send = self.opens[batch.handles[rows[0]]]
-            if self.is_cancelled(send.flow.campaign, send.flow.tenant, send.first_seen_ms):
+            if send.ledger.leaving:
+                self._leave(batch.handles[rows[0]], send, len(rows))
+            elif self.is_cancelled(send.flow.campaign, send.flow.tenant, send.first_seen_ms):
                 self._end(batch, Ending(Outcome.CANCELLED, "", "", rows), "", "")
             else:
                 columns.add_rows(batch, rows, batch.attempts[rows[0]] + again.counts, again.at_ns)
@@ -387,7 +415,7 @@ class Told:
 
     def done(self) -> None:
         """That was all; their receipts are queued."""
-        self._dispatcher.counters.outcomes[self._flow.tier, self._flow.channel, self._outcome] += self._count
+        self._dispatcher.counters.end(self._flow.tier, self._flow.channel, self._outcome, self._count)
         for ledger, offset in self._completions:
             self._dispatcher.recorder.complete(ledger, array("q", [offset]))
 

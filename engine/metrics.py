@@ -176,6 +176,12 @@ class Snapshot:
         for intake in pipeline.intakes:
             size.add_metric([intake.tier.label], sum(one.size for one in intake.assignment.progress.values()))
         yield size
+        ended = GaugeMetricFamily(
+            "surgetank_uncommitted_recipients", "Recipients that ended since the last commit", labels=["tier"]
+        )
+        for tier in Tier:
+            ended.add_metric([tier.label], c.uncommitted(tier))
+        yield ended
         yield _by_tier("already_done_sends", "Records read again that were done before a restart", c.already_done)
         unread = {(tier.label, reason): count for (tier, reason), count in c.unread_maps.items()}
         yield _by_pair("unread_maps", "Maps of what is done that were of no use", ("tier", "reason"), unread)

@@ -32,6 +32,7 @@ from engine.deliver import Deliverer
 from engine.dispatch import Dispatcher
 from engine.drivers import load
 from engine.errors import LogUnavailable
+from engine.fence import Fence
 from engine.frequency import Frequencies
 from engine.limits import Limits
 from engine.logs import Chunk, Log, Reader
@@ -73,7 +74,9 @@ class Pipeline:
         self.opens = OpenSends()
         self.seen = Seen(Path(config.state) / "seen.db", config.dedupe_window // NS_PER_MS, config.max_ids)
         self.in_hand = Hands(Path(config.state))
-        self.recorder = Recorder(log, config.log.prefix, clock)
+        budgets = [tier_policy(config, tier).budget.uncommitted for tier in Tier]
+        self.fence = Fence(budgets, config.log.session_timeout, self.counters, clock)
+        self.recorder = Recorder(log, config.log.prefix, clock, self.counters)
         self.deliverers = {
             name: Deliverer(name, config.channels[name], channel.driver, clock=clock)
             for name, channel in self.channels.items()
@@ -82,12 +85,12 @@ class Pipeline:
         self.frequencies = Frequencies(Path(config.state), config.channels, drivers, clock, keep_for_system=urgent)
         self.dispatcher = Dispatcher(
             self.core, self.opens, self.channels, config.channels, self.deliverers, self.recorder, self.seen,
-            self.limits, self.frequencies, self.counters, clock,
+            self.limits, self.frequencies, self.fence, self.counters, clock,
         )  # fmt: skip
         self.limits.granted = self.dispatcher.wake
         self.contents = Contents(self._registered)
         worker = f"{socket.gethostname()}-{os.getpid()}"
-        self.committer = Committer(self.seen, self.counters, clock)
+        self.committer = Committer(self.seen, self.fence, self.counters, clock)
         self.intakes = [self._intake(tier) for tier in tiers]
         self.orders = Orders(worker, self.dispatcher, Pauses(self.core, self.opens, self.channels), self.intakes)
         self.control = Control(f"{config.log.prefix}.control", self.orders.obey, clock)
@@ -106,7 +109,7 @@ class Pipeline:
         for intake in self.intakes:
             await intake.assignment.consumer.start()
         self._spawn(self.recorder.run(), self.committer.run(), self.limits.run(), self.orders.run())
-        self._spawn(_watch_loop(self.counters, self.clock))
+        self._spawn(_watch_loop(self.counters, self.fence, self.clock))
         self._spawn(_follow(content, self.contents.take), _follow(control, self.control.take, self._answer))
         self._spawn(*(intake.run() for intake in self.intakes))
 
@@ -268,12 +271,13 @@ async def _until(stopped: asyncio.Task[bool], work: Coroutine[Any, Any, Pipeline
     return None
 
 
-async def _watch_loop(counters: Counters, clock: Clock) -> None:
-    """Measure how late timers run."""
+async def _watch_loop(counters: Counters, fence: Fence, clock: Clock) -> None:
+    """Measure how late timers run; after a long stop nothing leaves for now."""
     while True:
         due = clock.now_ns() + WATCH_NS
         await asyncio.sleep(WATCH_NS / NS_PER_S)
         counters.loop_stall.observe(clock.now_ns() - due)
+        fence.look()
 
 
 async def _read_all(reader: Reader, take: Callable[[Chunk], None]) -> None:

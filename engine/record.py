@@ -20,6 +20,7 @@ from engine import wire
 from engine.backoff import Backoff
 from engine.clock import Clock
 from engine.commit import Ledger
+from engine.counters import Counters
 from engine.errors import LogUnavailable, RecordRefused
 from engine.logs import Headers, Log, Record
 from engine.open_sends import Flow, OpenSend
@@ -44,8 +45,9 @@ class Facts(NamedTuple):
 class Recorder:
     """One per process. ``write`` and ``dead`` only queue; ``run`` appends."""
 
-    def __init__(self, log: Log, prefix: str, clock: Clock) -> None:
+    def __init__(self, log: Log, prefix: str, clock: Clock, counters: Counters) -> None:
         self._log = log
+        self._counters = counters
         self._clock = clock
         self._receipts = f"{prefix}.receipts"
         self._dead = f"{prefix}.dead"
@@ -127,6 +129,7 @@ class Recorder:
             size = self.backlog_bytes
             completions, self._completions = self._completions, []
             settled, self._settled = self._settled, []
+            ended = list(self._counters.ended)
             if records:
                 await self._append(records)
             for ledger, offset, positions in settled:
@@ -135,6 +138,7 @@ class Recorder:
                 ledger.complete_many(offsets)
                 self.backlog -= len(offsets)
             self.backlog_bytes -= size
+            self._counters.told = ended
             if not self._wake.is_set():
                 self._idle.set()
 

@@ -22,7 +22,7 @@ FORBIDDEN = {"asyncio", "aiokafka", "aiohttp", "time", "random", "prometheus_cli
 # Each layer may import itself and the ones before it.
 LAYERS = [
     {"errors", "send", "config", "shares", "suspects", "periods", "clock", "backoff", "wire", "merge"},
-    {"decode", "drivers", "logs", "counters", "state"},
+    {"decode", "drivers", "logs", "counters", "state", "fence"},
     {"progress", "commit", "open_sends", "topics", "tokens"},
     {"admit", "overload", "arrival", "cancelled", "paused", "settle"},
     {"deliver", "limits", "deal", "frequency", "record", "content", "probes", "oplog"},

@@ -40,8 +40,10 @@ def small(config: Config) -> Config:
 
 async def committed(worker: Worker) -> None:
     """Everything done so far is committed."""
-    await worker.until(lambda: not worker.pipeline.recorder.backlog, "all told")
-    await worker.until(lambda: not any(ledger.dirty for ledger in worker.ledgers()), "all committed")
+    counters = worker.pipeline.counters
+    await worker.until(lambda: not any(counters.in_flight), "all answered")
+    await worker.until(lambda: not any(map(counters.uncommitted, Tier)), "all committed")
+    assert not any(ledger.dirty for ledger in worker.ledgers())
 
 
 def reached(partner: Gateway, recipients: int) -> bool:
@@ -85,7 +87,7 @@ async def test_a_large_send_goes_on_where_it_stood(tmp_path: Path) -> None:
             await worker.pipeline.start()
             await worker.send("basic", send("large", [*large, "u0"]))
             await worker.until(lambda: len(partner.calls) == 9, "two calls hang")
-            await committed(worker)
+            await worker.until(lambda: not any(map(worker.pipeline.counters.uncommitted, Tier)), "all committed")
             assert await worker.pipeline.stop(0.1)  # which cuts them off
         cut = [id for call in partner.calls[7:] for id in call.ids]
         hang.set()

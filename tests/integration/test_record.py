@@ -8,6 +8,7 @@ from pathlib import Path
 
 from engine.clock import Clock
 from engine.commit import Ledger
+from engine.counters import Counters
 from engine.logs import Partition
 from engine.logs.sqlite import SqliteLog
 from engine.record import Recorder
@@ -16,7 +17,7 @@ from engine.record import Recorder
 async def test_a_record_the_log_refuses_does_not_hold_up_the_others(tmp_path: Path) -> None:
     log = SqliteLog(str(tmp_path / "log.db"), engine=False, first_start="earliest", retention_ms=10**9)
     await log.start()
-    recorder = Recorder(log, "surgetank", Clock())
+    recorder = Recorder(log, "surgetank", Clock(), Counters())
     running = asyncio.create_task(recorder.run())
     ledger = Ledger(Partition("surgetank.basic", 0), 0, epoch=1)
     ledger.open_many([0], [0])

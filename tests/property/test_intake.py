@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 
 from engine.assignment import Assignment
 from engine.cancelled import Standing
-from engine.clock import NS_PER_MS, Clock
+from engine.clock import NS_PER_MS, NS_PER_S, Clock
 from engine.commit import Committer, Ledger
 from engine.config import load, tier_policy
 from engine.consume import Intake
 from engine.counters import Counters
 from engine.dispatch import Dispatcher
+from engine.fence import Fence
 from engine.frequency import Frequencies
 from engine.limits import Limits
 from engine.logs import Chunk, Partition
@@ -99,15 +100,16 @@ class Place:
         channels = _channels(config, self.core, limits)
         self.seen = Seen(folder / "seen.db", 10**9, 10**6)
         log = open_log(config.log, state=config.state, engine=False)
-        self.recorder = Recorder(log, "s", clock)
+        self.recorder = Recorder(log, "s", clock, self.counters)
+        fence = Fence([10**6] * 3, 30 * NS_PER_S, self.counters, clock)
         self.dispatcher = Dispatcher(
             self.core, self.opens, channels, config.channels, {}, self.recorder, self.seen, limits,
-            Frequencies(folder, {}, {}, clock), self.counters, clock,
+            Frequencies(folder, {}, {}, clock), fence, self.counters, clock,
         )  # fmt: skip
         self.dispatcher._stopped = True  # the test pops
         self.dispatcher.cancel("stopped", Standing(None, NOW_MS + 5, NOW_MS + 10**6))
         assignment = Assignment(
-            Tier.BASIC, Keep(log, "s", "s.basic", 4096, 1 << 20), Committer(self.seen, self.counters, clock),
+            Tier.BASIC, Keep(log, "s", "s.basic", 4096, 1 << 20), Committer(self.seen, fence, self.counters, clock),
             self.recorder, self.dispatcher.drop, self.counters,
         )  # fmt: skip
         self.intake = Intake(

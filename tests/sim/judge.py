@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping
 
 from bench.simulator_ledger import DELIVERED, DUPLICATE, VERDICTS
 from engine import wire
+from engine.clock import NS_PER_S
 from engine.logs import Partition, Position
 from engine.send import Origin, Outcome, Tier
 from tests.integration.support import recipients
 from tests.sim.broker import Entry
-from tests.sim.story import Story
+from tests.sim.story import Story, Worker
 
 Key = tuple[Origin, str]
 
@@ -92,7 +93,7 @@ class Judge:
     def content(self) -> bool:
         """Everything has ended and is committed."""
         self.read()
-        if self._open or any(worker.pipeline is None for worker in self.story.workers):
+        if self._open or not all(_well(self.story, worker) for worker in self.story.workers):
             return False
         positions = {p: at.offset for group in self.story.broker.groups.values() for p, at in group.positions.items()}
         tiers = self.story.broker.partitions([f"surgetank.{tier.label}" for tier in Tier])
@@ -160,3 +161,12 @@ class Judge:
             for name, times in self._arrived().items():
                 if times > 1:
                     yield f"{name} arrived {times} times, and nothing had gone wrong"
+
+
+def _well(story: Story, worker: Worker) -> bool:
+    """It serves, runs, and its groups have taken a commit of it since it last stood still: an expelled one cannot end
+    well. (Its fence is read, not asked: that would count as a look of its own.)"""
+    if worker.pipeline is None:
+        return False
+    fence = worker.pipeline.fence
+    return story.world.now_ns - fence._last_ns < NS_PER_S and fence._proven == [fence._gaps] * len(Tier)

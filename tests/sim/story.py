@@ -43,18 +43,19 @@ state = "{state}"
 [log]
 kind = "kafka"
 partitions = {partitions}
+session_timeout = "10s"
 [tiers.system]
 linger = "0s"
 pacing = "asap"
-budget = {{ sends = {budget}, bytes = "4MiB" }}
+budget = {{ sends = {budget}, bytes = "4MiB", uncommitted = {uncommitted} }}
 [tiers.template]
 linger = "50ms"
 pacing = "asap"
-budget = {{ sends = {budget}, bytes = "4MiB" }}
+budget = {{ sends = {budget}, bytes = "4MiB", uncommitted = {uncommitted} }}
 [tiers.basic]
 linger = "{linger}ms"
 pacing = "asap"
-budget = {{ sends = {budget}, bytes = "4MiB" }}
+budget = {{ sends = {budget}, bytes = "4MiB", uncommitted = {uncommitted} }}
 [channels.partner]
 driver = "webhook"
 base_url = "http://sim/webhook/partner"
@@ -146,6 +147,7 @@ class Story:
                 state=self.folder,
                 partitions=chance.randint(1, 4),
                 budget=chance.choice((10, 40, 1000)),
+                uncommitted=chance.choice((5, 100, 100_000)),
                 linger=chance.choice((0, 20, 200)),
                 batch=self.batch,
                 in_flight=chance.randint(1, 6),
@@ -154,7 +156,10 @@ class Story:
                 per=int(self.per_s * 1000),
             )
         )
-        return load(path)
+        config = load(path)
+        # So little that most maps do not fit into a commit.
+        log = msgspec.structs.replace(config.log, metadata_limit=chance.choice((80, 80, 4096)))
+        return msgspec.structs.replace(config, log=log)
 
     # --- what is sent
 

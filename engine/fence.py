@@ -1,0 +1,51 @@
+"""Whether calls may leave: not while too much that ended is not committed, and not while the process may be a zombie,
+that is, after a stop long enough for the group to have given its partitions to others (pure but for the clock it is
+given).
+
+In: looks at the clock, often; what ended and what of it is committed (engine.counters). Out: may a tier's calls leave.
+Invariant: after a gap of a third of the session timeout or more between two looks, none of a tier's calls leaves until
+a commit that was begun after the gap has succeeded.
+Never: stops what is on its way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from engine.clock import Clock
+from engine.counters import Counters
+from engine.send import Tier
+
+
+class Fence:
+    """One per process."""
+
+    def __init__(self, budgets: Sequence[int], session_ns: int, counters: Counters, clock: Clock) -> None:
+        """``budgets``: by tier, recipients that may have ended and not be committed."""
+        self._budgets = budgets
+        self._longest_ns = session_ns // 3
+        self._counters = counters
+        self._clock = clock
+        self._last_ns = clock.now_ns()
+        self._gaps = 0
+        self._proven = [0, 0, 0]  # how many gaps there had been when the last commit that succeeded was begun
+
+    def look(self) -> int:
+        """To be called at least every few hundred ms; how many gaps there have been."""
+        now = self._clock.now_ns()
+        if now - self._last_ns >= self._longest_ns:
+            self._gaps += 1
+        self._last_ns = now
+        return self._gaps
+
+    def doubtful(self, tier: Tier) -> bool:
+        """The process stood still, and the group has not taken a commit of it since."""
+        return self._proven[tier] != self.look()
+
+    def shut(self, tier: Tier) -> bool:
+        """No call of the tier is to be begun."""
+        return self.doubtful(tier) or self._counters.uncommitted(tier) >= self._budgets[tier]
+
+    def proven(self, tier: Tier, gaps: int) -> None:
+        """A commit has succeeded that was begun when ``look`` said ``gaps``."""
+        self._proven[tier] = gaps
