@@ -68,19 +68,19 @@ def directories(state: Path) -> list[Path]:
     return [state, *sorted(path for path in (state / "workers").glob("*") if path.is_dir())]
 
 
-def is_due(state: Path, sharers: Sharers) -> bool:
-    """Whether others kept these limits before, or with other shares. One process alone has none: what it used itself
-    is still there, whatever the numbers are now."""
+def is_due(state: Path, sharers: Sharers, *, alone: bool = False) -> bool:
+    """Whether others kept these limits before, or with other shares. One process ``alone`` has none: what it used
+    itself is still there, whatever the numbers are now."""
     if (state / PENDING).exists():
         return True
-    if any(one.directory != ALONE for among in sharers.values() for one in among):
-        return _record(sharers) != _read_record(state)
-    return any((directory / FILE).exists() for directory in directories(state) if directory != state)
+    if alone:
+        return any((directory / FILE).exists() for directory in directories(state) if directory != state)
+    return _record(sharers) != _read_record(state)
 
 
-async def deal_if_due(state: Path, sharers: Sharers) -> None:
+async def deal_if_due(state: Path, sharers: Sharers, *, alone: bool = False) -> None:
     """Before any of these processes begins. Waits for those of an earlier supervisor to end. Raises LogUnusable."""
-    if not is_due(state, sharers):
+    if not is_due(state, sharers, alone=alone):
         return
     held: list[int] = []
     try:

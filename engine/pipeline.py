@@ -191,7 +191,7 @@ async def serve(config: Config, tiers: Sequence[Tier]) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _asked, stop)
     lock(Path(config.state))
-    await deal_if_due(Path(config.state), kept_by_one(config, tiers))
+    await deal_if_due(Path(config.state), kept_by_one(config, tiers), alone=True)
     probes = Probes()
     await probes.start(config.http.metrics)
     stopped = loop.create_task(stop.wait())

@@ -86,10 +86,18 @@ def test_what_one_process_used_is_dealt_to_several_and_back(tmp_path: Path) -> N
     assert sum(left(tmp_path, shared)) == 4
     use(tmp_path, "workers/all-2", Use(now, 1))
     alone = kept_by_one(before, list(Tier))
-    assert is_due(tmp_path, alone)
+    assert is_due(tmp_path, alone, alone=True)
     deal(tmp_path, alone)
-    assert not is_due(tmp_path, alone)
+    assert not is_due(tmp_path, alone, alone=True)
     assert left(tmp_path, alone) == [3]
+
+
+def test_nothing_is_dealt_where_nothing_is_limited(tmp_path: Path) -> None:
+    assert is_due(tmp_path, {}), "nobody knows what was before"
+    use(tmp_path, "workers/all-1", Use(now_ms(), 1))
+    deal(tmp_path, {})
+    Uses(tmp_path / "workers" / "all-1" / "limits.db").close()
+    assert not is_due(tmp_path, {})
 
 
 def test_another_number_is_dealt_too(tmp_path: Path) -> None:
