@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(wildcard ext/*.pyx ext/*.pxd ext/*.pxi ext/*.h) setup.py pyproject.toml
 
-.PHONY: demo test lint bench kafka clean build build-debug
+.PHONY: demo test test-debug lint bench kafka clean build build-debug
 
 build: $(VENV)/.built
 
@@ -34,9 +34,16 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cython-lint ext/*.pyx ext/*.pxd ext/*.pxi
 
-# Bounds checks and assertions on; `make clean build` goes back.
+# Bounds checks and assertions on, beside the normal build.
 build-debug: $(VENV)/.dev
-	SURGETANK_DEBUG=1 $(BIN)/python setup.py -q build_ext --inplace --force
+	SURGETANK_DEBUG=1 $(BIN)/python setup.py -q build_ext --build-lib build/debug --build-temp build/debug/temp
+	cp ext/__init__.py build/debug/ext/
+
+# All tests on it; `make test-debug TESTS=tests/unit` for some.
+TESTS ?= tests
+test-debug: build-debug
+	SURGETANK_DEBUG=1 PYTHONSAFEPATH=1 PYTHONPATH=build/debug:$(CURDIR) \
+	    $(BIN)/python -m pytest --import-mode=append $(TESTS)
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m bench demo --json build/demo.json

@@ -1,5 +1,6 @@
 """Builds the Cython extensions. ``SURGETANK_DEBUG=1`` builds them with bounds checks, assertions and -O1 -g;
-``SURGETANK_SANITIZE=1`` adds AddressSanitizer and UndefinedBehaviorSanitizer to that."""
+``SURGETANK_SANITIZE=1`` adds AddressSanitizer and UndefinedBehaviorSanitizer to that. Each kind has C files of its own
+below build/, so that one does not undo the other."""
 
 import os
 from pathlib import Path
@@ -10,6 +11,7 @@ from setuptools import Extension, setup
 SANITIZE = os.environ.get("SURGETANK_SANITIZE") == "1"
 DEBUG = SANITIZE or os.environ.get("SURGETANK_DEBUG") == "1"
 CPUS = os.cpu_count() or 1
+KIND = "sanitize/" if SANITIZE else "debug/" if DEBUG else ""
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-omit-frame-pointer"] if SANITIZE else []
 
 extensions = [
@@ -27,9 +29,8 @@ setup(
     options={"build_ext": {"parallel": CPUS}},
     ext_modules=cythonize(
         extensions,
-        build_dir="build/cython",
         nthreads=CPUS,
-        force=DEBUG,
+        build_dir=f"build/{KIND}cython",
         compiler_directives={
             "language_level": 3,
             "boundscheck": DEBUG,

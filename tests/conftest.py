@@ -9,6 +9,7 @@ from uuid import uuid4
 import hypothesis
 import pytest
 
+import ext.schedule
 from bench.kafka import Broker, Unavailable
 
 # Nothing is timed inside a test: Hypothesis's 200 ms an example would fail where the machine is busy.
@@ -21,6 +22,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """tests/sim: one story again, or another number of them."""
     parser.addoption("--seed", type=int, default=None, help="tests/sim: tell this story alone")
     parser.addoption("--seeds", type=int, default=SEEDS, help="tests/sim: tell so many stories (default: %(default)s)")
+
+
+def pytest_configure() -> None:
+    """``make test-debug`` means the build with bounds checks, not the one beside the sources."""
+    if os.environ.get("SURGETANK_DEBUG") == "1" and "build/debug" not in (ext.schedule.__file__ or ""):
+        raise pytest.UsageError(f"SURGETANK_DEBUG is set and the core is {ext.schedule.__file__}: see make test-debug")
 
 
 def started(broker: Broker) -> Broker:
