@@ -14,6 +14,7 @@ from __future__ import annotations
 import heapq
 from array import array
 from collections.abc import Iterator
+from functools import cache
 from itertools import pairwise
 from math import isqrt, log
 from random import Random
@@ -65,6 +66,12 @@ def flows_of(dist: str, flows: int, random: Random) -> Iterator[int]:
             yield order[int(2.718281828459045 ** (random.random() * reach)) - 1]
 
 
+@cache
+def names(id_bytes: int) -> bytes:
+    """NAMES ids, one behind the other."""
+    return b"".join(b"%0*d" % (id_bytes, n) for n in range(NAMES))
+
+
 class Load:
     """A core with one channel and the columns for it: rows of ``run`` recipients with ids of ``id_bytes``."""
 
@@ -75,8 +82,8 @@ class Load:
         self._flows = flows_of(dist, flows, Random(seed))
         self._tenants = isqrt(flows)
         self._id_bytes = id_bytes
-        self._ids = b"".join(b"%0*d" % (id_bytes, n) for n in range(NAMES))
-        self._next_id = 0
+        self._ids = names(id_bytes)
+        self._next_id = self._depth = 0
 
     def columns(self, recipients: int) -> Columns:
         """What push_many takes after the time, for so many recipients of the next flows."""
@@ -103,7 +110,7 @@ class Load:
         return spent
 
     def pop(self, recipients: int, budget: int) -> tuple[int, int]:
-        """ns, and how many came: as many as asked for, or a call's worth more."""
+        """ns, and how many came: as many as asked for, or a call's worth more; the next round asks for fewer."""
         spent = came = 0
         while came < recipients:
             self.now += STEP_NS
@@ -119,16 +126,19 @@ class Load:
         return spent, came
 
     def fill(self, queued: int) -> None:
-        """Up to so many queued."""
+        """Up to so many queued, which rounds then keep."""
+        self._depth = queued
         while self.queued < queued:
             n = self._whole_runs(min(FILL, queued - self.queued))
             self.push(self.columns(n), n)
 
     def age(self, pairs: int) -> None:
         """Pop and push so many, so that freed memory lies where it may."""
-        for _ in range(max(1, pairs // FILL)):
+        moved = 0
+        while moved < pairs:
             came = self._whole_runs(self.pop(min(FILL, self.queued), FILL)[1])
             self.push(self.columns(came), came)
+            moved += came
 
     def _whole_runs(self, recipients: int) -> int:
         return max(recipients // self.run, 1) * self.run
@@ -136,11 +146,12 @@ class Load:
     def round(self, batch: int) -> tuple[float, float]:
         """ns a push and ns a pop, ``batch`` recipients a call of the core."""
         pushing = popping = popped = 0
+        n = self._whole_runs(batch)
         for _ in range(CALLS):
-            pushing += self.push(self.columns(batch), batch)
-            spent, came = self.pop(batch, batch)
+            pushing += self.push(self.columns(n), n)
+            spent, came = self.pop(self.queued - self._depth, batch)
             popping, popped = popping + spent, popped + came
-        return pushing / (CALLS * batch), popping / popped
+        return pushing / (CALLS * n), popping / popped
 
     def measure(self, batch: int) -> tuple[Spread, Spread]:
         """Push and pop, over the rounds."""
