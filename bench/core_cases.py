@@ -87,8 +87,8 @@ def urgent_p99(load: Load, budget: int) -> float:
         popped = load.core.pop_batches(load.now, budget)
         taken.append(perf_counter_ns() - start)
         assert popped.tier[0] == 0
-        for tier, (first, end) in zip(popped.tier, pairwise(popped.start), strict=True):
-            load.core.release(load.now, 0, tier, end - first, end - first)
+        for tier, tenant, (first, end) in zip(popped.tier, popped.tenant, pairwise(popped.start), strict=True):
+            load.core.release(load.now, 0, tier, end - first, end - first, 0, tenant)
         load.queued -= popped.items - 1
         load.pop(ENGINE_BUDGET - popped.items + 1, ENGINE_BUDGET)
     return sorted(taken)[SAMPLES * 99 // 100]

@@ -118,8 +118,8 @@ class Load:
             popped = self.core.pop_batches(self.now, budget)
             spent += perf_counter_ns() - start
             came += popped.items
-            for first, end in pairwise(popped.start):
-                self.core.release(self.now, 0, BASIC, end - first, end - first)
+            for tenant, (first, end) in zip(popped.tenant, pairwise(popped.start), strict=True):
+                self.core.release(self.now, 0, BASIC, end - first, end - first, 0, tenant)
             if not popped.items and not popped.more:
                 break
         self.queued -= came

@@ -199,13 +199,17 @@ class Dispatcher:
         if held.waits:
             self._wait(batch, held.waits)
         if not len(batch):
-            self.core.release(self.clock.now_ns(), batch.flow.account_handle, batch.tier, popped, 0)
+            self._release(batch, popped, 0, 0)
             self.wake()
             return
         self.counters.in_flight[batch.tier] += len(batch)
         task = self._loop.create_task(self._call(batch, popped, held))
         self._calls.add(task)
         task.add_done_callback(self._called)
+
+    def _release(self, batch: Batch, popped: int, left: int, late_ns: int) -> None:
+        flow, now = batch.flow, self.clock.now_ns()
+        self.core.release(now, flow.account_handle, batch.tier, popped, left, late_ns, flow.tenant_handle)
 
     def _give_back(self, batch: Batch, rows: Sequence[int]) -> None:
         handles, sends = batch.handles, batch.sends
@@ -246,7 +250,7 @@ class Dispatcher:
             self._frequencies.done(batch, held, result)
             left, late_ns = left if result.left else 0, 0 if result.answered else late_ns
         finally:  # one that was cut off may have left, and may arrive as late as one without an answer
-            self.core.release(self.clock.now_ns(), flow.account_handle, batch.tier, popped, left, late_ns)
+            self._release(batch, popped, left, late_ns)
             self.counters.calls_in_flight[flow.channel] -= 1
             self.counters.in_flight[batch.tier] -= len(batch)
         if ours:

@@ -72,6 +72,7 @@ class Kept(msgspec.Struct):
     portion: int | None  # None: everything is granted
     zone: str | None
     monthly: bool
+    rule: Limit
     written: int = 0  # of what was ever counted
 
 
@@ -102,6 +103,7 @@ class Limits:
             portion(number, rule.per),
             rule.zone,
             rule.per == MONTH,
+            rule,
         )
         self._kept[limit] = kept
         self._restore(kept)
@@ -126,6 +128,12 @@ class Limits:
         ends_ns, next_ns = ((at + GUARD_MS) * NS_PER_MS + offset_ns for at in (period.ends_ms, period.next_ends_ms))
         self._core.set_period(kept.handle, self._clock.now_ns(), period.number, ends_ns, next_ns, GUARD_MS * NS_PER_MS)
         return period.starts_ms - GUARD_MS
+
+    def told(self, limit: int) -> str:
+        """The core's limit as people say it: "100 calls per 1s"."""
+        rule = self._kept[limit].rule
+        number, unit = (rule.calls, "calls") if rule.calls is not None else (rule.recipients, "recipients")
+        return f"{number} {unit} per {rule.per}" + (f" in {rule.zone}" if rule.zone else "")
 
     def start(self) -> None:
         """Write what a restart must know before anything leaves, and grant the first portions. Blocks on the disk.

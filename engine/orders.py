@@ -17,6 +17,7 @@ from engine.consume import Intake
 from engine.dispatch import Dispatcher
 from engine.errors import Reject
 from engine.paused import Pauses
+from engine.why import Why
 from engine.wire_control import Command, Reply, Target
 
 logger = structlog.get_logger("surgetank.orders")
@@ -26,8 +27,11 @@ EXPIRE_S = 0.2  # how often it is looked whether something has had its time
 class Orders:
     """One worker's; ``worker`` is its name in the replies."""
 
-    def __init__(self, worker: str, dispatcher: Dispatcher, pauses: Pauses, intakes: Sequence[Intake]) -> None:
+    def __init__(
+        self, worker: str, dispatcher: Dispatcher, pauses: Pauses, why: Why, intakes: Sequence[Intake]
+    ) -> None:
         self._worker = worker
+        self._why = why
         self._dispatcher = dispatcher
         self._pauses = pauses
         self._intakes = intakes
@@ -45,6 +49,9 @@ class Orders:
     def obey(self, command: Command) -> Reply:
         """Do it, as far as it can be done here."""
         now_ms = self._dispatcher.clock.wall_ms()
+        if command.command == "why":
+            found = self._why.answer(command)
+            return Reply(reply_to=command.id, worker=self._worker, why=found, at=now_ms)
         try:
             recipients = self._does[command.command](command)
         except Reject as reject:

@@ -50,6 +50,7 @@ from engine.state.lock import lock
 from engine.state.seen import Seen
 from engine.state.uses import Uses
 from engine.topics import MAX_MAP_BYTES, topic_specs
+from engine.why import Why
 from ext.schedule import ACCOUNT, CHANNEL, GLOBAL, WHOLE_TIER, Core
 
 logger = structlog.get_logger("surgetank.pipeline")
@@ -92,7 +93,9 @@ class Pipeline:
         worker = f"{socket.gethostname()}-{os.getpid()}"
         self.committer = Committer(self.seen, self.fence, self.counters, clock)
         self.intakes = [self._intake(tier) for tier in tiers]
-        self.orders = Orders(worker, self.dispatcher, Pauses(self.core, self.opens, self.channels), self.intakes)
+        pauses = Pauses(self.core, self.opens, self.channels)
+        why = Why(self.core, self.opens, pauses.standing, self.limits.told, clock)
+        self.orders = Orders(worker, self.dispatcher, pauses, why, self.intakes)
         self.control = Control(f"{config.log.prefix}.control", self.orders.obey, clock)
         self.tasks: list[asyncio.Task[None]] = []
         self.readers: list[Reader] = []

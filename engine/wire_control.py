@@ -21,7 +21,8 @@ from engine.wire import decode_map
 Version = Annotated[int, Meta(ge=WIRE_VERSION, le=WIRE_VERSION)]
 Count = Annotated[int, Meta(ge=0)]
 TierLabel = Literal["system", "template", "basic"]
-COMMANDS = ("cancel", "pause", "resume")
+COMMANDS = ("cancel", "pause", "resume", "why")
+QUESTIONS = ("why",)  # change nothing; their records are taken back by who asked
 REPLY_KEY = b"reply/"
 
 # The keys of a Target that go together, and what they name.
@@ -67,6 +68,7 @@ class Command(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """A command to all workers, obeyed until ``expires``; ``at``, ``expires``: ms since the epoch.
 
     cancel: what was first seen until ``at`` of ``campaign``, in one ``tenant`` or (None) in all. pause, resume: ``on``.
+    why: a question about a campaign (``on``) or the sends of an id (``send``).
     """
 
     v: Version = WIRE_VERSION
@@ -75,8 +77,31 @@ class Command(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     tenant: Id | None = None
     campaign: Id | UnsetType = UNSET
     on: Target | UnsetType = UNSET
+    send: Id | UnsetType = UNSET
     at: Ms
     expires: Ms
+
+
+class Hold(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """Why the recipients of one campaign, in one tier and account, have not left a worker yet.
+
+    ``held``: turn (nothing holds them), pause, slot, block, limit, grant, linger, time. ``on``: whose pause, block,
+    limit or slot it is. ``until``: ms since the epoch; None: not known. ``sends``: open ones, calls under way included;
+    ``ready``: their recipients that are queued and not held by time. ``send``: the one asked for.
+    """
+
+    tier: str
+    channel: str
+    account: str
+    tenant: str
+    campaign: str | None = None
+    send: str | None = None
+    sends: Count
+    ready: Count
+    held: str
+    on: Target | None = None
+    limit: str | None = None
+    until: int | None = None
 
 
 class Reply(msgspec.Struct, frozen=True, gc=False, kw_only=True):
@@ -88,11 +113,14 @@ class Reply(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     worker: str
     recipients: Count = 0
     refused: str | UnsetType = UNSET
+    why: list[Hold] | UnsetType = UNSET
     at: Ms
 
 
 def encode_command(command: Command) -> tuple[bytes, bytes]:
     """Key and value. The newest command of a key is the one compaction keeps: a resume replaces its pause."""
+    if command.command in QUESTIONS:
+        return f"ask/{_part(command.id)}".encode(), _encode(command)
     return "/".join([_family(command), *(_part(name) for name in _names(command))]).encode(), _encode(command)
 
 
@@ -119,6 +147,8 @@ def decode_command(value: bytes) -> Command:
         raise Reject("command_invalid", "`campaign` is missing")
     if command.command in ("pause", "resume"):
         _check(command.on, ("tier", "channel", "account", "tenant", "campaign"))
+    if command.command == "why" and command.send is UNSET:
+        _check(command.on, ("campaign",))
     return command
 
 

@@ -9,7 +9,7 @@ held, so nothing ever walks queues to find some. docs/scheduler.md has the pictu
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from ext.histogram cimport Counts
-from ext.limits cimport Limit, Link, Scope
+from ext.limits cimport Limit, Link, Refusal, Scope
 
 
 cdef extern from *:
@@ -190,6 +190,7 @@ cdef struct Queue:
 
 cdef struct Group:  # a tenant, or a tenant's campaign, over all leaves
     Link members  # its nodes
+    Scope scope  # a tenant's
     uint64_t key_hash
     uint32_t tenant, campaign
     uint32_t weight
@@ -208,6 +209,7 @@ cdef struct Node:
     Timer timer  # armed while PARKED
     Node* parent
     Scope* scope  # of a lane its channel's, of a leaf its account's
+    Refusal kept  # while PARKED: what its scope said
     Channel* channel  # NULL: a tier
     Group* group  # of a tenant or campaign
     Queue* mixed  # of a campaign, NULL: none
@@ -239,6 +241,22 @@ cdef struct Channel:
 cdef struct Account:
     Scope scope
     Node leaves[TIERS]
+
+cdef enum Why:  # a campaign's recipients have not left yet
+    TURN  # nothing holds them: others go first, or they go now
+    OF_PAUSE, OF_SLOT
+    OF_BLOCK, OF_LIMIT, OF_GRANT  # as a scope refuses: REFUSED_...
+    OF_LINGER
+    OF_TIME  # a not_before, or the wait before a retry
+
+cdef struct Reason:  # of one campaign in one leaf
+    uint64_t ready  # recipients that may go as far as time is concerned
+    int64_t until  # INT64_MAX: not known
+    uint32_t account
+    uint32_t limit  # handle + 1; 0: none
+    uint8_t tier
+    uint8_t why  # Why
+    uint8_t level  # Level of what holds it: whose pause, or whose scope
 
 cdef struct Count:  # of one tier; all but flows in recipients
     uint64_t pushed, popped, expired, cancelled
@@ -327,11 +345,18 @@ cdef void queues_advance(Queues* q, int64_t now) noexcept nogil
 # account < account_count, tier < TIERS, 1 <= count <= 65,536, id lengths 1..255, linger >= 0
 cdef int queues_push(Queues* q, const Row* rows, size_t n) noexcept nogil
 cdef void queues_pop(Queues* q, uint64_t budget) noexcept nogil
-cdef void queues_release(Queues* q, Node* leaf, uint64_t recipients, uint64_t left, int64_t at) noexcept nogil
+cdef void queues_release(
+    Queues* q, Node* leaf, Group* tenant, uint64_t recipients, uint64_t left, int64_t at
+) noexcept nogil
+cdef Group* queues_tenant(Queues* q, uint32_t tenant) noexcept nogil  # NULL: nothing of it, and nothing to keep
+cdef Group* queues_make_tenant(Queues* q, uint32_t tenant) noexcept nogil
 cdef void queues_pause(Queues* q, Node* node, bint paused) noexcept nogil
 cdef int queues_pause_group(Queues* q, uint8_t level, uint32_t tenant, uint32_t campaign, bint paused) noexcept nogil
 cdef int queues_reweight(Queues* q, uint8_t level, uint32_t tenant, uint32_t campaign, uint32_t weight) noexcept nogil
 cdef void queues_reweight_tier(Queues* q, uint8_t tier, uint32_t weight) noexcept nogil
+cdef size_t queues_explain(
+    Queues* q, uint32_t tenant, uint32_t campaign, Reason* reasons, size_t most
+) noexcept nogil
 cdef void queues_kept(const Queues* q, uint8_t tier, uint64_t* paused, uint64_t* throttled) noexcept nogil
 cdef uint64_t queues_cancel(Queues* q, uint32_t tenant, uint32_t campaign, int tier) noexcept nogil  # tier -1: all
 cdef uint64_t queues_reap(Queues* q, EndedRow* rows, uint64_t most) noexcept nogil

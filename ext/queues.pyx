@@ -18,8 +18,8 @@ from libc.string cimport memcpy, memset
 
 from ext.histogram cimport counts_observe
 from ext.limits cimport (
-    LIMIT_NEVER, REFUSED_NOT, Refusal, limit_make, scope_add, scope_free, scope_make, scopes_hold, scopes_most,
-    scopes_refuse, scopes_settle,
+    LIMIT_CALLS, LIMIT_NEVER, REFUSED_BLOCKED, REFUSED_NOT, Refusal, limit_make, scope_add, scope_free, scope_make,
+    scopes_hold, scopes_most, scopes_refuse, scopes_settle,
 )
 
 cdef enum:
@@ -27,6 +27,9 @@ cdef enum:
 
 cdef enum:
     AHEAD = 8  # rows that a push looks forward, twice
+
+cdef enum:
+    LOOKED_AT = 64  # queues of a campaign, when it is explained
 
 cdef enum:
     SOMEWHERE = 4096  # any aligned address: only differences are taken
@@ -164,6 +167,7 @@ cdef void hold(Queues* q, Node* node, uint8_t why) noexcept nogil:
     ring_append(&q.held, &node.held)
     if ring_holds(&node.link):
         leave(q, node)
+    node.deficit = min(node.deficit, 0)  # what is left of its turn is over
     if node.level == CAMPAIGN_:
         add_ready(q, node.parent, -<int64_t>node.ready)
 
@@ -183,12 +187,13 @@ cdef void let_go(Queues* q, Node* node, uint8_t why) noexcept nogil:
     free_if_idle(q, node)
 
 
-cdef void park(Queues* q, Node* node, Scope* scope, int64_t until) noexcept nogil:
-    """Until then (LIMIT_NEVER: that is not known), or until the scope changes."""
+cdef void park(Queues* q, Node* node, Scope* scope, Refusal no) noexcept nogil:
+    """Until its time (LIMIT_NEVER: that is not known), or until the scope changes."""
     hold(q, node, PARKED)
+    node.kept = no
     ring_append(&scope.parked, &node.halt)
-    if until != LIMIT_NEVER:
-        wheel_arm(&q.wheel, &node.timer, until)
+    if no.until != LIMIT_NEVER:
+        wheel_arm(&q.wheel, &node.timer, no.until)
 
 
 cdef void unpark(Queues* q, Node* node) noexcept nogil:
@@ -239,12 +244,17 @@ cdef Group* group_of(Queues* q, uint8_t level, uint32_t tenant, uint32_t campaig
     found.tenant, found.campaign, found.level = tenant, campaign, level
     found.weight, found.paused = 1, False
     found.self = made
+    scope_make(&found.scope, &q.asking)
     return found
 
 
+cdef inline bint stays(const Group* group) noexcept nogil:
+    """Something is to be remembered of it: a pause, a weight, limits, or calls on their way."""
+    return group.paused or group.weight != 1 or group.scope.limits != NULL or group.scope.held[LIMIT_CALLS]
+
+
 cdef void free_group_if_idle(Queues* q, Group* group) noexcept nogil:
-    """One that is paused or has a weight of its own stays, for what comes later."""
-    if ring_first(&group.members) == NULL and not group.paused and group.weight == 1:
+    if ring_first(&group.members) == NULL and not stays(group):
         table_remove(&q.names, group.key_hash, group)
         slab_free(&q.groups, group.self)
 
@@ -305,6 +315,8 @@ cdef void free_if_idle(Queues* q, Node* node) noexcept nogil:
         wheel_disarm(&q.wheel, &node.timer)
         if ring_holds(&node.held):
             ring_remove(&node.held)
+        if ring_holds(&node.halt):
+            ring_remove(&node.halt)
         ring_remove(&node.sibling)
         free_group_if_idle(q, node.group)
         table_remove(&q.branches, node.key_hash, node)
@@ -877,40 +889,45 @@ cdef inline bint has_slot(const Channel* channel, uint8_t tier) noexcept nogil:
 
 
 cdef enum:
-    PATH = 4
+    PATH = 5
 
 
-cdef inline void path_of(Queues* q, Node* leaf, Scope** path) noexcept nogil:
-    """Whose limits a batch of the leaf is charged to, the widest first."""
+cdef inline void path_of(Queues* q, Node* leaf, Group* tenant, Scope** path) noexcept nogil:
+    """Whose limits a batch of a tenant in a leaf is charged to, the widest first."""
     path[0], path[1], path[2], path[3] = &q.everything, &q.of_tier[leaf.tier], leaf.parent.scope, leaf.scope
+    path[4] = &tenant.scope
 
 
-cdef inline Node* keeps(Node* leaf, int scope) noexcept nogil:
+cdef inline Node* keeps(Node* tenant, int scope) noexcept nogil:
     """What must wait when this scope of the path refuses: all of it that is below one node."""
-    return leaf.parent.parent if scope < 2 else leaf.parent if scope == 2 else leaf
+    cdef int _up
+    for _up in range(4 - max(scope, 1)):
+        tenant = tenant.parent
+    return tenant
 
 
-cdef uint32_t planned(Queues* q, Node* leaf, uint32_t n) noexcept nogil:
+cdef uint32_t planned(Queues* q, Node* tenant, uint32_t n) noexcept nogil:
     """What a batch of up to n wants: more than a limit's whole number would wait for ever."""
     cdef Scope* path[PATH]
-    path_of(q, leaf, path)
-    return <uint32_t>scopes_most(path, PATH, n, leaf.tier == SYSTEM)
+    path_of(q, tenant.parent, tenant.group, path)
+    return <uint32_t>scopes_most(path, PATH, n, tenant.tier == SYSTEM)
 
 
-cdef bint refused(Queues* q, Node* leaf, uint32_t n) noexcept nogil:
+cdef bint refused(Queues* q, Node* tenant, uint32_t n) noexcept nogil:
     """True: n recipients may not go in one call now, and what keeps them is parked."""
     cdef Scope* path[PATH]
-    path_of(q, leaf, path)
-    cdef Refusal no = scopes_refuse(path, PATH, q.now, n, leaf.tier == SYSTEM)
+    path_of(q, tenant.parent, tenant.group, path)
+    cdef Refusal no = scopes_refuse(path, PATH, q.now, n, tenant.tier == SYSTEM)
     if no.why == REFUSED_NOT:
         return False
-    park(q, keeps(leaf, no.scope), path[no.scope], no.until)
+    park(q, keeps(tenant, no.scope), path[no.scope], no)
     return True
 
 
-cdef void charge(Queues* q, Node* leaf, uint32_t n) noexcept nogil:
+cdef void charge(Queues* q, Node* tenant, uint32_t n) noexcept nogil:
     cdef Scope* path[PATH]
-    path_of(q, leaf, path)
+    cdef Node* leaf = tenant.parent
+    path_of(q, leaf, tenant.group, path)
     scopes_hold(path, PATH, n)
     leaf.channel.in_flight[leaf.tier] += 1
     leaf.parent.parent.turn += q.stride[leaf.tier]
@@ -1033,7 +1050,7 @@ cdef uint32_t send_batch(Queues* q, Queue* queue, uint32_t most, uint32_t conten
     more = more or n == leaf.channel.cap
     batch.closed = CUT if forming.cut else CAP if more else DUE if forming.due else LINGER_OVER
     out.batches_used += 1
-    charge(q, leaf, n)
+    charge(q, queue.branch.parent, n)
     after_batch(q, queue, n)
     return n
 
@@ -1050,8 +1067,8 @@ cdef uint32_t visit(Queues* q, Node* tier) noexcept nogil:
     if queue == NULL:
         return 0
     there = next_batch(q, queue, &content)
-    most = planned(q, leaf_of(queue), there)
-    if refused(q, leaf_of(queue), most):
+    most = planned(q, queue.branch.parent, there)
+    if refused(q, queue.branch.parent, most):
         return 0
     return send_batch(q, queue, most, content, most < there)
 
@@ -1066,16 +1083,29 @@ cdef void queues_pop(Queues* q, uint64_t budget) noexcept nogil:
         tier = next_tier(q)
 
 
-cdef void queues_release(Queues* q, Node* leaf, uint64_t recipients, uint64_t left, int64_t at) noexcept nogil:
+cdef Group* queues_tenant(Queues* q, uint32_t tenant) noexcept nogil:
+    return find_group(q, group_hash(TENANT, tenant, 0), TENANT, tenant, 0)
+
+
+cdef Group* queues_make_tenant(Queues* q, uint32_t tenant) noexcept nogil:
+    return group_of(q, TENANT, tenant, 0)
+
+
+cdef void queues_release(
+    Queues* q, Node* leaf, Group* tenant, uint64_t recipients, uint64_t left, int64_t at
+) noexcept nogil:
     """A call has ended: ``left`` of its recipients were on it and had arrived by ``at``."""
     cdef Channel* channel = leaf.channel
     cdef Scope* path[PATH]
     cdef Node* lane
     cdef uint8_t i
-    path_of(q, leaf, path)
+    path_of(q, leaf, tenant, path)
     scopes_settle(path, PATH, q.now, recipients, left, at)
-    for i in range(PATH):
+    for i in range(PATH - 1):
         queues_reconsider(q, path[i])
+    if tenant.scope.limits != NULL:
+        queues_reconsider(q, &tenant.scope)
+    free_group_if_idle(q, tenant)
     channel.in_flight[leaf.tier] -= 1
     for i in range(TIERS):
         lane = &channel.lanes[i]
@@ -1172,6 +1202,118 @@ cdef inline uint8_t above_of(const Node* node) noexcept nogil:
         node = node.parent
         state |= node.state
     return state
+
+
+# --- why something waits ---
+
+cdef bint explain_pause(const Node* campaign, Reason* reason) noexcept nogil:
+    """The pause that is widest."""
+    cdef const Node* node = campaign
+    cdef bint found = False
+    while node != NULL:
+        if node.state & PAUSED:
+            reason.why, reason.level, found = OF_PAUSE, node.level, True
+        node = node.parent
+    return found
+
+
+cdef void explain_refusal(const Refusal* no, Reason* reason) noexcept nogil:
+    reason.why = OF_BLOCK + <uint8_t>(no.why - REFUSED_BLOCKED)
+    reason.level = <uint8_t>no.scope  # ROOT is everything's, and so on down
+    reason.until = no.until
+    reason.limit = 0 if no.limit == NULL else no.limit.handle + 1
+
+
+cdef bint explain_parked(const Node* campaign, Reason* reason) noexcept nogil:
+    """A node above it is parked, with another's batch maybe: that is who refuses next. The one that waits longest."""
+    cdef const Node* node = campaign.parent
+    cdef bint found = False
+    while node != NULL:
+        if node.state & PARKED and (not found or node.kept.until > reason.until):
+            explain_refusal(&node.kept, reason)
+            found = True
+        node = node.parent
+    return found
+
+
+cdef void explain_time(const Node* campaign, Reason* reason) noexcept nogil:
+    """Nothing of it is ready: the earliest end of lingering or waiting among its first queues."""
+    cdef const Link* link = campaign.queues.next
+    cdef const Queue* queue
+    cdef int64_t wakes
+    cdef int _i
+    reason.until = INT64_MAX
+    for _i in range(LOOKED_AT):
+        if link == &campaign.queues:
+            return
+        queue = sibling_of(<Link*>link)
+        link = link.next
+        if queue.state == LINGERING and (queue.fifo.close < reason.until or reason.why == TURN):
+            reason.why, reason.until = OF_LINGER, queue.fifo.close
+        if queue.parcels != NULL:
+            wakes = earliest(queue)
+            if wakes < reason.until or reason.why == TURN:
+                reason.why, reason.until = OF_TIME, wakes
+
+
+cdef int64_t earliest(const Queue* queue) noexcept nogil:
+    """When the first of its parcels wakes, among those looked at."""
+    cdef const Parcel* parcel = queue.parcels
+    cdef uint64_t tick = parcel.tick
+    cdef int _i
+    for _i in range(LOOKED_AT):
+        tick = min(tick, parcel.tick)
+        parcel = parcel.next
+        if parcel == queue.parcels:
+            break
+    return INT64_MAX if tick > <uint64_t>INT64_MAX >> 20 else <int64_t>(tick << 20)
+
+
+cdef void explain_node(Queues* q, Node* campaign, Reason* reason) noexcept nogil:
+    cdef Node* tenant = campaign.parent
+    cdef Node* leaf = tenant.parent
+    cdef Scope* path[PATH]
+    cdef Queue* queue
+    cdef Refusal no
+    cdef uint32_t content, n
+    memset(reason, 0, sizeof(Reason))
+    reason.tier, reason.account, reason.ready = leaf.tier, leaf.handle, campaign.queued
+    reason.until = INT64_MAX
+    if explain_pause(campaign, reason):
+        return
+    if ring_first(&campaign.ring) == NULL:
+        explain_time(campaign, reason)
+        return
+    if explain_parked(campaign, reason):
+        return
+    if not has_slot(leaf.channel, leaf.tier):
+        reason.why, reason.level = OF_SLOT, LANE
+        return
+    queue = queue_of(ring_first(&campaign.ring))
+    n = planned(q, tenant, next_batch(q, queue, &content))
+    path_of(q, leaf, tenant.group, path)
+    no = scopes_refuse(path, PATH, q.now, n, leaf.tier == SYSTEM)
+    if no.why != REFUSED_NOT:
+        explain_refusal(&no, reason)
+        return
+    reason.why, reason.until = TURN, q.now
+
+
+cdef size_t queues_explain(
+    Queues* q, uint32_t tenant, uint32_t campaign, Reason* reasons, size_t most
+) noexcept nogil:
+    """One reason for each leaf it is queued in, at most so many; returns how many. Steps: leaves, each times levels,
+    scopes, and LOOKED_AT."""
+    cdef Group* group = find_group(q, group_hash(CAMPAIGN_, tenant, campaign), CAMPAIGN_, tenant, campaign)
+    cdef Link* member = NULL if group == NULL else ring_first(&group.members)
+    cdef size_t n = 0
+    while member != NULL and n < most:
+        if member_of(member).children:
+            explain_node(q, member_of(member), &reasons[n])
+            reasons[n].until = max(reasons[n].until, q.now)  # within a tick of its time
+            n += 1
+        member = NULL if member.next == &group.members else member.next
+    return n
 
 
 # --- what ended ---
@@ -1416,11 +1558,24 @@ cdef size_t queues_memory(const Queues* q) noexcept nogil:
     )
 
 
+cdef void free_tenants(Queues* q) noexcept nogil:
+    """Their limits."""
+    cdef int i
+    cdef size_t k
+    cdef Group* group
+    for i in range(SHARDS):
+        for k in range(q.names.shards[i].size):
+            group = <Group*>q.names.shards[i].slots[k].item
+            if group != NULL:
+                scope_free(&group.scope)
+
+
 cdef void queues_free(Queues* q) noexcept nogil:
     cdef uint32_t i
     cdef int tier
     if q == NULL:
         return
+    free_tenants(q)
     scope_free(&q.everything)
     for tier in range(TIERS):
         scope_free(&q.of_tier[tier])

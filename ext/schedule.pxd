@@ -12,7 +12,7 @@ cdef class Core:
     cdef list sizes  # a channel: its Histogram of batch sizes
     cdef list late  # a tier: its Histogram
 
-    cdef Scope* scope(self, object scope, object handle) except NULL
+    cdef Scope* scope(self, object scope, object handle, int64_t most=*) except NULL
     cdef int64_t channel_of(self, object handle) except -1
     cdef int64_t account_of(self, object handle) except -1
     cdef int set_paused(self, object scope, object handle, object campaign, bint paused) except -1

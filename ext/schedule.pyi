@@ -16,6 +16,14 @@ ACCOUNT: int
 WHOLE_TIER: int
 OF_TENANT: int
 OF_CAMPAIGN: int
+HELD_TURN: int  # nothing: it may go now, others go first maybe
+HELD_PAUSE: int
+HELD_SLOT: int  # its channel has no call to spare
+HELD_BLOCK: int
+HELD_LIMIT: int
+HELD_GRANT: int  # a limit has room, and the grant that is asked for is not there yet
+HELD_LINGER: int  # for others to merge with
+HELD_TIME: int  # a not_before, or the wait before a retry
 CALLS: int
 RECIPIENTS: int
 CLOSED_CAP: int
@@ -93,11 +101,13 @@ class Core:
     ) -> int:
         """At most ``number`` (1..2**60) CALLS or RECIPIENTS in any half-open window of ``per_ns`` (1..2**60), or in any
         period that ``set_period`` tells (``calendar``; ``per_ns`` then only names it); ``reserved`` of them
-        (0..number - 1) for system. ``handle``: of the channel, account or tier; 0 for GLOBAL.
+        (0..number - 1) for system. ``handle``: of the channel, account, tier or tenant; 0 for GLOBAL. A tenant with a
+        limit costs some 400 bytes for as long as the core lives, be it queued or not.
 
         A use counts from its pop until a window after its release: however long a call is on its way, no window is over
         at the platform (limit.h has the proof). At least 0.999 of N P / (P + J) can be used by calls of one recipient,
-        J = from pop to release. A batch that does not fit waits, and its account, channel or tier with it. Returns the
+        J = from pop to release. A batch that does not fit waits, and its tenant (in that account), account,
+        channel or tier with it. Returns the
         limit's handle. What is on its way counts at once.
         """
 
@@ -159,10 +169,12 @@ class Core:
         finishes the batch it is at: at most budget + the largest cap of steps.
         """
 
-    def release(self, now_ns: int, account: int, tier: int, recipients: int, left: int, late_ns: int = 0) -> None:
+    def release(
+        self, now_ns: int, account: int, tier: int, recipients: int, left: int, late_ns: int = 0, tenant: int = 0
+    ) -> None:
         """A call has ended: its slot is free, and ``left`` of the recipients it was popped with count in every limit
         for a window from now, or from ``late_ns`` later when it may arrive as late as that; the others never left
-        (0: the platform saw nothing of it). ValueError: none was in flight."""
+        (0: the platform saw nothing of it). ``tenant``: of its recipients. ValueError: none was in flight."""
 
     def cancel(self, tenant: int, campaign: int, tier: int | None = None) -> int:
         """End all that is queued or waiting of a campaign, in one tier or in every one; returns how many recipients.
@@ -189,6 +201,17 @@ class Core:
         """Another weight (1..2**20; 1 at first) for a WHOLE_TIER (template or basic), an OF_TENANT or an OF_CAMPAIGN,
         from its next turn on; what it has left of this one, or owes, stays. A tenant or campaign keeps it, be it queued
         or not, until it is 1 again."""
+
+    def explain(self, now_ns: int, tenant: int, campaign: int) -> list[tuple[int, int, int, int, int, int | None, int]]:
+        """Why a campaign's recipients have not left yet, a row for each tier and account they are queued in: tier,
+        account, recipients that time does not hold, HELD_*, the scope that holds (GLOBAL..OF_CAMPAIGN), the limit or
+        None, until when (NEVER: not known).
+
+        Of a pause, the widest; of limits and blocks, the one that refuses next: the one its account or channel is kept
+        by already (for another's batch maybe), or the first that would refuse its next batch. Without anything ready:
+        the earliest end of waiting among its first 64 queues. Steps: accounts and tiers, times limits above them;
+        nothing that is queued is walked. A grant that is missing is asked for.
+        """
 
     def block(self, scope: int, handle: int, until_ns: int) -> None:
         """Nothing of this scope leaves before ``until_ns``; a later block does not shorten an earlier one."""

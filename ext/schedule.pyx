@@ -21,11 +21,12 @@ from ext.limits cimport (
 )
 from ext.queues cimport (
     BASIC, CAMPAIGN_, CANCELLED_, CAP, CUT, DUE, EXPIRED_, LINGER_OVER, SYSTEM, TEMPLATE, TIERS,
-    BatchRow, EndedRow, Node, Output, Queues, Row,
+    OF_BLOCK, OF_GRANT, OF_LIMIT, OF_LINGER, OF_PAUSE, OF_SLOT, OF_TIME, TURN,
+    BatchRow, EndedRow, Group, Node, Output, Queues, Reason, Row,
     queues_add_account, queues_add_channel, queues_add_limit, queues_advance, queues_cancel, queues_due, queues_free,
-    queues_has_ended, queues_has_work, queues_kept, queues_make, queues_memory, queues_pause, queues_pause_group,
-    queues_pop, queues_push, queues_reap, queues_reconsider, queues_release, queues_reweight, queues_reweight_tier,
-    queues_unsound,
+    queues_explain, queues_has_ended, queues_has_work, queues_kept, queues_make, queues_make_tenant, queues_memory,
+    queues_pause, queues_pause_group, queues_pop, queues_push, queues_reap, queues_reconsider, queues_release,
+    queues_reweight, queues_reweight_tier, queues_tenant, queues_unsound,
 )
 from ext.queues cimport TENANT as TENANT_
 
@@ -33,6 +34,11 @@ NEVER = INT64_MAX
 TICK_NS = 1 << 20
 GLOBAL, CHANNEL, ACCOUNT, WHOLE_TIER, OF_TENANT, OF_CAMPAIGN = 0, 1, 2, 3, 4, 5
 CALLS, RECIPIENTS = LIMIT_CALLS, LIMIT_RECIPIENTS
+# What holds a campaign, and (by level of the tree) whose pause or scope it is.
+HELD_TURN, HELD_PAUSE, HELD_SLOT, HELD_BLOCK, HELD_LIMIT, HELD_GRANT, HELD_LINGER, HELD_TIME = (
+    TURN, OF_PAUSE, OF_SLOT, OF_BLOCK, OF_LIMIT, OF_GRANT, OF_LINGER, OF_TIME,
+)
+cdef tuple SCOPE_OF = (GLOBAL, WHOLE_TIER, CHANNEL, ACCOUNT, OF_TENANT, OF_CAMPAIGN)
 CLOSED_CAP, CLOSED_LINGER, CLOSED_DUE, CLOSED_CUT = CAP, LINGER_OVER, DUE, CUT
 EXPIRED, CANCELLED = EXPIRED_, CANCELLED_
 
@@ -340,8 +346,14 @@ cdef class Core:
         queues_free(self.q)
         free(self.rows)
 
-    cdef Scope* scope(self, object scope, object handle) except NULL:
-        cdef int64_t kind = within("scope", scope, GLOBAL, WHOLE_TIER)
+    cdef Scope* scope(self, object scope, object handle, int64_t most=WHOLE_TIER) except NULL:
+        cdef int64_t kind = within("scope", scope, GLOBAL, most)
+        cdef Group* tenant
+        if kind == OF_TENANT:
+            tenant = queues_make_tenant(self.q, name("handle", handle))
+            if tenant == NULL:
+                raise MemoryError
+            return &tenant.scope
         if kind == GLOBAL:
             within("handle", handle, 0, 0)
             return &self.q.everything
@@ -390,7 +402,7 @@ cdef class Core:
         return self.q.limits[within("limit", handle, 0, <int64_t>self.q.limit_count - 1)]
 
     def add_limit(self, scope, handle, unit, number, per_ns, reserved=0, bint calendar=False):
-        cdef Scope* of = self.scope(scope, handle)
+        cdef Scope* of = self.scope(scope, handle, OF_TENANT)
         cdef int64_t counted = within("unit", unit, LIMIT_CALLS, LIMIT_RECIPIENTS)
         cdef int64_t most = within("number", number, 1, WIDEST)
         cdef int64_t per = within("per_ns", per_ns, 1, WIDEST)
@@ -402,7 +414,7 @@ cdef class Core:
         return made.handle
 
     def set_limit(self, scope, handle, unit, number, per_ns, reserved=0, bint calendar=False):
-        cdef Scope* of = self.scope(scope, handle)
+        cdef Scope* of = self.scope(scope, handle, OF_TENANT)
         cdef int64_t counted = within("unit", unit, LIMIT_CALLS, LIMIT_RECIPIENTS)
         cdef int64_t most = within("number", number, 1, WIDEST)
         cdef int64_t kept = within("reserved", reserved, 0, most - 1)
@@ -487,17 +499,23 @@ cdef class Core:
         batches.more = queues_has_work(self.q)
         return batches
 
-    def release(self, now_ns, account, tier, recipients, left, late_ns=0):
+    def release(self, now_ns, account, tier, recipients, left, late_ns=0, tenant=0):
         cdef int64_t at = self.account_of(account)
         cdef int64_t of = within("tier", tier, SYSTEM, BASIC)
         cdef Node* leaf = &self.q.accounts[at].leaves[of]
         if leaf.channel.in_flight[of] == 0:
             raise ValueError(f"tier {of} has no call in flight on account {at}")
-        cdef int64_t n = within("recipients", recipients, 1, <int64_t>leaf.scope.held[LIMIT_RECIPIENTS])
+        cdef Group* whose = queues_tenant(self.q, name("tenant", tenant))
+        if whose == NULL or whose.scope.held[LIMIT_CALLS] == 0:
+            raise ValueError(f"tenant {tenant} has no call in flight")
+        cdef int64_t n = within(
+            "recipients", recipients, 1,
+            <int64_t>min(leaf.scope.held[LIMIT_RECIPIENTS], whose.scope.held[LIMIT_RECIPIENTS]),
+        )
         cdef int64_t there = within("left", left, 0, n)
         cdef int64_t late = within("late_ns", late_ns, 0, WIDEST)
         self.advance(now_ns)
-        queues_release(self.q, leaf, <uint64_t>n, <uint64_t>there, self.q.now + late)
+        queues_release(self.q, leaf, whose, <uint64_t>n, <uint64_t>there, self.q.now + late)
 
     def cancel(self, tenant, campaign, tier=None):
         return queues_cancel(
@@ -556,6 +574,25 @@ cdef class Core:
             queues_reweight_tier(self.q, <uint8_t>within("tier", handle, TEMPLATE, BASIC), share)
         elif queues_reweight(self.q, level_of(kind), name("handle", handle), part_of(kind, campaign), share) < 0:
             raise MemoryError
+
+    def explain(self, now_ns, tenant, campaign):
+        cdef uint32_t of = name("tenant", tenant), part = name("campaign", campaign)
+        cdef size_t most = TIERS * <size_t>self.q.account_count, n, i
+        cdef Reason* reasons = <Reason*>malloc((most + 1) * sizeof(Reason))
+        if reasons == NULL:
+            raise MemoryError
+        try:
+            self.advance(now_ns)
+            n = queues_explain(self.q, of, part, reasons, most)
+            return [
+                (
+                    reasons[i].tier, reasons[i].account, reasons[i].ready, reasons[i].why, SCOPE_OF[reasons[i].level],
+                    <int64_t>reasons[i].limit - 1 if reasons[i].limit else None, reasons[i].until,
+                )
+                for i in range(n)
+            ]
+        finally:
+            free(reasons)
 
     def block(self, scope, handle, until_ns):
         cdef Scope* of = self.scope(scope, handle)

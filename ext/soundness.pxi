@@ -74,6 +74,8 @@ cdef const char* unsound_branch(
         return "a branch without children was not freed"
     if (node.state != 0) != ring_holds(&node.held) or (node.state & PAUSED != 0) != node.group.paused:
         return "a branch is held and not among the held, or paused and its group is not, or the other way round"
+    if (node.state & PARKED != 0) != ring_holds(&node.halt):
+        return "a branch is parked and no scope keeps it, or the other way round"
     walk.held += node.state != 0
     return NULL
 
@@ -115,7 +117,7 @@ cdef const char* unsound_groups(const Queues* q, Walk* walk) noexcept nogil:
                 if group == NULL or group.level != level:
                     continue
                 walk.groups += 1
-                if ring_first(&group.members) == NULL and not group.paused and group.weight == 1:
+                if ring_first(&group.members) == NULL and not stays(group):
                     return "a group without members was not freed"
                 link = group.members.next
                 while link != &group.members:

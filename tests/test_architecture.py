@@ -28,7 +28,7 @@ LAYERS = [
     {"deliver", "limits", "deal", "frequency", "record", "content", "probes", "oplog"},
     {"dispatch", "control"},
     {"assignment"},
-    {"consume", "orders"},
+    {"consume", "orders", "why"},
     {"metrics", "pipeline", "audit", "worker", "supervise"},
     {"cli"},
 ]

@@ -15,6 +15,7 @@ from engine.cli.pause import pause, resume
 from engine.cli.send import send
 from engine.cli.serve import serve
 from engine.cli.topics import topics
+from engine.cli.why import why
 from engine.errors import ConfigError, EngineError
 
 
@@ -54,5 +55,5 @@ def main() -> None:
     """
 
 
-for command in (serve, send, config, topics, cancel, pause, resume, dead, audit):
+for command in (serve, send, config, topics, cancel, pause, resume, why, dead, audit):
     main.add_command(command)

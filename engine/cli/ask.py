@@ -37,6 +37,7 @@ def ask(
     tenant: str | None = None,
     campaign: str | None = None,
     on: wire.Target | None = None,
+    send: str | None = None,
 ) -> tuple[str, Mapping[str, wire.Reply]]:
     """Give every worker a command that stands so long. Returns its id, and the replies that came in time, by worker.
 
@@ -49,6 +50,7 @@ def ask(
         tenant=tenant,
         campaign=UNSET if campaign is None else campaign,
         on=UNSET if on is None else on,
+        send=UNSET if send is None else send,
         at=at,
         expires=at + lasts // NS_PER_MS,
     )
@@ -67,7 +69,11 @@ async def replies(config: Config, command: wire.Command, timeout_s: float) -> Ma
         reader = await log.reader([topic], from_end=True)
         try:
             await log.append([Record(topic, value, key)])
-            return await _collect(reader, command.id, timeout_s)
+            found = await _collect(reader, command.id, timeout_s)
+            if command.command in wire.QUESTIONS:  # nobody needs them again
+                keys = [key, *(wire.encode_reply(reply)[0] for reply in found.values())]
+                await log.append([Record(topic, None, key) for key in keys])
+            return found
         finally:
             await reader.close()
 

@@ -7,6 +7,7 @@ list of recipients, numbers are counted up when asked for, windows look through 
 from __future__ import annotations
 
 import heapq
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -244,6 +245,7 @@ class Model:
         self.leaves: list[list[Node]] = []  # an account: by tier
         self.branches: list[Node] = []  # tenants and campaigns of all leaves, in order of creation
         self.paused: set[tuple[int, ...]] = set()  # tenants, and campaigns with their tenants
+        self.tenants: defaultdict[int, Scope] = defaultdict(Scope)
         self.weights: dict[tuple[int, ...], int] = {}
         self.once: set[tuple[Node, tuple[int, int, int]]] = set()  # contents that stand in a mixed queue
         self.told: list[tuple[int, int, int, int, int]] = []  # cause, send, position, attempt, tier
@@ -265,8 +267,8 @@ class Model:
         self.leaves.append([Node("leaf", tier, lanes[tier], scope, len(self.leaves)) for tier in range(3)])
 
     def scope(self, scope: int, handle: int) -> Scope:
-        if scope == 3:
-            return self.of_tier[handle]
+        if scope >= 3:
+            return self.of_tier[handle] if scope == 3 else self.tenants[handle]
         found = [self.everything, self.channels[handle].lanes[0].scope if scope == 1 else None, None][scope]
         if scope == 2:
             found = self.leaves[handle][0].scope
@@ -315,6 +317,7 @@ class Model:
     def hold(self, node: Node, why: str) -> None:
         was_open = not node.held
         node.held.add(why)
+        node.deficit = min(node.deficit, 0)
         if was_open and node.level not in ("campaign", "tenant"):
             self.deactivate(node)
         elif was_open and node.stands:
@@ -358,6 +361,8 @@ class Model:
     def free_if_idle(self, node: Node) -> None:
         while node.level in ("campaign", "tenant") and not (node.queues or node.branches or node.stands):
             self.disarm(node.timer)
+            if "parked" in node.held:
+                self.tenants[node.handle].parked.remove(node)
             del node.above(1).branches[node.handle]
             self.branches.remove(node)
             node = node.above(1)
@@ -567,7 +572,7 @@ class Model:
         if campaign is None or tenant is None:
             return None
         queue = campaign.ready[0]
-        path = self.path(leaf)
+        path = self.path(leaf, tenant)
         content, there = self.next_batch(queue, channel.cap)
         most = self.planned(there, path, tier.tier)
         for node, scope in path:
@@ -582,12 +587,13 @@ class Model:
                     return None
         return self.send(queue, content, most, most < there, path, channel)
 
-    def path(self, leaf: Node) -> list[tuple[Node, Scope]]:
+    def path(self, leaf: Node, tenant: Node) -> list[tuple[Node, Scope]]:
         """What waits when a scope refuses, and the scope; the widest first."""
         lane, tier = leaf.above(1), leaf.above(2)
         assert lane.scope is not None
         assert leaf.scope is not None
-        return [(tier, self.everything), (tier, self.of_tier[tier.tier]), (lane, lane.scope), (leaf, leaf.scope)]
+        above = [(tier, self.everything), (tier, self.of_tier[tier.tier]), (lane, lane.scope), (leaf, leaf.scope)]
+        return [*above, (tenant, self.tenants[tenant.handle])]
 
     def next_batch(self, queue: Queue, cap: int) -> tuple[int, int]:
         recipients = queue.fifo.of[:cap]
@@ -671,16 +677,17 @@ class Model:
             if node in ring:
                 ring.append(ring.pop(ring.index(node)))
 
-    def release(self, now: int, account: int, tier: int, n: int, left: int, late: int) -> None:
+    def release(self, now: int, account: int, tier: int, n: int, left: int, late: int, tenant: int) -> None:
         self.advance(now)
         leaf = self.leaves[account][tier]
-        for _, scope in self.path(leaf):
+        path = self.path(leaf, Node("tenant", tier, leaf, None, tenant))
+        for _, scope in path:
             scope.held = [scope.held[0] - 1, scope.held[1] - n]
             for limit in scope.limits:
                 limit.when(self.now, 0, tier, 0)
                 if left:
                     limit.count(max([self.now + late, *(entry[1] for entry in limit.entries)]), scope.uses(limit, left))
-        for _, scope in self.path(leaf):
+        for _, scope in path:
             self.reconsider(scope)
         channel = self.channel_of(leaf)
         channel.in_flight[tier] -= 1
@@ -779,6 +786,11 @@ class Model:
     def stats(self) -> dict[str, list[int]]:
         rows = [self.tier_stats(tier) for tier in range(3)]
         return self.counts | {name: [row[name] for row in rows] for name in rows[0]}
+
+    def ready_of(self, tier: int, account: int, tenant: int, campaign: int) -> int:
+        """Recipients of a campaign in a leaf that time does not hold."""
+        queues = self.leaves[account][tier].branches[tenant].branches[campaign].queues
+        return sum(len(queue.fifo.of) for queue in queues if queue.state == "ready")
 
     def tier_stats(self, tier: int) -> dict[str, int]:
         queues = [queue for node in self.branches if node.tier == tier for queue in node.queues]

@@ -17,6 +17,7 @@ from ext.schedule import (
     CALLS,
     CHANNEL,
     GLOBAL,
+    HELD_TURN,
     NEVER,
     OF_CAMPAIGN,
     OF_TENANT,
@@ -47,7 +48,7 @@ LIMITS = st.tuples(
 )
 
 
-SCOPES = st.sampled_from([GLOBAL, CHANNEL, ACCOUNT, WHOLE_TIER])
+SCOPES = st.sampled_from([GLOBAL, CHANNEL, ACCOUNT, WHOLE_TIER, OF_TENANT])  # what has limits
 KEPT = st.sampled_from([CHANNEL, ACCOUNT, WHOLE_TIER, OF_TENANT, OF_CAMPAIGN])  # what can be paused
 
 
@@ -153,6 +154,9 @@ class CoreMachine(RuleBasedStateMachine):
     @rule(step=STEPS, budget=st.sampled_from([1, 2, 5, 256]))
     def pop(self, step: int, budget: int) -> None:
         self.now += step
+        self.popped(budget)
+
+    def popped(self, budget: int) -> list[Batch]:
         popped = self.core.pop_batches(self.now, budget)
         batches = rows(popped)
         assert batches == self.model.pop(self.now, budget)
@@ -166,6 +170,7 @@ class CoreMachine(RuleBasedStateMachine):
             assert len(names) <= self.model.channels[batch.channel].cap
             self.left.append(Call(self.now, batch))
             self.in_flight.append(self.left[-1])
+        return batches
 
     @precondition(lambda self: self.in_flight)
     @rule(step=STEPS, pick=st.integers(0, 1000), short=st.sampled_from([0, 0, 1, 9]), late=st.sampled_from([0, 0, 70]))
@@ -174,8 +179,9 @@ class CoreMachine(RuleBasedStateMachine):
         call = self.in_flight.pop(pick % len(self.in_flight))
         n = len(call.batch.items)
         call.ended, call.left = self.now + late * TICK_NS, max(n - short, 0)
-        self.core.release(self.now, call.batch.account, call.batch.tier, n, call.left, late * TICK_NS)
-        self.model.release(self.now, call.batch.account, call.batch.tier, n, call.left, late * TICK_NS)
+        batch, tenant = call.batch, call.batch.key[0]
+        self.core.release(self.now, batch.account, batch.tier, n, call.left, late * TICK_NS, tenant)
+        self.model.release(self.now, batch.account, batch.tier, n, call.left, late * TICK_NS, tenant)
 
     @precondition(lambda self: self.in_flight)
     @rule()
@@ -235,6 +241,26 @@ class CoreMachine(RuleBasedStateMachine):
         self.core.reweight(scope, handle, weight, campaign)
         self.model.reweight(scope, handle, campaign, weight)
 
+    @rule(step=STEPS)
+    def explain(self, step: int) -> None:
+        """What is held does not leave, whatever else does; what is said to be free can be popped, or has expired."""
+        self.now += step
+        self.model.advance(self.now)
+        free, held = set(), {}
+        for tenant, campaign in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            for tier, account, ready, why, _, _, until in self.core.explain(self.now, tenant, campaign):
+                at = (tier, account, tenant, campaign)
+                assert ready == self.model.ready_of(*at)
+                assert until >= self.now
+                if why == HELD_TURN:
+                    free.add(at)
+                else:
+                    held[at] = why
+        before = sum(self.model.counts["popped"]) + sum(self.model.counts["expired"])
+        left = {(b.tier, b.account, *b.key[:2]) for b in self.popped(10_000)}
+        assert not left & held.keys(), held
+        assert not free or sum(self.model.counts["popped"]) + sum(self.model.counts["expired"]) > before
+
     @rule(step=STEPS, budget=st.sampled_from([1, 3, 100]))
     def reap(self, step: int, budget: int) -> None:
         self.now += step
@@ -246,7 +272,7 @@ class CoreMachine(RuleBasedStateMachine):
         ]
         assert ended.more == self.model.has_ended
 
-    @rule(scope=SCOPES, pick=st.integers(0, 5), ahead=AHEAD)
+    @rule(scope=SCOPES.filter(lambda scope: scope != OF_TENANT), pick=st.integers(0, 5), ahead=AHEAD)
     def block(self, scope: int, pick: int, ahead: int) -> None:
         handle, until = self.handle(scope, pick), max(0, self.now + ahead)
         self.core.block(scope, handle, until)
@@ -313,7 +339,7 @@ class CoreMachine(RuleBasedStateMachine):
                 call
                 for call in self.left[since:]
                 if (call.ended is None or call.left)
-                and [0, call.batch.channel, call.batch.account, call.batch.tier][scope] == handle
+                and [0, call.batch.channel, call.batch.account, call.batch.tier, call.batch.key[0]][scope] == handle
             ]
             used = [call.left or len(call.batch.items) if limit.recipients else 1 for call in calls]
             first = [(call.popped, n) for call, n in zip(calls, used, strict=True)]

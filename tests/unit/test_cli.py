@@ -14,10 +14,12 @@ from click.testing import CliRunner, Result
 from engine import wire_control
 from engine.cli import main
 from engine.cli.ask import replies
+from engine.cli.why import line as why_line
 from engine.config import load
 from engine.logs import Record
 from engine.logs.open import open_log
 from engine.topics import topic_specs
+from engine.wire_control import Hold, Target
 
 CONFIG = """
 [log]
@@ -35,6 +37,9 @@ base_url = "http://127.0.0.1:1/send"
 authorization = "geheim-a"
 [channels.two.accounts.b]
 """
+
+
+WHOSE: dict[str, Any] = {"tier": "basic", "channel": "c", "account": "a", "tenant": "t", "sends": 3}
 
 
 def line(id: str, **more: Any) -> str:
@@ -318,6 +323,48 @@ def test_pause_and_resume_without_an_answer_leave_the_command_standing(config: P
     assert pause == resume == b"pause////t%2F1/spring%20sale"
     assert value["on"] == undone["on"] == {"tenant": "t/1", "campaign": "spring sale"}
     assert (value["command"], value["expires"] - value["at"]) == ("pause", 24 * 3_600_000)
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        ([], "name a CAMPAIGN, or a send with --send ID"),
+        (["c", "--send", "s"], "name a CAMPAIGN, or a send with --send ID"),
+        (["--send", "s", "--tenant", "t"], "means nothing with --send"),
+        (["--send", ""], "a name must have 1..128 bytes"),
+    ],
+)
+def test_why_says_what_would_be_valid(config: Path, words: list[str], why: str) -> None:
+    result = run("why", *words, "-c", config)
+    assert result.exit_code == 2
+    assert why in result.stderr
+
+
+def test_a_question_nobody_answers_is_taken_back(config: Path) -> None:
+    run("topics", "create", "-c", config)
+    result = run("why", "c", "-c", config, "--timeout", "50ms")
+    assert (result.exit_code, result.stdout) == (1, "no worker answered within 50ms\n")
+    (asked, value), (undone, nothing) = records(config, "surgetank.control")
+    assert asked == undone == f"ask/{value['id']}".encode()
+    assert (value["command"], value["on"], nothing) == ("why", {"campaign": "c"}, None)
+
+
+@pytest.mark.parametrize(
+    ("hold", "said"),
+    [
+        (
+            Hold(**WHOSE, ready=12_000, held="limit", on=Target(channel="c"), limit="1 calls per 1h", until=0),
+            "12,000 recipients ready: the limit is used up (1 calls per 1h, channel c) until 1970-01-01T00:00:00Z",
+        ),
+        (Hold(**WHOSE, ready=1, held="turn", until=5), "1 recipients ready: may go now; others go first"),
+        (
+            Hold(**WHOSE, ready=0, held="time", until=2**60),
+            "0 recipients ready: not before its time, or waits for a retry until for ever",
+        ),
+    ],
+)
+def test_why_in_words(hold: Hold, said: str) -> None:
+    assert why_line(hold) == f"basic, c/a, tenant t: 3 sends, {said}"
 
 
 def test_cancel_without_an_answer_leaves_the_command_standing(config: Path) -> None:

@@ -68,7 +68,7 @@ class Channel:
     def answer(self, now: int, batches: list[Batch]) -> int:
         """All of them have arrived; how many."""
         for batch in batches:
-            self.core.release(now, batch.account, batch.tier, len(batch.items), len(batch.items))
+            self.core.release(now, batch.account, batch.tier, len(batch.items), len(batch.items), 0, batch.key[0])
         return len(batches)
 
     def sizes(self, now: int, budget: int = 256) -> list[int]:
@@ -511,8 +511,8 @@ def test_what_is_gone_holds_no_memory() -> None:
         for i in range(2000):
             channel.push(start, 3, tenant=i, campaign=i % 5, linger=S, deadline=start + 9 * S)
         channel.core.cancel(3, 3)
-        while channel.core.pop_batches(start + 2 * S, 100).more:
-            pass
+        while batches := channel.pop(start + 2 * S, 100):
+            channel.answer(start + 2 * S, batches)
         channel.core.reap(start + 2 * S, 10_000)
         channel.core.check()
         assert channel.stat("flows") == channel.stat("queued") == 0
@@ -709,7 +709,14 @@ def test_one_bad_row_keeps_all_out() -> None:
         ("add_channel", (2**70, 0, 1), "slots is 1180591620717411303424"),
         ("add_account", (1,), r"channel is 1: 0\.\.0 expected"),
         ("add_account", (-1,), "channel is -1"),
-        ("add_limit", (4, 0, CALLS, 1, 1, 0), "scope is 4"),
+        ("add_limit", (5, 0, CALLS, 1, 1, 0), "scope is 5"),
+        ("block", (4, 0, 1), "scope is 4"),
+        ("pause", (0, 0), r"scope is 0: 1\.\.5 expected"),
+        ("pause", (4, 0, 1), r"campaign is 1: 0\.\.0 expected"),
+        ("resume", (1, 1), "channel is 1"),
+        ("reweight", (2, 0, 1), r"scope is 2: 3\.\.5 expected"),
+        ("reweight", (4, 0, 0), "weight is 0"),
+        ("explain", (0, -1, 0), "tenant is -1"),
         ("add_limit", (GLOBAL, 1, CALLS, 1, 1, 0), r"handle is 1: 0\.\.0 expected"),
         ("add_limit", (CHANNEL, 1, CALLS, 1, 1, 0), "channel is 1"),
         ("add_limit", (ACCOUNT, 1, CALLS, 1, 1, 0), "account is 1"),

@@ -1,10 +1,29 @@
-"""What an operator changes in a running core: pauses and weights."""
+"""What an operator changes in a running core, and asks it: pauses, weights, limits of tenants, why something waits."""
 
 from __future__ import annotations
 
 import pytest
 
-from ext.schedule import ACCOUNT, CHANNEL, NEVER, OF_CAMPAIGN, OF_TENANT, RECIPIENTS, WHOLE_TIER
+from ext.schedule import (
+    ACCOUNT,
+    CALLS,
+    CHANNEL,
+    GLOBAL,
+    HELD_BLOCK,
+    HELD_GRANT,
+    HELD_LIMIT,
+    HELD_LINGER,
+    HELD_PAUSE,
+    HELD_SLOT,
+    HELD_TIME,
+    HELD_TURN,
+    NEVER,
+    OF_CAMPAIGN,
+    OF_TENANT,
+    RECIPIENTS,
+    TICK_NS,
+    WHOLE_TIER,
+)
 from tests.property.model import BASIC, SYSTEM, TEMPLATE
 from tests.unit.test_schedule import MS, Channel, S
 
@@ -142,3 +161,155 @@ def test_system_can_be_paused_and_has_no_weight() -> None:
     assert [batch.tier for batch in channel.pop(5 * MS)] == [BASIC]
     with pytest.raises(ValueError, match=r"tier is 0: 1\.\.2 expected"):
         channel.core.reweight(WHOLE_TIER, SYSTEM, 2)
+
+
+# --- limits of tenants ---
+
+
+def test_a_tenants_limit_parks_the_tenant_and_no_other() -> None:
+    channel = Channel(cap=2)
+    channel.core.add_limit(OF_TENANT, 1, RECIPIENTS, 4, 10 * S)
+    channel.push(0, 8, tenant=1)
+    channel.push(0, 8, tenant=2)
+    batches = channel.pop(0)
+    assert sum(len(batch.items) for batch in batches if batch.key[0] == 1) == 4
+    assert sum(len(batch.items) for batch in batches if batch.key[0] == 2) == 8
+    assert (channel.stat("throttled"), channel.stat("ready")) == (4, 0)
+    channel.answer(S, batches)
+    assert channel.sizes(10 * S) == []
+    assert channel.sizes(12 * S) == [2, 2]
+    channel.core.check()
+
+
+def test_a_tenants_limit_holds_over_accounts_and_channels_and_while_it_has_nothing() -> None:
+    channel = Channel(cap=1, accounts=2)
+    channel.core.add_channel(10, 0, 1)
+    channel.core.add_account(1)
+    limit = channel.core.add_limit(OF_TENANT, 1, CALLS, 2, 10 * S)
+    for account in (0, 1, 2):
+        channel.push(0, 1, tenant=1, account=account)
+    batches = channel.pop(0)
+    assert len(batches) == 2
+    assert channel.core.cancel(1, 0) == 1
+    channel.answer(0, batches)
+    channel.core.reap(0, 10)
+    assert channel.core.use(limit, S)[1:3] == (2, 0)
+    channel.push(S, 1, tenant=1)
+    assert channel.sizes(S) == []
+    channel.core.set_limit(OF_TENANT, 1, CALLS, 3, 10 * S)
+    assert channel.sizes(S) == [1]
+
+
+def test_one_limit_that_refuses_charges_no_tenant() -> None:
+    channel = Channel(cap=1)
+    theirs = channel.core.add_limit(OF_TENANT, 1, CALLS, 5, 10 * S)
+    channel.core.add_limit(CHANNEL, 0, CALLS, 1, 10 * S)
+    channel.push(0, 3, tenant=1)
+    assert channel.sizes(0) == [1]
+    assert channel.core.use(theirs, 0)[2] == 1
+
+
+def test_a_tenant_that_was_parked_has_no_turns_saved_up() -> None:
+    channel = Channel(cap=1)
+    channel.core.add_limit(OF_TENANT, 1, CALLS, 1, S)
+    channel.push(0, 30, tenant=1)
+    for second in range(20):
+        assert channel.answer(2 * second * S, channel.pop(2 * second * S)) == 1
+    channel.core.set_limit(OF_TENANT, 1, CALLS, 100, S)
+    channel.push(100 * S, 10, tenant=2)
+    tenants = [batch.key[0] for batch in channel.pop(100 * S, 16)]
+    assert tenants.count(2) == 4
+
+
+def test_a_call_of_another_tenant_cannot_be_released() -> None:
+    channel = Channel()
+    channel.push(0, 1, tenant=1)
+    (batch,) = channel.pop(0)
+    with pytest.raises(ValueError, match="tenant 2 has no call in flight"):
+        channel.core.release(0, 0, BASIC, 1, 1, 0, 2)
+    channel.answer(0, [batch])
+    channel.core.check()
+
+
+# --- why something waits ---
+
+
+def why(channel: Channel, now: int, tenant: int = 0, campaign: int = 0) -> tuple[int, ...]:
+    """What explains the only account it is queued for: HELD_*, scope, limit, until."""
+    ((_, _, _, held, scope, limit, until),) = channel.core.explain(now, tenant, campaign)
+    return held, scope, -1 if limit is None else limit, until
+
+
+def test_what_is_not_there_is_not_explained() -> None:
+    channel = Channel()
+    assert channel.core.explain(0, 0, 0) == []
+    channel.push(0, 1)
+    assert why(channel, 5) == (HELD_TURN, GLOBAL, -1, 5)
+    channel.pop(5)
+    assert channel.core.explain(5, 0, 0) == []
+
+
+@pytest.mark.parametrize(("scope", "handle", "campaign"), KEPT)
+def test_the_widest_pause_is_named(scope: int, handle: int, campaign: int) -> None:
+    channel = Channel()
+    channel.push(0, 2, tenant=7, campaign=5)
+    channel.core.pause(OF_CAMPAIGN, 7, 5)
+    channel.core.pause(scope, handle, campaign)
+    assert why(channel, 0, 7, 5)[:2] == (HELD_PAUSE, scope)
+
+
+@pytest.mark.parametrize("scope", [GLOBAL, WHOLE_TIER, CHANNEL, ACCOUNT, OF_TENANT])
+def test_the_limit_that_refuses_next_is_named_and_until_when(scope: int) -> None:
+    channel = Channel(cap=1)
+    limit = channel.core.add_limit(scope, BASIC if scope == WHOLE_TIER else 0, CALLS, 1, 10 * S)
+    channel.push(0, 3)
+    assert channel.answer(0, channel.pop(0)) == 1
+    assert why(channel, S) == (HELD_LIMIT, scope, limit, 10 * S)
+    assert channel.pop(9 * S) == []
+    assert why(channel, 9 * S) == (HELD_LIMIT, scope, limit, 10 * S)
+    assert len(channel.pop(10 * S + TICK_NS)) == 1
+
+
+def test_the_batch_that_parks_an_account_explains_the_others_too() -> None:
+    """Another campaign's batch of three does not fit, so one of one that would fit waits behind it."""
+    channel = Channel(cap=3)
+    limit = channel.core.add_limit(ACCOUNT, 0, RECIPIENTS, 4, 10 * S)
+    channel.push(0, 6, campaign=1)
+    assert channel.answer(0, channel.pop(0)) == 1
+    assert channel.sizes(S) == []
+    channel.push(S, 1, campaign=2)
+    assert channel.sizes(S) == []
+    assert why(channel, S, campaign=2) == (HELD_LIMIT, ACCOUNT, limit, 10 * S)
+
+
+def test_a_block_is_named_and_a_slot_and_a_grant() -> None:
+    channel = Channel(cap=1, slots=1)
+    channel.push(0, 2)
+    batches = channel.pop(0)
+    assert why(channel, 0)[:2] == (HELD_SLOT, CHANNEL)
+    channel.answer(0, batches)
+    channel.core.block(ACCOUNT, 0, 5 * S)
+    assert why(channel, S) == (HELD_BLOCK, ACCOUNT, -1, 5 * S)
+    assert channel.pop(S) == []
+    assert why(channel, S) == (HELD_BLOCK, ACCOUNT, -1, 5 * S)
+    limit = channel.core.add_limit(CHANNEL, 0, CALLS, 10, S)
+    channel.core.ration(limit, 1)
+    assert why(channel, 6 * S) == (HELD_GRANT, CHANNEL, limit, NEVER)
+
+
+def test_time_explains_what_is_not_ready() -> None:
+    channel = Channel(cap=3)
+    channel.push(0, 1, linger=2 * S)
+    assert why(channel, 0) == (HELD_LINGER, GLOBAL, -1, 2 * S)
+    channel.push(0, 1, campaign=1, not_before=7 * TICK_NS)
+    channel.push(0, 1, campaign=1, not_before=5 * TICK_NS)
+    assert why(channel, 0, campaign=1) == (HELD_TIME, GLOBAL, -1, 5 * TICK_NS)
+    assert channel.core.explain(3 * S, 0, 0)[0][:4] == (BASIC, 0, 1, HELD_TURN)
+
+
+def test_each_tier_and_account_is_explained() -> None:
+    channel = Channel(accounts=2)
+    channel.push(0, 1)
+    channel.push(0, 2, SYSTEM, account=1)
+    channel.core.pause(ACCOUNT, 1)
+    assert [row[:4] for row in channel.core.explain(0, 0, 0)] == [(BASIC, 0, 1, HELD_TURN), (SYSTEM, 1, 2, HELD_PAUSE)]
