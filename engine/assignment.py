@@ -16,9 +16,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import structlog
 
 from engine import wire_map
+from engine.clock import NS_PER_S, Clock
 from engine.commit import Committer, Ledger
 from engine.counters import Counters
-from engine.errors import MapUnreadable
+from engine.errors import LogUnavailable, MapUnreadable
 from engine.logs import Chunk, Consumer, Partition, Position
 from engine.progress import Keep, Progress, fetch
 from engine.record import Recorder
@@ -28,7 +29,35 @@ from engine.wire_map import Map, Pointer
 logger = structlog.get_logger("surgetank.assignment")
 DRAIN_S = 5.0  # for calls under way and their receipts; a third of the time a rebalance may take is 20
 LOOK_S = 0.01
+LOOK_EVERY_S = 5.0
+STUCK_NS = 60 * NS_PER_S
+FEW = 100  # of lag: where a partition ends in what transactions leave, it is never quite 0
 MOST_WAITING = 5_000  # records of partitions whose map is on its way
+
+
+class Stuck:
+    """Whether a consumer is: for a minute wanted records wait and none comes, or what is done is not committed."""
+
+    def __init__(self, tier: Tier, counters: Counters, now_ns: int) -> None:
+        self._tier = tier
+        self._counters = counters
+        self._read = self._committed = -1
+        self._lag = 0  # when the last record came
+        self._read_ns = self._committed_ns = now_ns
+
+    def look(self, lag: int, reading: bool, now_ns: int) -> bool:
+        """To be asked every few seconds; once it has said so, not again for a minute."""
+        counters, tier = self._counters, self._tier
+        if counters.consumed_sends[tier] != self._read or not reading:
+            self._read, self._lag, self._read_ns = counters.consumed_sends[tier], lag, now_ns
+        elif lag <= min(self._lag, FEW):
+            self._read_ns = now_ns
+        if counters.committed[tier] != self._committed or counters.told[tier] <= counters.committed[tier]:
+            self._committed, self._committed_ns = counters.committed[tier], now_ns
+        if now_ns - min(self._read_ns, self._committed_ns) <= STUCK_NS:
+            return False
+        self._read_ns = self._committed_ns = now_ns
+        return True
 
 
 class Assignment:
@@ -42,6 +71,7 @@ class Assignment:
         recorder: Recorder,
         drop: Callable[[Tier], None],
         counters: Counters,
+        clock: Clock,
     ) -> None:
         """``drop``: gives back what is queued of a tier."""
         self.tier = tier
@@ -51,6 +81,7 @@ class Assignment:
         self.consumer: Consumer
         self.assigned_once = False
         self.stopping = False  # the pipeline sees to what is under way
+        self.reading = False  # intake wants records
         self._committer = committer
         self._recorder = recorder
         self._drop = drop
@@ -58,6 +89,8 @@ class Assignment:
         self._waiting: dict[Partition, list[Chunk]] = {}  # for their map, of partitions that are ours
         self._ready: list[Chunk] = []
         self._restoring: asyncio.Task[None] | None = None
+        self._clock = clock
+        self._stuck = Stuck(tier, counters, clock.now_ns())
 
     @property
     def full(self) -> bool:
@@ -116,6 +149,23 @@ class Assignment:
         """The first record read is not the one its map speaks of."""
         ledger.refuted = False
         self._unread(ledger.partition, MapUnreadable("refuted", "the topic was made anew, or its records removed"))
+
+    async def watch(self) -> None:
+        """Make the consumer anew when it is stuck though the log answers, until cancelled."""
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            if not self._stuck.look(self._lag(), self.reading, self._clock.now_ns()):
+                continue
+            try:
+                await self.keep.log.committed(self.keep.group)
+            except LogUnavailable:
+                continue  # nothing is wrong with the consumer alone
+            self._counters.renewed[self.tier] += 1
+            logger.error("the consumer is stuck; it is made anew", tier=self.tier.label)
+            await self.consumer.renew()
+
+    def _lag(self) -> int:
+        return sum(self.consumer.lag().values())
 
     async def _drain(self) -> None:
         try:

@@ -144,7 +144,8 @@ class Intake:
     async def _room(self) -> None:
         """Wait while the tier is over its budget, or too much is not told yet. After a second the partitions are paused
         and polled for the group's sake only: a member that does not poll is expelled."""
-        if not self._full(1.0):
+        self.assignment.reading = not self._full(1.0)
+        if self.assignment.reading:
             return
         started = self._clock.now_ns()
         paused = False

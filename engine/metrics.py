@@ -187,6 +187,7 @@ class Snapshot:
         yield _by_pair("unread_maps", "Maps of what is done that were of no use", ("tier", "reason"), unread)
         rebalances = {(tier.label, kind): count for (tier, kind), count in c.rebalances.items()}
         yield _by_pair("kafka_rebalances", "Assignments that came and went", ("tier", "type"), rebalances)
+        yield _by_tier("kafka_consumers_renewed", "Consumers made anew because they were stuck", c.renewed)
         yield _by_tier("kafka_commit_errors", "Commits that did not get through", c.commit_errors)
         took = [({"tier": tier.label}, c.commit_duration[tier]) for tier in Tier]
         yield _histogram("kafka_commit_duration_seconds", "Commits", took)

@@ -114,7 +114,7 @@ class Pipeline:
         self._spawn(self.recorder.run(), self.committer.run(), self.limits.run(), self.orders.run())
         self._spawn(_watch_loop(self.counters, self.fence, self.clock))
         self._spawn(_follow(content, self.contents.take), _follow(control, self.control.take, self._answer))
-        self._spawn(*(intake.run() for intake in self.intakes))
+        self._spawn(*(intake.run() for intake in self.intakes), *(one.assignment.watch() for one in self.intakes))
 
     async def stop(self, deadline_s: float = DRAIN_S) -> bool:
         """Drain: poll no more, finish what is under way, tell of it, commit, leave the groups. True: all of that.
@@ -162,7 +162,9 @@ class Pipeline:
         policy, config = tier_policy(self.config, tier), self.config.log
         group = f"{config.prefix}.{tier.label}"
         keep = Keep(self.log, config.prefix, group, config.metadata_limit, MAX_MAP_BYTES)
-        assignment = Assignment(tier, keep, self.committer, self.recorder, self.dispatcher.drop, self.counters)
+        assignment = Assignment(
+            tier, keep, self.committer, self.recorder, self.dispatcher.drop, self.counters, self.clock
+        )
         assignment.consumer = self.log.consumer(group, policy.topics, assignment)
         self.committer.sources.append(assignment)
         intake = Intake(

@@ -110,6 +110,9 @@ class Consumer(Protocol):
     def lag(self) -> dict[Partition, int]:
         """Records not yet polled, per partition owned, as last seen (no I/O)."""
 
+    async def renew(self) -> None:
+        """It is stuck: leave the group (``revoked`` is called), and join anew at the next poll; one under way ends."""
+
     async def close(self) -> None:
         """Leave the group; calls ``revoked`` first."""
 

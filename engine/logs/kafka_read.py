@@ -141,6 +141,11 @@ class KafkaConsumer:
         """Records not yet polled, as last seen."""
         return self._source.lag() if self._source is not None else {}
 
+    async def renew(self) -> None:
+        """See Consumer.renew."""
+        LOGGER.warning("group %s: the consumer is stuck, and made anew", self._group)
+        await self._leave()
+
     async def close(self) -> None:
         """Leave the group."""
         self._closing = True

@@ -88,6 +88,9 @@ class SqliteConsumer:
         """Records not yet polled, as last seen."""
         return self._cursor.lag() if self._cursor is not None else {}
 
+    async def renew(self) -> None:
+        """Nothing: the file has no membership that could be stuck."""
+
     async def close(self) -> None:
         """Hand the partitions back."""
         cursor, self._cursor = self._cursor, None

@@ -11,13 +11,16 @@ from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from random import Random
+from typing import Any
 from uuid import uuid4
 
 import pytest
 from aiohttp import web
 
+import engine.assignment
 from bench.kafka import free_port
 from engine import wire_map
+from engine.clock import NS_PER_S
 from engine.config import load
 from engine.counters import Counters
 from engine.errors import RecordRefused
@@ -26,7 +29,7 @@ from engine.logs.kafka import KafkaLog
 from engine.send import Tier
 from engine.wire_map import Pointer
 from tests.contract.log_kit import joined, opening
-from tests.integration.support import QUICK, Arrived, channel, gateway, now_ms, opened, read, send, working
+from tests.integration.support import QUICK, Ahead, Arrived, channel, gateway, now_ms, opened, read, send, working
 from tests.integration.test_pipeline_process import Engine
 
 pytestmark = pytest.mark.kafka
@@ -206,3 +209,30 @@ async def test_a_map_the_broker_does_not_take_goes_by_the_progress_topic(
                 assert not counters.unread_maps
         assert set(partner.ids.values()) == {1}
         assert len(partner.ids) == ready
+
+
+async def test_a_stuck_consumer_is_made_anew(
+    tmp_path: Path, kafka_bootstrap: str, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine.assignment, "LOOK_EVERY_S", 0.05)
+    clock = Ahead()
+
+    async def nothing(**_: object) -> dict[str, object]:
+        await asyncio.sleep(0.05)
+        return {}
+
+    async with gateway() as partner:
+        config = load(Site(tmp_path, kafka_bootstrap, prefix, "one", channel("partner", partner.url)).path)
+        async with working(config, clock) as worker:
+            consumer: Any = worker.pipeline.intakes[Tier.BASIC].assignment.consumer
+            renewed = worker.pipeline.counters.renewed
+            await worker.append(*spread(prefix, [send(f"i{n}", f"u{n}") for n in range(10)]))
+            await eventually(lambda: len(partner.ids) == 10)
+            monkeypatch.setattr(consumer._source.kafka, "getmany", nothing)
+            await worker.append(*spread(prefix, [send(f"j{n}", f"v{n}") for n in range(10)]))
+            await eventually(lambda: sum(consumer.lag().values()) > 0)
+            clock.ahead_ns += 61 * NS_PER_S
+            await eventually(lambda: len(partner.ids) == 20)
+            worker.check()
+            assert renewed == [0, 0, 1]
+        assert set(partner.ids.values()) == {1}

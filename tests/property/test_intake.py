@@ -110,7 +110,7 @@ class Place:
         self.dispatcher.cancel("stopped", Standing(None, NOW_MS + 5, NOW_MS + 10**6))
         assignment = Assignment(
             Tier.BASIC, Keep(log, "s", "s.basic", 4096, 1 << 20), Committer(self.seen, fence, self.counters, clock),
-            self.recorder, self.dispatcher.drop, self.counters,
+            self.recorder, self.dispatcher.drop, self.counters, clock,
         )  # fmt: skip
         self.intake = Intake(
             Tier.BASIC, tier_policy(config, Tier.BASIC), assignment, channels, {}, self.opens, self.seen,

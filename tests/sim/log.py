@@ -256,6 +256,11 @@ class SimConsumer(_Places):
     def lag(self) -> dict[Partition, int]:
         return {partition: self.ends[partition] - at for partition, at in self.nexts.items()}
 
+    async def renew(self) -> None:
+        member = self._member
+        if member is not None:  # the next heartbeat is told
+            await self.call(lambda: self.log.broker.leave(self._group, member))
+
     async def close(self) -> None:
         if self.closed:
             return
