@@ -69,14 +69,17 @@ class Ear(Protocol):
 
 
 class Broker:
-    """All state. ``committing`` is told of every commit before it counts."""
+    """All state. ``committing`` is told of every commit before it counts: the group, what it says, whose it is."""
 
     def __init__(self, now_ms: Callable[[], int], chance: random.Random) -> None:
         self.topics: dict[str, Topic] = {}
         self.groups: dict[str, Group] = {}
         self.ears: dict[Ear, None] = {}  # in the order they came
         self.short_reads = False  # a read may give less than there is
-        self.committing: Callable[[str, Mapping[Partition, Position]], None] = lambda group, positions: None
+        self.committing: Callable[[str, Mapping[Partition, Position], object], None] = lambda group, positions, who: (
+            None
+        )
+        self.rebalanced: Callable[[str], None] = lambda group: None
         self._now_ms = now_ms
         self._chance = chance
         self._ids = count(1)
@@ -188,7 +191,7 @@ class Broker:
             for one in group.members.values():
                 one.joined = False
         group.members[member].joined = True
-        self._assign(group)
+        self._assign(name)
         return member
 
     def sync(self, name: str, member: int) -> tuple[int, tuple[Partition, ...]] | None:
@@ -206,7 +209,8 @@ class Broker:
         return group.since_ms is None and group.generation == generation
 
     def leave(self, name: str, member: int) -> None:
-        self._expel(self._swept(name), [member])
+        self._swept(name)
+        self._expel(name, [member])
 
     def expel(self, name: str) -> None:
         """Whoever is in the group joins again, as when a member comes or goes."""
@@ -227,9 +231,11 @@ class Broker:
             LOGGER.info("group %s starts at the %s of %s/%d", name, first_start, *partition)
         return {partition: group.positions[partition] for partition in partitions}
 
-    def commit(self, name: str, member: int, generation: int, positions: Mapping[Partition, Position]) -> None:
+    def commit(
+        self, name: str, member: int, generation: int, positions: Mapping[Partition, Position], who: object
+    ) -> None:
         group = self._present(name, member, generation)
-        self.committing(name, positions)
+        self.committing(name, positions, who)
         group.positions.update(positions)
 
     def back(self) -> None:
@@ -261,20 +267,23 @@ class Broker:
         if group.since_ms is not None and now_ms - group.since_ms > REBALANCE_MS:
             silent = [id for id, member in group.members.items() if id in silent or not member.joined]
         if silent:
-            self._expel(group, silent)
+            self._expel(name, silent)
         return group
 
-    def _expel(self, group: Group, members: Sequence[int]) -> None:
+    def _expel(self, name: str, members: Sequence[int]) -> None:
+        group = self.group(name)
         gone = [group.members.pop(id) for id in members if id in group.members]
         if gone and group.since_ms is None and group.members:
             group.since_ms = self._now_ms()
             for one in group.members.values():
                 one.joined = False
-        self._assign(group)
+        self._assign(name)
 
-    def _assign(self, group: Group) -> None:
+    def _assign(self, name: str) -> None:
+        group = self.group(name)
         if group.since_ms is None or not all(member.joined for member in group.members.values()):
             return
+        self.rebalanced(name)
         group.generation += 1
         group.since_ms = None
         members = list(group.members.values())

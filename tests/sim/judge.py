@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 
 from bench.simulator_ledger import DELIVERED, DUPLICATE, VERDICTS
 from engine import wire
-from engine.clock import NS_PER_S
-from engine.logs import Partition, Position
+from engine.clock import NS_PER_MS, NS_PER_S
+from engine.logs import Partition, Position, Record
 from engine.send import Origin, Outcome, Tier
 from tests.integration.support import recipients
 from tests.sim.broker import Entry
 from tests.sim.story import Story, Worker
+from tests.sim.wires import Made
+from tests.sim.world import Process
 
 Key = tuple[Origin, str]
+MADE_UP_NS = 50 * NS_PER_MS  # a commit is begun so long after what it says was settled, at most
 
 
 class Judge:
@@ -28,6 +32,7 @@ class Judge:
         self._names: dict[Origin, list[str]] = {}
         self._read: dict[Partition, int] = {}
         self._open: set[Key] = set()
+        self._history = History(story, self.names)
         story.broker.committing = self._committing
 
     # --- reading on
@@ -42,6 +47,11 @@ class Judge:
                     if entry is not None:
                         self._take(partition, offset, entry)
                 self._read[partition] = len(entries)
+
+    def names(self) -> Mapping[Origin, list[str]]:
+        """Whom each record on the log is for."""
+        self.read()
+        return self._names
 
     def _take(self, partition: Partition, offset: int, entry: Entry) -> None:
         kind = partition.topic.removeprefix("surgetank.")
@@ -72,8 +82,9 @@ class Judge:
         names = self._names[said.origin]
         return names if said.positions is None else [names[position] for position in said.positions]
 
-    def _committing(self, group: str, positions: Mapping[Partition, Position]) -> None:
+    def _committing(self, group: str, positions: Mapping[Partition, Position], who: object) -> None:
         """The position never passes what is not done: told, or moved on."""
+        self._history.commit(positions, who)
         self.read()
         for partition, position in positions.items():
             before = self.story.broker.group(group).positions.get(partition, Position(0)).offset
@@ -119,8 +130,8 @@ class Judge:
         for key, ends in self.ends.items():
             if Outcome.EXPIRED in ends and key[1] not in deadlines:
                 yield f"{key} expired, and had no deadline"
-            if self.story.calm and len(ends) != self.wanted[key]:
-                yield f"{key} was told {ends}, and nothing had gone wrong"
+            if len(ends) > self.wanted[key] and not self._history.may_be_told_again(key):
+                yield f"{key} was told {ends}, and what was told first had been committed"
 
     def _limits(self) -> Iterator[str]:
         for (platform, what), count in self.story.platforms.ledger.violations.items():
@@ -157,10 +168,16 @@ class Judge:
         return Counter(row.recipient for row in ledger.entries(0, ledger.rows) if row.verdict in wanted)
 
     def _repeats(self) -> Iterator[str]:
-        if self.story.calm:
-            for name, times in self._arrived().items():
-                if times > 1:
-                    yield f"{name} arrived {times} times, and nothing had gone wrong"
+        """Nobody is called again whom a call is known to have reached, unless it was not committed when its worker died
+        or lost the partition."""
+        origins = {name: origin for origin, names in self._names.items() for name in names}
+        last: dict[str, Made] = {}
+        for call in self.story.platforms.calls:
+            for name in call.ids:
+                before = last.get(name)
+                if before is not None and not self._history.may_repeat(before, call, (origins[name], name)):
+                    yield f"{name} was delivered again {call.begun_ns - before.begun_ns} ns later, without need"
+            last.update(dict.fromkeys(call.reached, call))
 
 
 def _well(story: Story, worker: Worker) -> bool:
@@ -170,3 +187,62 @@ def _well(story: Story, worker: Worker) -> bool:
         return False
     fence = worker.pipeline.fence
     return story.world.now_ns - fence._last_ns < NS_PER_S and fence._proven == [fence._gaps] * len(Tier)
+
+
+class History:
+    """When receipts were acknowledged, what was committed, and when partitions changed hands."""
+
+    def __init__(self, story: Story, names: Callable[[], Mapping[Origin, list[str]]]) -> None:
+        self._story = story
+        self._names = names
+        self._told: dict[Key, list[tuple[int, Process]]] = {}  # when who knew that its receipt was on the log
+        self._commits: dict[tuple[Process, Partition], list[int]] = {}  # when those that took effect were begun
+        self._rebalances: list[tuple[int, str]] = []
+        story.acked = self._acked
+        story.broker.rebalanced = lambda group: self._rebalances.append((story.world.now_ns, group))
+
+    def commit(self, positions: Mapping[Partition, Position], who: object) -> None:
+        """One takes effect."""
+        assert isinstance(who, tuple)
+        process, begun_ns = who
+        for partition in positions:
+            self._commits.setdefault((process, partition), []).append(begun_ns)
+
+    def may_repeat(self, before: Made, again: Made, key: Key) -> bool:
+        """Whether a call may be made again for whom an earlier one has reached."""
+        if before.answered_ns is None:
+            return True
+        if before.process is again.process and not self._changed(key[0], before.begun_ns, again.begun_ns):
+            return False
+        return not any(self._covered(key[0], process, at_ns) for at_ns, process in self._by(key, before.process))
+
+    def may_be_told_again(self, key: Key) -> bool:
+        """Whether what was told of it need not have been committed before it was told once more."""
+        told = self._told.get(key, [])
+        for (first_ns, first), (then_ns, then) in pairwise(told):
+            if first is then and not self._changed(key[0], first_ns, then_ns):
+                return False
+            if self._covered(key[0], first, first_ns):
+                return False
+        return True  # where nobody knows of a second time, the answer to an append was lost
+
+    def _acked(self, process: Process, records: Sequence[Record]) -> None:
+        names = self._names()
+        for record in records:
+            if not record.topic.endswith(".receipts"):
+                continue
+            for entry in wire.decode_receipt(record.value or b"").sends:
+                origin = Origin(*entry.origin)
+                for name in names[origin] if entry.to is None else entry.to:
+                    self._told.setdefault((origin, name), []).append((self._story.world.now_ns, process))
+
+    def _by(self, key: Key, process: Process) -> Iterator[tuple[int, Process]]:
+        return (told for told in self._told.get(key, ()) if told[1] is process)
+
+    def _changed(self, origin: Origin, from_ns: int, to_ns: int) -> bool:
+        return any(from_ns <= at_ns <= to_ns and group == origin.topic for at_ns, group in self._rebalances)
+
+    def _covered(self, origin: Origin, process: Process, told_ns: int) -> bool:
+        """Whether a commit of that process covers what it knew by then."""
+        late_ns = told_ns + MADE_UP_NS + process.frozen_ns
+        return any(at > late_ns for at in self._commits.get((process, Partition(*origin[:2])), ()))

@@ -21,7 +21,7 @@ from engine.logs import (
     TopicDifference,
     TopicSpec,
 )
-from engine.logs.checks import check_metadata
+from engine.logs.checks import MAX_METADATA, check_metadata
 from tests.sim.broker import Broker
 
 T = TypeVar("T")
@@ -64,13 +64,17 @@ class SimLog:
     """One process's access. ``link`` makes a connection."""
 
     def __init__(
-        self, broker: Broker, link: Callable[[], Link], *, first_start: str = "earliest", heartbeat_s: float = 1.0
-    ) -> None:
+        self, broker: Broker, link: Callable[[], Link], *, first_start: str = "earliest", heartbeat_s: float = 1.0,
+        metadata_limit: int = MAX_METADATA,
+    ) -> None:  # fmt: skip
         self.broker = broker
         self.link = link
         self.first_start = first_start
         self.heartbeat_s = heartbeat_s
+        self.metadata_limit = metadata_limit
         self.open: list[_Places] = []
+        self.acked: Callable[[Sequence[Record]], None] = lambda records: None  # told of what is acknowledged
+        self.commit_begins: Callable[[], object] = lambda: None  # what it returns goes with the commit
         self._link: Link | None = None
 
     async def start(self) -> None:
@@ -91,6 +95,7 @@ class SimLog:
 
     async def append(self, records: Sequence[Record]) -> None:
         await self.ask(lambda: self.broker.append(records))
+        self.acked(records)
 
     async def put(self, record: Record) -> tuple[Partition, int]:
         (place,) = await self.ask(lambda: self.broker.append([record]))
@@ -237,13 +242,14 @@ class SimConsumer(_Places):
         raise LogUnavailable(f"group {self._group}: this member has left")
 
     async def commit(self, positions: Mapping[Partition, Position], timeout_s: float = 5.0) -> None:
-        check_metadata(positions)
+        check_metadata(positions, self.log.metadata_limit)
         member, generation = self._member, self._generation
         if member is None or not positions.keys() <= self.nexts.keys():
             raise StaleEpoch(f"group {self._group} does not own that here")
+        who = self.log.commit_begins()
         try:
             async with asyncio.timeout(timeout_s):
-                await self.call(lambda: self.log.broker.commit(self._group, member, generation, positions))
+                await self.call(lambda: self.log.broker.commit(self._group, member, generation, positions, who))
         except TimeoutError as error:
             raise LogUnavailable(f"group {self._group} cannot commit: no answer") from error
 

@@ -6,7 +6,7 @@ import asyncio
 import json
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -120,6 +120,7 @@ class Story:
     kills: int = 0
 
     def __post_init__(self) -> None:
+        self.acked: Callable[[Process, Sequence[Record]], None] = lambda process, records: None
         random.seed(self.seed)  # the engine's own chance
         self.world = World(self.seed)
         self.chance = random.Random(self.seed + 1)
@@ -270,7 +271,10 @@ class Story:
         backoff = Backoff(0.1, 1.0)
         config = msgspec.structs.replace(self.config, state=str(worker.state))
         while True:
-            log = SimLog(self.broker, lambda: Wire(process, self.weather))
+            limit = self.config.log.metadata_limit
+            log = SimLog(self.broker, lambda: Wire(process, self.weather), metadata_limit=limit)
+            log.acked = lambda records: self.acked(process, records)
+            log.commit_begins = lambda: (process, self.world.now_ns)
             try:
                 await log.start()
                 pipeline = Pipeline(config, list(Tier), log, WorldClock(self.world))

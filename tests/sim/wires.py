@@ -15,7 +15,7 @@ from typing import TypeVar
 from unittest.mock import patch
 from urllib.parse import urlsplit
 
-from bench.simulator_ledger import Ledger
+from bench.simulator_ledger import DELIVERED, DROPPED, DUPLICATE, INVALID, VERDICTS, Ledger
 from bench.simulator_limits import ns
 from bench.simulator_options import Options, Outage
 from bench.simulator_outage import GARBAGE, Outages
@@ -29,6 +29,7 @@ from engine.errors import EngineError, LogUnavailable
 from tests.sim.world import EPOCH_NS, Process, World
 
 T = TypeVar("T")
+REACHED = {VERDICTS[verdict] for verdict in (DELIVERED, DROPPED, INVALID, DUPLICATE)}
 FAST_NS, SLOW_NS = 3 * NS_PER_MS, 300 * NS_PER_MS
 NO_ANSWER_S = (0.01, 1.0, 3.0)
 
@@ -97,12 +98,12 @@ def delay_ns(world: World, weather: Weather) -> int:
 
 @dataclass
 class Made:
-    """One call a process made. ``arrived``: it had its effect; ``answered_ns``: when the process learned of it."""
+    """One call of a process. ``reached``: whom it had an effect on; ``answered_ns``: when the process learned of it."""
 
     process: Process
     ids: list[str]
     begun_ns: int
-    arrived: bool = False
+    reached: frozenset[str] = frozenset()
     answered_ns: int | None = None
 
 
@@ -170,8 +171,10 @@ class Platforms:
             ask = Ask(
                 request.method, f"/{path}", query_of(url.query), request.headers, request.body, now, EPOCH_NS + now
             )
+            before = self.ledger.rows
             told = platform.serve(ask)
-            made.arrived = True
+            rows = self.ledger.entries(before, self.ledger.rows)
+            made.reached = frozenset(row.recipient for row in rows if row.verdict in REACHED)
             took_ns = left_ns if kind == "slow" else back_ns
             if told.held is not None:
                 held = told.held

@@ -74,6 +74,7 @@ class Process:
         self.world = world
         self.alive = True
         self.frozen = False
+        self.frozen_ns = 0  # in all
         self.loop = _Loop(self)
         world.processes.append(self)
         self.main = self.loop.create_task(main(self))
@@ -97,6 +98,7 @@ class Process:
     def freeze(self, seconds: float) -> None:
         """SIGSTOP, and SIGCONT later."""
         self.frozen = True
+        self.frozen_ns += int(seconds * NS_PER_S)
         self.world.after(seconds * NS_PER_S, self._thaw)
 
     def _thaw(self) -> None:
@@ -108,12 +110,16 @@ class Process:
         self.alive = False
         if self in self.world.processes:
             self.world.processes.remove(self)
-        for task in asyncio.all_tasks(self.loop):
+        tasks = asyncio.all_tasks(self.loop)
+        for task in tasks:
             task.cancel()
         for _ in range(LAST_TURNS):
             if not asyncio.all_tasks(self.loop):
                 break
             self.loop.turn()
+        for task in tasks:
+            if task.done() and not task.cancelled():
+                task.exception()  # nobody asks a dead process
         self.loop.close()
 
 
