@@ -24,6 +24,7 @@ from engine.logs import Chunk, Consumer, Partition, Position
 from engine.progress import Keep, Progress, fetch
 from engine.record import Recorder
 from engine.send import Tier
+from engine.state.flight import Flight
 from engine.wire_map import Map, Pointer
 
 logger = structlog.get_logger("surgetank.assignment")
@@ -70,6 +71,7 @@ class Assignment:
         committer: Committer,
         recorder: Recorder,
         drop: Callable[[Tier], None],
+        flight: Flight,
         counters: Counters,
         clock: Clock,
     ) -> None:
@@ -85,6 +87,7 @@ class Assignment:
         self._committer = committer
         self._recorder = recorder
         self._drop = drop
+        self._flight = flight
         self._counters = counters
         self._waiting: dict[Partition, list[Chunk]] = {}  # for their map, of partitions that are ours
         self._ready: list[Chunk] = []
@@ -140,6 +143,7 @@ class Assignment:
         await self._committer.commit(self)
         for ledger in self.ledgers.values():
             ledger.stale = True
+        self._flight.forfeit(self.tier)
         self.ledgers.clear()
         self.progress.clear()
         self._counters.rebalances[self.tier, "revoked"] += 1

@@ -25,6 +25,7 @@ from engine.fence import Fence
 from engine.logs import Consumer, Partition
 from engine.progress import PUT_S, Keep, Note, Progress
 from engine.send import Tier
+from engine.state.flight import Flight
 from engine.state.seen import Seen, Segment
 from ext.ledger import Ledger
 
@@ -48,11 +49,12 @@ class Source(Protocol):
 class Committer:
     """Commits every tier's progress, the ids seen always first."""
 
-    def __init__(self, seen: Seen, fence: Fence, counters: Counters, clock: Clock) -> None:
+    def __init__(self, seen: Seen, fence: Fence, flight: Flight, counters: Counters, clock: Clock) -> None:
         self.sources: list[Source] = []
         self._finishing = self._finished = False
         self._seen = seen
         self._fence = fence
+        self._flight = flight
         self._counters = counters
         self._clock = clock
         self._unwritten: list[Segment] = []
@@ -105,7 +107,8 @@ class Committer:
             await self._commit_all(source, news)
             self._counters.commit_duration[source.tier].observe(self._clock.now_ns() - started)
         self._fence.proven(source.tier, gaps)
-        self._counters.committed[source.tier] = told
+        self._counters.committed[source.tier] = max(told, self._counters.committed[source.tier])
+        self._flight.committed(source.tier)
 
     async def _commit_all(self, source: Source, news: Sequence[Progress]) -> None:
         taken = [(one, one.ledger.snapshot()) for one in news]

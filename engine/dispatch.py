@@ -32,6 +32,7 @@ from engine.open_sends import Flow, OpenSend, OpenSends, recipients
 from engine.record import Recorder
 from engine.send import Origin, Outcome, Tier
 from engine.settle import Again, Ending, settle
+from engine.state.flight import Flight
 from engine.state.seen import Seen
 from ext.columns import Batch, Columns, batches_of
 from ext.receipts import tell
@@ -73,6 +74,7 @@ class Dispatcher:
         limits: Limits,
         frequencies: Frequencies,
         fence: Fence,
+        flight: Flight,
         counters: Counters,
         clock: Clock,
     ) -> None:
@@ -87,6 +89,7 @@ class Dispatcher:
         self._limits = limits
         self._frequencies = frequencies
         self._fence = fence
+        self._flight = flight
         self.clock = clock
         self.cancelled = Cancelled()
         self._calls: set[asyncio.Task[None]] = set()
@@ -203,6 +206,7 @@ class Dispatcher:
             self.wake()
             return
         self.counters.in_flight[batch.tier] += len(batch)
+        self._flight.begin(batch.tier, len(batch))
         task = self._loop.create_task(self._call(batch, popped, held))
         self._calls.add(task)
         task.add_done_callback(self._called)
@@ -241,7 +245,8 @@ class Dispatcher:
             self.failure.set_exception(error)
 
     async def _call(self, batch: Batch, popped: int, held: Held) -> None:
-        flow, left, late_ns = batch.flow, len(batch), int(self._configs[batch.flow.channel].timeout)
+        flow, count, late_ns = batch.flow, len(batch), int(self._configs[batch.flow.channel].timeout)
+        left = count
         call = Call(batch.name(), flow.account, batch.content.prepared.body, batch.ids, batch.data)
         self.counters.calls_in_flight[flow.channel] += 1
         try:
@@ -257,6 +262,7 @@ class Dispatcher:
             self._settle(batch, call, result)
         else:
             self._put_back(batch)
+        self._flight.end(flow.tier, count)  # one that was cut off stays in flight: it may be made again
         self.wake()
 
     async def _is_ours(self, batch: Batch) -> bool:

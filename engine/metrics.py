@@ -182,6 +182,8 @@ class Snapshot:
         for tier in Tier:
             ended.add_metric([tier.label], c.uncommitted(tier))
         yield ended
+        text = "Recipients in a call, or ended and not committed, when a worker died or lost its partitions"
+        yield _by_tier("forfeited_recipients", text, [pipeline.flight.forfeited(tier) for tier in Tier])
         yield _by_tier("already_done_sends", "Records read again that were done before a restart", c.already_done)
         unread = {(tier.label, reason): count for (tier, reason), count in c.unread_maps.items()}
         yield _by_pair("unread_maps", "Maps of what is done that were of no use", ("tier", "reason"), unread)

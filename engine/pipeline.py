@@ -45,6 +45,7 @@ from engine.probes import Probes
 from engine.progress import Keep
 from engine.record import Recorder
 from engine.send import Tier
+from engine.state.flight import Flight
 from engine.state.in_hand import Hands
 from engine.state.lock import lock
 from engine.state.seen import Seen
@@ -77,6 +78,7 @@ class Pipeline:
         self.in_hand = Hands(Path(config.state))
         budgets = [tier_policy(config, tier).budget.uncommitted for tier in Tier]
         self.fence = Fence(budgets, config.log.session_timeout, self.counters, clock)
+        self.flight = Flight(Path(config.state) / "flight", self.counters)
         self.recorder = Recorder(log, config.log.prefix, clock, self.counters)
         self.deliverers = {
             name: Deliverer(name, config.channels[name], channel.driver, clock=clock)
@@ -86,12 +88,12 @@ class Pipeline:
         self.frequencies = Frequencies(Path(config.state), config.channels, drivers, clock, keep_for_system=urgent)
         self.dispatcher = Dispatcher(
             self.core, self.opens, self.channels, config.channels, self.deliverers, self.recorder, self.seen,
-            self.limits, self.frequencies, self.fence, self.counters, clock,
+            self.limits, self.frequencies, self.fence, self.flight, self.counters, clock,
         )  # fmt: skip
         self.limits.granted = self.dispatcher.wake
         self.contents = Contents(self._registered)
         worker = f"{socket.gethostname()}-{os.getpid()}"
-        self.committer = Committer(self.seen, self.fence, self.counters, clock)
+        self.committer = Committer(self.seen, self.fence, self.flight, self.counters, clock)
         self.intakes = [self._intake(tier) for tier in tiers]
         pauses = Pauses(self.core, self.opens, self.channels)
         why = Why(self.core, self.opens, pauses.standing, self.limits.told, clock)
@@ -147,6 +149,7 @@ class Pipeline:
         self.limits.close()
         self.frequencies.close()
         self.in_hand.close()
+        self.flight.close()
 
     @property
     def ready(self) -> bool:
@@ -163,7 +166,14 @@ class Pipeline:
         group = f"{config.prefix}.{tier.label}"
         keep = Keep(self.log, config.prefix, group, config.metadata_limit, MAX_MAP_BYTES)
         assignment = Assignment(
-            tier, keep, self.committer, self.recorder, self.dispatcher.drop, self.counters, self.clock
+            tier,
+            keep,
+            self.committer,
+            self.recorder,
+            self.dispatcher.drop,
+            self.flight,
+            self.counters,
+            self.clock,
         )
         assignment.consumer = self.log.consumer(group, policy.topics, assignment)
         self.committer.sources.append(assignment)

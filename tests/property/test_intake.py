@@ -31,6 +31,7 @@ from engine.pipeline import _channels
 from engine.progress import Keep
 from engine.record import Recorder
 from engine.send import Tier
+from engine.state.flight import Flight
 from engine.state.in_hand import Hands
 from engine.state.seen import Seen
 from engine.state.uses import Uses
@@ -102,15 +103,17 @@ class Place:
         log = open_log(config.log, state=config.state, engine=False)
         self.recorder = Recorder(log, "s", clock, self.counters)
         fence = Fence([10**6] * 3, 30 * NS_PER_S, self.counters, clock)
+        flight = Flight(folder / "flight", self.counters)
         self.dispatcher = Dispatcher(
             self.core, self.opens, channels, config.channels, {}, self.recorder, self.seen, limits,
-            Frequencies(folder, {}, {}, clock), fence, self.counters, clock,
+            Frequencies(folder, {}, {}, clock), fence, flight, self.counters, clock,
         )  # fmt: skip
         self.dispatcher._stopped = True  # the test pops
         self.dispatcher.cancel("stopped", Standing(None, NOW_MS + 5, NOW_MS + 10**6))
         assignment = Assignment(
-            Tier.BASIC, Keep(log, "s", "s.basic", 4096, 1 << 20), Committer(self.seen, fence, self.counters, clock),
-            self.recorder, self.dispatcher.drop, self.counters, clock,
+            Tier.BASIC, Keep(log, "s", "s.basic", 4096, 1 << 20),
+            Committer(self.seen, fence, flight, self.counters, clock),
+            self.recorder, self.dispatcher.drop, flight, self.counters, clock,
         )  # fmt: skip
         self.intake = Intake(
             Tier.BASIC, tier_policy(config, Tier.BASIC), assignment, channels, {}, self.opens, self.seen,
