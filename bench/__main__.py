@@ -7,6 +7,7 @@ from importlib import import_module
 
 SCENARIOS = {
     "core": "bench.core",
+    "crash": "bench.crash",
     "decode": "bench.decode",
     "kafka": "bench.kafka",
     "path": "bench.path",

@@ -16,6 +16,8 @@ from engine.errors import Reject
 from engine.logs import Chunk, Log
 from engine.send import Tier
 
+Origin = tuple[str, int, int]
+
 
 @dataclass
 class Verdict:
@@ -28,9 +30,11 @@ class Verdict:
     repeated: list[str] = field(default_factory=list)  # more than one outcome, or more than one delivery
     unexplained: list[str] = field(default_factory=list)  # at the platform and not accepted, or never fed
     latency_ms: dict[str, list[float]] = field(default_factory=dict)  # append to the platform's receipt, by tier
+    arrived: Counter[str] = field(default_factory=Counter)  # deliveries, by recipient
+    ends: dict[tuple[Origin, str], list[str]] = field(default_factory=dict)  # what the receipts say of each
 
 
-class Input(dict[tuple[str, int, int], list[str]]):
+class Input(dict[Origin, list[str]]):
     """What was fed: (topic, partition, offset) -> recipients; an unreadable record is one nameless recipient."""
 
     def __init__(self) -> None:
@@ -50,11 +54,15 @@ async def read_all(log: Log, topics: Iterable[str]) -> AsyncIterator[Chunk]:
 
 
 async def read_input(log: Log, prefix: str) -> Input:
-    """The three tiers' topics."""
+    """The three tiers' topics; what has come back to them from elsewhere was fed before."""
     fed = Input()
     for tier in Tier:
         async for chunk in read_all(log, [f"{prefix}.{tier.label}"]):
-            for offset, at_ms, value in zip(chunk.offsets, chunk.timestamps_ms, chunk.values, strict=True):
+            for offset, at_ms, value, headers in zip(
+                chunk.offsets, chunk.timestamps_ms, chunk.values, chunk.headers, strict=True
+            ):
+                if wire.history(headers) is not None:
+                    continue
                 try:
                     to = decode(value).to
                 except Reject:
@@ -69,8 +77,8 @@ async def read_input(log: Log, prefix: str) -> Input:
 async def judge(log: Log, prefix: str, fed: Input, deliveries: AsyncIterator[Any]) -> Verdict:
     """``deliveries``: the simulator's export."""
     verdict = Verdict(taken_in=sum(map(len, fed.values())))
-    ends = await _outcomes(log, prefix, fed, verdict)
-    arrived: Counter[str] = Counter()
+    await _outcomes(log, prefix, fed, verdict)
+    ends, arrived = verdict.ends, verdict.arrived
     async for row in deliveries:
         if row["verdict"] in ("delivered", "dropped"):
             arrived[row["recipient"]] += 1
@@ -95,10 +103,8 @@ def _compare(name: str, ends: list[str], arrived: int, verdict: Verdict) -> None
         verdict.unexplained.append(name)
 
 
-async def _outcomes(
-    log: Log, prefix: str, fed: Input, verdict: Verdict
-) -> dict[tuple[tuple[str, int, int], str], list[str]]:
-    ends: dict[tuple[tuple[str, int, int], str], list[str]] = {}
+async def _outcomes(log: Log, prefix: str, fed: Input, verdict: Verdict) -> None:
+    ends = verdict.ends
     async for chunk in read_all(log, [f"{prefix}.receipts"]):
         for value in chunk.values:
             receipt = wire.decode_receipt(value or b"")
@@ -108,7 +114,6 @@ async def _outcomes(
                     ends.setdefault((origin, name), []).append(receipt.outcome)
                     verdict.outcomes[receipt.outcome] += 1
                     verdict.by_channel[receipt.tier, receipt.channel or "", receipt.outcome] += 1
-    return ends
 
 
 def percentile(values: list[float], share: float) -> float:

@@ -129,7 +129,7 @@ class Story:
         self.broker.short_reads = True
         count = 1 if self.calm else self.chance.choice((1, 1, 2))
         self.per_s = self.chance.choice((0.5, 1.0, 2.0))
-        self.calls = self.chance.randint(10, 60)
+        self.calls = self.chance.choice((6, 15, 60))
         quota = Quota(per_s=self.per_s, calls=self.calls * count)
         people = Quota(per_s=self.per_s, recipients=1000 * count)
         options = Options(
