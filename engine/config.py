@@ -285,6 +285,15 @@ class ChannelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return f"ChannelConfig(driver={self.driver!r}, base_url={masked_url(self.base_url)!r}, ...)"
 
 
+class TenantConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A tenant that is not like the others."""
+
+    weight: Annotated[
+        int, about("Its share of an account beside the other tenants that wait there, who have 1 each.", 1, 1_000)
+    ] = 1
+    limits: Annotated[tuple[Limit, ...], about("Limits of the tenant, over all channels and tiers.")] = ()
+
+
 class HttpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where the engine listens; an empty address is off."""
 
@@ -309,6 +318,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tiers: Annotated[dict[str, TierConfig], about("The three tiers: `system`, `template`, `basic`.")] = {}
     channels: Annotated[dict[str, ChannelConfig], about("The channels, by name; at least one.")] = {}
     limits: Annotated[tuple[Limit, ...], about("Limits over all channels together.")] = ()
+    tenants: Annotated[dict[str, TenantConfig], about("Tenants with a weight or limits of their own, by name.")] = {}
     workers: Annotated[
         tuple[WorkerGroup, ...], about("Groups of processes (Kafka only). Not given: one process with all tiers.")
     ] = ()

@@ -18,6 +18,7 @@ from engine.shares import too_small, workers
 
 TOPIC_NAME = re.compile(r"[A-Za-z0-9._-]{1,200}")
 OTHER_TOPICS = ("receipts", "dead", "control", "content", "progress")
+NAMES = "the name must be 1..128 bytes of printable text"
 Found = Iterator[tuple[Path, str]]
 
 
@@ -30,6 +31,10 @@ def check(config: Config) -> Found:
         yield ("channels",), "missing: at least one [channels.NAME] with `driver` and `base_url`"
     for name, channel in config.channels.items():
         yield from _channel(name, channel)
+    for name, tenant in config.tenants.items():
+        if not 1 <= len(name.encode()) <= 128 or not name.isprintable():
+            yield ("tenants", name), NAMES
+        yield from _limits(tenant.limits, ("tenants", name, "limits"))
     yield from _workers(config)
     for key in ("metrics", "admin"):
         address = getattr(config.http, key)
@@ -139,7 +144,7 @@ def _channel(name: str, channel: ChannelConfig) -> Found:
 def _channel_itself(name: str, channel: ChannelConfig, path: Path) -> Found:
     for at, given in [(path, name), *(((*path, "accounts", a), a) for a in channel.accounts)]:
         if not 1 <= len(given.encode()) <= 128 or not given.isprintable():
-            yield at, "the name must be 1..128 bytes of printable text"
+            yield at, NAMES
     if not _is_url(channel.base_url):
         yield (*path, "base_url"), 'must be an address such as "https://gateway.example/send"'
     if channel.retry.most < channel.retry.first:

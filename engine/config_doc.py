@@ -21,6 +21,7 @@ from engine.config import (
     Security,
     Size,
     Span,
+    TenantConfig,
     TierConfig,
     WorkerGroup,
     default_tiers,
@@ -56,9 +57,15 @@ TABLES: tuple[tuple[str, type[msgspec.Struct], str], ...] = (
     ("[channels.NAME]", ChannelConfig, "A channel; `NAME` is what a send gives as its `channel`."),
     ("retry of a channel", Retry, 'Written as `retry = { attempts = 8, first = "500ms", most = "1m" }`.'),
     (
+        "[tenants.NAME]",
+        TenantConfig,
+        "A tenant with a weight or limits of its own; `NAME` is what a send gives as its `tenant` (if it gives none, "
+        "its account). A tenant that is not named here has weight 1 and no limits.",
+    ),
+    (
         "limits",
         Limit,
-        "Of everything (top level), of a tier, of a channel, of an account; all of them hold. Written as "
+        "Of everything (top level), of a tier, of a channel, of an account, of a tenant; all of them hold. Written as "
         '`limits = [{ calls = 100, per = "1s" }, { recipients = 30_000, per = "1d", zone = "Asia/Shanghai" }]`. No '
         "limit admits more than its number in any window of its length, or in any day or month of a calendar, counted "
         "where the platform counts, at arrival; a tenth of each is kept for `system`. What was used outlives the "

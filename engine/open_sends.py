@@ -134,8 +134,12 @@ class OpenSends(SendTable):
         flows = self._campaigns.get(campaign, ())
         return [flow for flow in flows if tenant is None or flow.tenant == tenant]
 
+    def keep_tenant(self, name: str) -> int:
+        """The tenant's handle, which is its own from now on, flows or not."""
+        return self._tenant_names.hold(name)
+
     def tenant(self, name: str) -> int | None:
-        """The tenant's handle, while it has a flow."""
+        """The tenant's handle, while it has a flow or is kept."""
         return self._tenant_names.handle(name)
 
     def of_tier(self, tier: Tier) -> list[Flow]:

@@ -52,7 +52,7 @@ from engine.state.seen import Seen
 from engine.state.uses import Uses
 from engine.topics import MAX_MAP_BYTES, topic_specs
 from engine.why import Why
-from ext.schedule import ACCOUNT, CHANNEL, GLOBAL, WHOLE_TIER, Core
+from ext.schedule import ACCOUNT, CHANNEL, GLOBAL, OF_TENANT, WHOLE_TIER, Core
 
 logger = structlog.get_logger("surgetank.pipeline")
 GC_EVERY = 50_000  # objects
@@ -74,6 +74,7 @@ class Pipeline:
         self.limits = Limits(self.core, Uses(Path(config.state) / "limits.db"), clock, keep_for_system=urgent)
         self.channels = _channels(config, self.core, self.limits, urgent)
         self.opens = OpenSends()
+        _tenants(config, self.core, self.limits, self.opens)
         self.seen = Seen(Path(config.state) / "seen.db", config.dedupe_window // NS_PER_MS, config.max_ids)
         self.in_hand = Hands(Path(config.state))
         budgets = [tier_policy(config, tier).budget.uncommitted for tier in Tier]
@@ -314,6 +315,14 @@ async def _follow(
         except LogUnavailable as error:
             logger.warning("cannot follow a topic", error=str(error))
             await asyncio.sleep(1.0)
+
+
+def _tenants(config: Config, core: Core, limits: Limits, opens: OpenSends) -> None:
+    for name, tenant in config.tenants.items():
+        handle = opens.keep_tenant(name)
+        core.reweight(OF_TENANT, handle, tenant.weight)
+        for rule in tenant.limits:
+            limits.add(OF_TENANT, handle, ["tenant", name], rule)
 
 
 def _channels(config: Config, core: Core, limits: Limits, urgent: bool = True) -> dict[str, Channel]:

@@ -100,6 +100,9 @@ def shared_limits(config: Config) -> Iterator[Shared]:
         for account, limits in channel.account_limits.items():
             for index, limit in enumerate(limits):
                 yield Shared(("channels", name, "accounts", account, "limits", index), limit, len(everybody))
+    for name, tenant in config.tenants.items():
+        for index, limit in enumerate(tenant.limits):
+            yield Shared(("tenants", name, "limits", index), limit, len(everybody))
 
 
 def frequency_of(channel: ChannelConfig) -> tuple[Frequency, ...]:
@@ -126,6 +129,8 @@ def held_limits(config: Config, tiers: Sequence[Tier]) -> Iterator[Held]:
         yield from (Held(key_of(["channel", name], limit), limit) for limit in channel.limits)
         for account, limits in channel.account_limits.items():
             yield from (Held(key_of(["account", name, account], limit), limit) for limit in limits)
+    for name, tenant in config.tenants.items():
+        yield from (Held(key_of(["tenant", name], limit), limit) for limit in tenant.limits)
 
 
 def worker_state(config: Config, name: str) -> Path:
@@ -152,12 +157,17 @@ def worker_config(config: Config, worker: Worker) -> Config:
         )
         for name, channel in config.channels.items()
     }
+    tenants = {
+        name: msgspec.structs.replace(tenant, limits=_shares(tenant.limits, everybody, worker))
+        for name, tenant in config.tenants.items()
+    }
     return msgspec.structs.replace(
         config,
         state=str(worker_state(config, worker.name)),
         limits=_shares(config.limits, everybody, worker),
         tiers=tiers,
         channels=channels,
+        tenants=tenants,
     )
 
 

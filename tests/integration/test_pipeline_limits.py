@@ -19,6 +19,7 @@ from tests.integration.support import (
     channel,
     configured,
     gateway,
+    order,
     partnered,
     send,
     working,
@@ -137,3 +138,26 @@ async def test_a_killed_engine_breaks_no_limit_when_it_is_back_and_loses_what_wa
         stamps = [call.at_ns for call in partner.calls]
         assert busiest(stamps, 1.5) <= 20
         assert day - day // 10 - lives * slots <= len(stamps) <= day - day // 10, "a tenth is kept for system"
+
+
+async def test_a_tenant_has_its_weight_and_keeps_to_its_limits_over_a_restart(tmp_path: Path) -> None:
+    tenants = '[tenants.t]\nweight = 3\nlimits = [{ recipients = 4, per = "1h" }]\n[tenants.w]\nweight = 3\n'
+    limited = "batch = 1\nin_flight = 1\n[channels.partner.accounts.a]\n"
+    async with gateway() as partner:
+        config = configured(tmp_path, channel("partner", partner.url, limited), tenants)
+        async with working(config) as worker:
+            await worker.append(order("pause", "p", tier="basic"))
+            await worker.send("basic", *(send(f"w{n}", f"w{n}", tenant="w") for n in range(30)))
+            await worker.send("basic", *(send(f"v{n}", f"v{n}", tenant="v") for n in range(30)))
+            await worker.send("basic", send("t", [f"t{n}" for n in range(9)], tenant="t"))
+            await worker.until(lambda: worker.pipeline.core.stats()["paused"][2] == 69, "all of it waits")
+            await worker.append(order("resume", "r", tier="basic"))
+            await worker.until(lambda: worker.ended().total() == 64, "others go on")
+            first = Counter(call.ids[0][0] for call in partner.calls[:40])
+            assert 2.5 <= first["w"] / first["v"] <= 3.5
+            assert Counter(call.ids[0][0] for call in partner.calls)["t"] == 4
+        async with working(config) as worker:
+            await worker.until(lambda: worker.pipeline.core.stats()["throttled"][2] > 0, "still spent")
+            await worker.send("basic", send("x", "x", tenant="v"))
+            await worker.until(lambda: partner.ids["x"] == 1, "others go")
+            assert Counter(call.ids[0][0] for call in partner.calls)["t"] == 4

@@ -123,6 +123,8 @@ def test_workers_have_names_tiers_and_a_directory_each(tmp_path: Path) -> None:
          "channels.partner.limits[0]: is shared by 4 processes ([[workers]]), and some of them would have nothing"),
         ('frequency = [{ messages = 3, per = "1m" }]\n' + GROUPS,
          "channels.partner.frequency[0]: is shared by 4 processes"),
+        ('[tenants.t]\nlimits = [{ calls = 3, per = "1s" }]\n' + GROUPS,
+         "tenants.t.limits[0]: is shared by 4 processes"),
         ('[tiers.basic]\nlimits = [{ calls = 2, per = "1s" }]\n' + GROUPS,
          "tiers.basic.limits[0]: is shared by 3 processes"),
     ],
@@ -131,6 +133,14 @@ def test_what_cannot_be_shared_is_refused(tmp_path: Path, more: str, said: str) 
     with pytest.raises(ConfigError) as caught:
         configured(tmp_path, HEAD + CHANNEL + more)
     assert said in str(caught.value)
+
+
+def test_a_tenants_limit_is_shared_and_its_weight_is_not(tmp_path: Path) -> None:
+    rule = '[tenants.t]\nweight = 5\nlimits = [{ calls = 9, per = "1m" }]\n'
+    config = configured(tmp_path, HEAD + CHANNEL + rule + GROUPS)
+    mine = [worker_config(config, worker).tenants["t"] for worker in workers(config)]
+    assert sorted(number_of(tenant.limits[0]) for tenant in mine) == [2, 2, 2, 3]
+    assert {tenant.weight for tenant in mine} == {5}
 
 
 def test_a_tier_limit_is_shared_by_those_who_serve_the_tier(tmp_path: Path) -> None:
