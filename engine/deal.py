@@ -121,6 +121,7 @@ def deal(state: Path, sharers: Sharers) -> None:
         file.close()
     _write(state / RECORD, _record(sharers))
     (state / PENDING).unlink()
+    _sync(state)  # found again after a power cut, it would undo what was used since
 
 
 def _gathered(state: Path) -> dict[str, Used]:
@@ -179,3 +180,13 @@ def _write(path: Path, value: object) -> None:
         file.flush()
         os.fsync(file.fileno())
     new.replace(path)
+    _sync(path.parent)
+
+
+def _sync(directory: Path) -> None:
+    """Its names are on disk."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -34,12 +34,12 @@ class Order(msgspec.Struct, frozen=True):
 def read_order() -> Order:
     """The supervisor's. Raises ConfigError for a process that has none."""
     line = b""
-    while not line.endswith(b"\n"):
-        read = os.read(STDIN, 1 << 16)
-        if not read:
-            raise ConfigError("--worker is for the supervisor to give; start `surgetank serve` without it")
+    while not line.endswith(b"\n") and (read := os.read(STDIN, 1 << 16)):
         line += read
-    return msgspec.json.decode(line, type=Order)
+    try:
+        return msgspec.json.decode(line, type=Order)
+    except msgspec.DecodeError as error:
+        raise ConfigError("--worker is for the supervisor to give; start `surgetank serve` without it") from error
 
 
 def ordered(config: Config, order: Order) -> tuple[Config, tuple[Tier, ...]]:

@@ -274,3 +274,10 @@ async def test_a_kafka_that_is_not_there_is_said(config: Path) -> None:
     assert (code, out) == (1, "")
     assert "127.0.0.1:1" in err.splitlines()[-1]
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("told", ["", "hello\n"])
+async def test_nobody_but_the_supervisor_starts_a_worker(told: str) -> None:
+    code, out, err = await run("serve", "-c", "none.toml", "--worker", "all-1", input=told)
+    assert (code, out) == (2, "")
+    assert err == "--worker is for the supervisor to give; start `surgetank serve` without it\n"
