@@ -47,6 +47,7 @@ class Supervisor:
         self._command = command
         self._clock = clock
         self._member = uuid4().hex  # of this run: no member of another one can be meant
+        self._book = read_book(Path(config.state))  # of all workers: a partition may have moved between two crashes
         self._children = [Child(worker, clock) for worker in workers(config)]
         self._watch = Watch(self._children)
         self._stop = asyncio.Event()
@@ -121,6 +122,7 @@ class Supervisor:
         """One life."""
         name = child.worker.name
         try:
+            write_book(worker_state(self._config, name), self._book)
             process = await asyncio.create_subprocess_exec(
                 *self._command, "--worker", name, stdin=asyncio.subprocess.PIPE, start_new_session=True
             )  # a session of its own: Ctrl-C in a terminal is the supervisor's to hear
@@ -142,21 +144,20 @@ class Supervisor:
 
     def _learn(self, name: str, code: int) -> None:
         """Of what it may have died."""
-        directory = worker_state(self._config, name)
         try:
-            book = read_book(directory)
-            left = take_left(directory)
-            found = after(book, code, left)
-            if found != book:
-                write_book(directory, found)
+            left = take_left(worker_state(self._config, name))
+            found = after(self._book, code, left)
+            if found == self._book:
+                return
+            self._book = found
+            write_book(Path(self._config.state), found)
         except OSError as error:
             logger.error("what a worker had in hand cannot be kept", worker=name, error=str(error))
             return
-        if found != book:
-            logger.warning(
-                "a worker crashed with records in hand", worker=name,
-                records=sum(len(slice_.places) for slice_ in left), suspects=len(found.suspects),
-            )  # fmt: skip
+        logger.warning(
+            "a worker crashed with records in hand", worker=name,
+            records=sum(len(slice_.places) for slice_ in left), suspects=len(found.suspects),
+        )  # fmt: skip
 
     async def _unless_stopped(self, backoff: Backoff) -> None:
         waits = {asyncio.create_task(backoff.wait()), asyncio.create_task(self._stop.wait())}

@@ -51,7 +51,7 @@ class InHand(NamedTuple):
 
 
 class Book(msgspec.Struct, frozen=True):
-    """What is known of one worker's lives. The latest of each kind, MOST of them."""
+    """What is known of all lives. The latest of each kind, MOST of them."""
 
     once: tuple[Place, ...] = ()  # in hand at a crash
     suspects: tuple[Place, ...] = ()  # at two: to be taken one at a time

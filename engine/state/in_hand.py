@@ -106,6 +106,7 @@ def read_book(directory: Path) -> Book:
 
 def write_book(directory: Path, book: Book) -> None:
     """All of it or nothing. Raises OSError."""
+    directory.mkdir(parents=True, exist_ok=True)
     new = directory / f"{BOOK}.new"
     new.write_bytes(msgspec.json.encode(book))
     new.replace(directory / BOOK)

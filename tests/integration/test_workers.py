@@ -189,6 +189,7 @@ async def test_a_killed_worker_is_started_again_and_the_sums_never_go_back(place
             assert (await fleet.probe("startupz"), await fleet.probe("livez")) == ((200, "ok\n"), (200, "ok\n"))
             await fleet.until(lambda: len(partner.ids) == 600)
             await eventually(lambda: counted(fleet, "recipients_total", 600))
+            await eventually(lambda: settled(fleet))
             before = await fleet.samples()
             assert before.by("worker_up", "worker") == dict.fromkeys(NAMES, 1.0)
             assert before.by("recipients_total", "tier") == {"system": 200.0, "template": 200.0, "basic": 200.0}
@@ -224,6 +225,11 @@ async def committed(place: Place) -> bool:
     return await place.committed() == (await place.told()).ends
 
 
+async def settled(fleet: Fleet) -> bool:
+    """Each partition is somebody's, and nobody is about to lose one: all have joined."""
+    return (await fleet.samples()).sum("kafka_assigned_partitions") == 12
+
+
 async def counted(fleet: Fleet, name: str, least: float) -> bool:
     return (await fleet.samples()).sum(name) >= least
 
@@ -244,11 +250,13 @@ async def test_asked_to_end_all_finish_what_is_under_way(place: Place) -> None:
         return web.json_response({"results": []})
 
     async with gateway(answer=answer) as partner:
-        place.configure(channel("partner", partner.url, "batch = 1\nin_flight = 2"))
-        for tier in ("system", "basic"):
-            await place.append(tier, [send(f"{tier}{n}", f"{tier}-{n}") for n in range(40)])
+        place.configure(channel("partner", partner.url, 'batch = 1\nin_flight = 2\ntimeout = "1h"'))
+        await place.append("system", [])
         async with place.serving() as fleet:
             await fleet.ready()
+            await eventually(lambda: settled(fleet))
+            for tier in ("system", "basic"):
+                await place.append(tier, [send(f"{tier}{n}", f"{tier}-{n}") for n in range(40)])
             async with asyncio.timeout(WITHIN_S):
                 for _ in range(4):
                     await arrived.acquire()
@@ -320,6 +328,7 @@ async def test_a_worker_that_hangs_holds_up_no_scrape(place: Place) -> None:
         async with place.serving() as fleet:
             await fleet.ready()
             await eventually(lambda: counted(fleet, "recipients_total", 20))
+            await eventually(lambda: settled(fleet))
             (pid,) = fleet.pids("system-1")
             os.kill(pid, signal.SIGSTOP)
             try:
@@ -381,7 +390,8 @@ async def test_a_record_that_kills_its_worker_ends_dead_and_its_neighbours_are_d
             assert {e["how"] for e in fleet.events if e["event"] == "a worker has ended"} == {"SIGSEGV"}
             crashes = (await fleet.samples()).by("worker_restarts_total", "worker")
             assert crashes["system-1"] == 0
-            assert sum(crashes.values()) == 4, "two to suspect, one for each killer"
+            # Two to suspect, one for each killer; and one for each worker that runs when the partition moves to it.
+            assert 4 <= sum(crashes.values()) <= 6
             fleet.process.send_signal(signal.SIGTERM)
             assert await fleet.ended() == 0, fleet.said
         told = await place.told()
