@@ -22,6 +22,7 @@ from engine.errors import LogUnusable
 from engine.periods import GUARD_MS, period_at, portion
 from engine.shares import key_of
 from engine.state.uses import Row, Use, Uses
+from engine.wire_control import LimitUse, Target
 
 logger = structlog.get_logger("surgetank.limits")
 CALLS, RECIPIENTS = 0, 1
@@ -62,6 +63,12 @@ class Core(Protocol):
         """Counted ever, counted in the window, held, granted and not used."""
 
 
+def _target(name: Sequence[str]) -> Target:
+    if name[0] == "account":
+        return Target(channel=name[1], account=name[2])
+    return Target() if name[0] == "everything" else Target(**{name[0]: name[1]})  # type: ignore[arg-type]
+
+
 class Kept(msgspec.Struct):
     """One limit."""
 
@@ -73,6 +80,7 @@ class Kept(msgspec.Struct):
     zone: str | None
     monthly: bool
     rule: Limit
+    on: Target
     written: int = 0  # of what was ever counted
 
 
@@ -104,6 +112,7 @@ class Limits:
             rule.zone,
             rule.per == MONTH,
             rule,
+            _target(name),
         )
         self._kept[limit] = kept
         self._restore(kept)
@@ -128,6 +137,15 @@ class Limits:
         ends_ns, next_ns = ((at + GUARD_MS) * NS_PER_MS + offset_ns for at in (period.ends_ms, period.next_ends_ms))
         self._core.set_period(kept.handle, self._clock.now_ns(), period.number, ends_ns, next_ns, GUARD_MS * NS_PER_MS)
         return period.starts_ms - GUARD_MS
+
+    def uses(self) -> list[LimitUse]:
+        """Every limit, with what is used of it now, in the order they were added."""
+        found, now_ns = [], self._clock.now_ns()
+        for limit, kept in self._kept.items():
+            _, counted, held, _ = self._core.use(limit, now_ns)
+            told = self.told(limit)
+            found.append(LimitUse(on=kept.on, limit=told, number=kept.most, used=counted, in_flight=held))
+        return found
 
     def told(self, limit: int) -> str:
         """The core's limit as people say it: "100 calls per 1s"."""

@@ -16,6 +16,7 @@ from engine.cancelled import Standing
 from engine.consume import Intake
 from engine.dispatch import Dispatcher
 from engine.errors import Reject
+from engine.limits import Limits
 from engine.paused import Pauses
 from engine.why import Why
 from engine.wire_control import Command, Reply, Target
@@ -28,8 +29,9 @@ class Orders:
     """One worker's; ``worker`` is its name in the replies."""
 
     def __init__(
-        self, worker: str, dispatcher: Dispatcher, pauses: Pauses, why: Why, intakes: Sequence[Intake]
+        self, worker: str, dispatcher: Dispatcher, pauses: Pauses, why: Why, limits: Limits, intakes: Sequence[Intake]
     ) -> None:
+        self._limits = limits
         self._worker = worker
         self._why = why
         self._dispatcher = dispatcher
@@ -52,6 +54,8 @@ class Orders:
         if command.command == "why":
             found = self._why.answer(command)
             return Reply(reply_to=command.id, worker=self._worker, why=found, at=now_ms)
+        if command.command == "limits":
+            return Reply(reply_to=command.id, worker=self._worker, limits=self._limits.uses(), at=now_ms)
         try:
             recipients = self._does[command.command](command)
         except Reject as reject:

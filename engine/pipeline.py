@@ -98,7 +98,7 @@ class Pipeline:
         self.intakes = [self._intake(tier) for tier in tiers]
         pauses = Pauses(self.core, self.opens, self.channels)
         why = Why(self.core, self.opens, pauses.standing, self.limits.told, clock)
-        self.orders = Orders(worker, self.dispatcher, pauses, why, self.intakes)
+        self.orders = Orders(worker, self.dispatcher, pauses, why, self.limits, self.intakes)
         self.control = Control(f"{config.log.prefix}.control", self.orders.obey, clock)
         self.tasks: list[asyncio.Task[None]] = []
         self.readers: list[Reader] = []

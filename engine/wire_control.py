@@ -21,8 +21,8 @@ from engine.wire import decode_map
 Version = Annotated[int, Meta(ge=WIRE_VERSION, le=WIRE_VERSION)]
 Count = Annotated[int, Meta(ge=0)]
 TierLabel = Literal["system", "template", "basic"]
-COMMANDS = ("cancel", "pause", "resume", "why")
-QUESTIONS = ("why",)  # change nothing; their records are taken back by who asked
+COMMANDS = ("cancel", "pause", "resume", "why", "limits")
+QUESTIONS = ("why", "limits")  # change nothing; their records are taken back by who asked
 REPLY_KEY = b"reply/"
 
 # The keys of a Target that go together, and what they name.
@@ -68,7 +68,7 @@ class Command(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """A command to all workers, obeyed until ``expires``; ``at``, ``expires``: ms since the epoch.
 
     cancel: what was first seen until ``at`` of ``campaign``, in one ``tenant`` or (None) in all. pause, resume: ``on``.
-    why: a question about a campaign (``on``) or the sends of an id (``send``).
+    why: a question about a campaign (``on``) or the sends of an id (``send``). limits: what each limit has used.
     """
 
     v: Version = WIRE_VERSION
@@ -104,6 +104,17 @@ class Hold(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     until: int | None = None
 
 
+class LimitUse(msgspec.Struct, frozen=True, kw_only=True):
+    """One limit of a worker, which may have a share of the configured number. ``used``: in the window that ends now, or
+    the period; ``in_flight``: by calls under way, which count too."""
+
+    on: Target
+    limit: str
+    number: Count
+    used: Count
+    in_flight: Count
+
+
 class Reply(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """One worker's answer: how many recipients the command ended (cancel) or keeps (pause) or lets go (resume) there.
     ``refused``: why the worker cannot obey; empty when it does."""
@@ -114,6 +125,7 @@ class Reply(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     recipients: Count = 0
     refused: str | UnsetType = UNSET
     why: list[Hold] | UnsetType = UNSET
+    limits: list[LimitUse] | UnsetType = UNSET
     at: Ms
 
 

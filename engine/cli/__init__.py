@@ -11,6 +11,7 @@ from engine.cli.audit import audit
 from engine.cli.cancel import cancel
 from engine.cli.config import config
 from engine.cli.dead import dead
+from engine.cli.limits import limits
 from engine.cli.pause import pause, resume
 from engine.cli.send import send
 from engine.cli.serve import serve
@@ -55,5 +56,5 @@ def main() -> None:
     """
 
 
-for command in (serve, send, config, topics, cancel, pause, resume, why, dead, audit):
+for command in (serve, send, config, topics, cancel, pause, resume, why, limits, dead, audit):
     main.add_command(command)

@@ -67,6 +67,7 @@ def config(tmp_path: Path, gateway: tuple[Gateway, str]) -> Path:
         '[http]\nmetrics = ""\n[log]\npartitions = 2\n[tiers.basic]\nlinger = "20ms"\n'
         f'[channels.partner]\ndriver = "webhook"\nbase_url = "{gateway[1]}"\n'
         '[channels.partner.accounts.a]\nauthorization_file = "token"\n'
+        '[tenants.t]\nlimits = [{ recipients = 100, per = "1h" }]\n'
     )
     return path
 
@@ -172,6 +173,18 @@ async def test_pause_holds_what_comes_and_resume_lets_it_go(
     assert out == "resumed campaign c: 2 recipients may leave again (1 worker answered)\n"
     await gateway[0].until(3)
     assert sorted(gateway[0].got) == ["u1", "u2", "u9"]
+
+
+async def test_limits_are_shown_with_what_is_used(gateway: tuple[Gateway, str], config: Path, engine: Engine) -> None:
+    sent = line("1", ["u1", "u2"], tenant="t")
+    assert (await run("send", "-c", config, "basic", input=sent))[0] == 0
+    await gateway[0].until(2)
+    async with asyncio.timeout(WITHIN_S):
+        while True:
+            code, out, err = await run("limits", "-c", config)
+            assert (code, err) == (0, "")
+            if out.endswith(": tenant t: 100 recipients per 1h: 2 used, 0 in flight, of 100\n"):
+                break
 
 
 async def test_cancel_ends_what_waits_and_says_how_much(

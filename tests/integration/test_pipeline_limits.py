@@ -156,6 +156,9 @@ async def test_a_tenant_has_its_weight_and_keeps_to_its_limits_over_a_restart(tm
             first = Counter(call.ids[0][0] for call in partner.calls[:40])
             assert 2.5 <= first["w"] / first["v"] <= 3.5
             assert Counter(call.ids[0][0] for call in partner.calls)["t"] == 4
+            (use,) = worker.pipeline.limits.uses()
+            assert (str(use.on), use.limit) == ("tenant t", "4 recipients per 1h")
+            assert (use.number, use.used, use.in_flight) == (4, 4, 0)
         async with working(config) as worker:
             await worker.until(lambda: worker.pipeline.core.stats()["throttled"][2] > 0, "still spent")
             await worker.send("basic", send("x", "x", tenant="v"))

@@ -48,5 +48,6 @@ def test_registered_and_control() -> None:
     assert set(table("Registered content", "key")) == set(wire.Registered.__struct_fields__)
     assert set(table("Control", "key of a command")) == set(wire_control.Command.__struct_fields__)
     assert set(table("Control", "key of a reply")) == set(wire_control.Reply.__struct_fields__)
+    assert set(table("Control", "in `limits`")) == set(wire_control.LimitUse.__struct_fields__)
     assert set(table("Control", "in `why`")) == set(wire_control.Hold.__struct_fields__)
     assert re.findall(r"`(\w+)`", table_row("command")) == list(wire_control.COMMANDS)
