@@ -54,4 +54,33 @@ static inline uint64_t capacity_rate(const Capacity *capacity, uint32_t slots) {
     return rate > PACE_FASTEST ? PACE_FASTEST : (uint64_t)rate;
 }
 
+/* How fast calls leave that nothing paces, as a mean that forgets an eighth every second: they take their part of the
+   capacity first. Memory that is zero is a new one. */
+#define BESIDE_BITS 16
+#define BESIDE_STEP_NS (1ll << 30)
+#define BESIDE_NS (8ull * BESIDE_STEP_NS << BESIDE_BITS)
+
+typedef struct Beside {
+    int64_t at;
+    uint64_t sum; /* of calls, each 1 << BESIDE_BITS at first */
+} Beside;
+
+static inline void beside_pass(Beside *beside, int64_t now_ns) {
+    while (beside->sum && now_ns - beside->at >= BESIDE_STEP_NS) {
+        beside->sum -= (beside->sum + 7) / 8;
+        beside->at += BESIDE_STEP_NS;
+    }
+    if (beside->sum == 0) beside->at = now_ns;
+}
+
+static inline void beside_count(Beside *beside, int64_t now_ns) {
+    beside_pass(beside, now_ns);
+    beside->sum += 1 << BESIDE_BITS;
+}
+
+static inline uint64_t beside_rate(Beside *beside, int64_t now_ns) {
+    beside_pass(beside, now_ns);
+    return pace_rate(beside->sum, BESIDE_NS);
+}
+
 #endif

@@ -34,7 +34,7 @@ typedef struct Rec {
     uint8_t attempt;
 } Rec;
 
-#define REC_OPENS (1u << 31) /* it opens a batch that is counted as work */
+#define REC_OPENS (1u << 31) /* it opens a call that is counted as work, in its facts' slot */
 #define REC_FIRST (1u << 30) /* the content of a mixed FIFO's record was seen for the first time with it */
 #define REC_FACTS (REC_FIRST - 1)
 
@@ -43,7 +43,7 @@ typedef struct Facts {
     int64_t close; /* when it wants its batch closed */
     int64_t not_before;
     uint32_t refs; /* recipients; 0: free */
-    uint32_t slot;
+    uint32_t slot; /* paced: of pace.h, where the calls they open are counted */
 } Facts;
 
 enum { CLOSES_FALL = 1, DEADLINES_FALL = 2 };
@@ -53,7 +53,8 @@ typedef struct Fifo {
     uint16_t head_at, tail_at;
     uint32_t count; /* records */
     uint32_t last;  /* facts of the last one, while count > 0 and nothing falls */
-    uint32_t falls;
+    uint32_t falls : 2;
+    uint32_t fill : 30; /* paced: records since the last one that opens a call, that one included */
     int64_t close;    /* not after the earliest close */
     int64_t deadline; /* not after the earliest deadline */
 } Fifo;
@@ -108,7 +109,7 @@ static inline uint32_t *facts_recent(Store *store, const Facts *facts) {
 
 static inline int facts_same(const Facts *a, const Facts *b) {
     return a->due == b->due && a->close == b->close && a->pushed == b->pushed && a->deadline == b->deadline &&
-           a->not_before == b->not_before;
+           a->not_before == b->not_before && a->slot == b->slot;
 }
 
 /* The handle of these facts, `n` recipients more in its count; there must be room. */
@@ -213,6 +214,15 @@ static inline const char *fifo_first(const Store *store, const Fifo *fifo, Rec *
     const char *at = chunk_at(store, fifo->head) + fifo->head_at;
     memcpy(rec, at, sizeof *rec);
     return at + sizeof *rec;
+}
+
+/* The first record opens a call that is counted in its facts' slot, or does not. */
+static inline void fifo_mark(Store *store, Fifo *fifo, int opens) {
+    char *at = chunk_at(store, fifo->head) + fifo->head_at;
+    Rec rec;
+    memcpy(&rec, at, sizeof rec);
+    rec.facts = opens ? rec.facts | REC_OPENS : rec.facts & ~REC_OPENS;
+    memcpy(at, &rec, sizeof rec);
 }
 
 static inline uint32_t fifo_end(const Fifo *fifo, const Chunk *head) {

@@ -27,6 +27,7 @@
 #define PACE_TICK_BITS 26
 #define PACE_LEAST_NS (1 << 26)
 #define PACE_SLACK_NS (1 << 22)             /* so late may a call leave without the next one being late too */
+#define PACE_PATIENCE_NS (1ll << 31)        /* so long may something be late before that means too little capacity */
 #define PACE_RATCHET_NS (1ll << 34)         /* what is due sooner is over too soon to keep a rate for */
 #define PACE_NS 1000000000000000ull         /* in which a rate of 1 lets one call go */
 #define PACE_CALL_A_SECOND 1000000ull       /* as a rate */
@@ -37,7 +38,8 @@ enum PaceMode { PACE_ASAP, PACE_EVEN, PACE_PACED };
 
 /* Below: calls are held back, earliest due first. Full: at three quarters of the ceiling nothing is held back any more;
    so nothing is late that some schedule with a peak of a quarter of the ceiling sends in time. Over: some will be late
-   whatever is done; nothing is held back, and fair shares take the place of earliest due first. */
+   whatever is done, for more is needed than the ceiling, or something has been late for a while; nothing is held back,
+   and fair shares take the place of earliest due first. */
 enum PaceState { PACE_BELOW, PACE_FULL, PACE_OVER };
 
 typedef struct PaceLink {
@@ -60,15 +62,18 @@ typedef struct PaceSlots {
 typedef struct Pace {
     uint8_t mode, state;
     uint8_t stale;   /* calls were added since the slots were last read */
+    uint8_t was_late; /* at the last reading, and at all since late_since */
     uint32_t base;   /* the near slot that time is in, modulo 2^32 */
     int64_t base_ns; /* its start */
     int64_t read_at; /* the slots are not read before this */
     int64_t step;    /* of the ratchet's decay; 0: there is no ratchet */
     int64_t decayed; /* the time of its last step */
     int64_t left;    /* when the last call left, or should have */
+    int64_t late_since;
     uint64_t work;   /* calls counted */
     uint64_t late;   /* of them in slots that have passed */
     uint64_t waiting; /* links in rings */
+    uint64_t aside;   /* who would wait here, but is held by something else */
     uint64_t floor, ceiling;
     uint64_t need, even, ratchet, rate;
     PaceRing passed; /* who waits in slots that have passed */
@@ -296,9 +301,16 @@ static inline void pace_most(uint64_t *calls, uint64_t *ns, uint64_t more, uint6
     *ns = within;
 }
 
+/* What is late and could leave. While some are held by something else, nobody knows whose the late calls are: no more
+   than there are who wait, for what is held must not hurry the others. */
+static inline uint64_t pace_late(const Pace *pace) {
+    uint64_t most = pace->passed.first == NULL ? 0 : pace->waiting;
+    return pace->aside && pace->late > most ? most : pace->late;
+}
+
 /* Read all slots: the rate needed for everything, and for what is due late enough to keep a rate for. */
 static inline void pace_read(Pace *pace, int64_t now_ns, uint64_t *kept) {
-    uint64_t due = pace->late, calls = due, ns = PACE_LEAST_NS, later_calls = 0, later_ns = 1;
+    uint64_t due = pace_late(pace), calls = due, ns = PACE_LEAST_NS, later_calls = 0, later_ns = 1;
     uint32_t far = (pace->base + PACE_SLOTS + 63) >> PACE_FAR_BITS;
     for (uint32_t seen = 0; (seen += pace_seek(pace->near.used, pace->base + seen, PACE_SLOTS - seen)) < PACE_SLOTS; seen++) {
         uint64_t ahead = pace_ahead(pace, now_ns, pace->base + seen);
@@ -312,7 +324,7 @@ static inline void pace_read(Pace *pace, int64_t now_ns, uint64_t *kept) {
         pace_most(&calls, &ns, due, ahead);
         pace_most(&later_calls, &later_ns, due, ahead);
     }
-    assert(due == pace->work);
+    assert(due + pace->late == pace->work + pace_late(pace));
     pace->need = pace_rate(calls, ns);
     *kept = pace_rate(later_calls, later_ns);
 }
@@ -325,6 +337,13 @@ static inline void pace_decay(Pace *pace, int64_t now_ns) {
     if (pace->ratchet == 0) pace->decayed = now_ns;
 }
 
+/* Whether something has been late at every reading for longer than patience lasts. */
+static inline int pace_is_late(Pace *pace, int64_t now_ns) {
+    if (!pace->was_late) pace->late_since = now_ns;
+    pace->was_late = pace_late(pace) > 0;
+    return pace->was_late && now_ns - pace->late_since >= PACE_PATIENCE_NS;
+}
+
 /* Bring rate and state up to date: at most once a tick, and whoever asks in between gets the last ones. */
 static inline void pace_control(Pace *pace, int64_t now_ns) {
     uint64_t kept;
@@ -335,11 +354,12 @@ static inline void pace_control(Pace *pace, int64_t now_ns) {
     pace_read(pace, now_ns, &kept);
     if (pace->mode == PACE_EVEN) {
         kept = 0;
-        pace->need = pace_rate(pace->late, PACE_LEAST_NS);
+        pace->need = pace_rate(pace_late(pace), PACE_LEAST_NS);
         if (pace->need < pace->even) pace->need = pace->even;
     }
     pace->rate = pace->need > pace->floor ? pace->need : pace->floor;
     pace->state = pace->need >= pace->ceiling ? PACE_OVER : pace->need >= pace->ceiling / 4 * 3 ? PACE_FULL : PACE_BELOW;
+    if (pace_is_late(pace, now_ns)) pace->state = PACE_OVER;
     if (pace->step == 0) return;
     pace_decay(pace, now_ns);
     if (pace->ratchet < kept) pace->ratchet = kept;
@@ -356,6 +376,23 @@ static inline int64_t pace_when(Pace *pace, int64_t now_ns) {
     int64_t when = pace->left + pace_interval(pace);
     if (pace->state != PACE_BELOW || when <= now_ns) return 0;
     return pace->stale && pace->read_at < when ? pace->read_at : when;
+}
+
+/* Whether all is where it says: counts, bits and rings. For checks: walks everything. */
+static inline int pace_is_sound(const Pace *pace) {
+    const PaceSlots *both[2] = {&pace->near, &pace->far};
+    uint64_t work = pace->late, waiting = 0;
+    for (const PaceLink *link = pace->passed.first; link != NULL; link = link->next) waiting++;
+    for (int i = 0; i < 2; i++)
+        for (uint32_t at = 0; at < PACE_SLOTS; at++) {
+            const PaceSlots *slots = both[i];
+            work += slots->calls[at];
+            if (slots->calls[at] >> 31) return 0;
+            if ((slots->used[at / 64] >> at % 64 & 1) != (slots->calls[at] || slots->even[at])) return 0;
+            if ((slots->waited[at / 64] >> at % 64 & 1) != (slots->rings[at].first != NULL)) return 0;
+            for (const PaceLink *link = slots->rings[at].first; link != NULL; link = link->next) waiting++;
+        }
+    return work == pace->work && waiting == pace->waiting;
 }
 
 /* A call leaves. */

@@ -2,15 +2,20 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 
 cdef extern from "pace.h" nogil:
+    enum:
+        PACE_NEAR_BITS
     int PACE_ASAP, PACE_EVEN, PACE_PACED
     int PACE_BELOW, PACE_FULL, PACE_OVER
     uint64_t PACE_FASTEST, PACE_CALL_A_SECOND, PACE_NS
     ctypedef struct Pace:
         uint8_t mode
         uint8_t state
+        uint32_t base
         int64_t read_at
         uint64_t work
         uint64_t late
+        uint64_t waiting
+        uint64_t aside
         uint64_t ceiling
         uint64_t need
         uint64_t rate
@@ -30,6 +35,7 @@ cdef extern from "pace.h" nogil:
     void pace_control(Pace* pace, int64_t now_ns)
     int64_t pace_when(Pace* pace, int64_t now_ns)
     void pace_leave(Pace* pace, int64_t now_ns)
+    bint pace_is_sound(const Pace* pace)
 
 
 cdef extern from "capacity.h" nogil:
@@ -40,6 +46,12 @@ cdef extern from "capacity.h" nogil:
     void capacity_start(Capacity* capacity, int64_t now_ns, uint32_t slots)
     void capacity_end(Capacity* capacity, int64_t now_ns, uint32_t slots)
     uint64_t capacity_rate(const Capacity* capacity, uint32_t slots)
+
+    ctypedef struct Beside:
+        pass
+
+    void beside_count(Beside* beside, int64_t now_ns)
+    uint64_t beside_rate(Beside* beside, int64_t now_ns)
 
 
 cdef class Waiter:

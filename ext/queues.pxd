@@ -6,10 +6,11 @@ A queue is the unit of merging: what may share a call. A node stands in its pare
 held, so nothing ever walks queues to find some. docs/scheduler.md has the pictures.
 """
 
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from ext.histogram cimport Counts
 from ext.limits cimport Limit, Link, Refusal, Scope
+from ext.pace cimport Beside, Capacity, Pace, PaceLink
 
 
 cdef extern from *:
@@ -25,6 +26,7 @@ cdef extern from "ring.h" nogil:
     Link* ring_first(const Link* head)
     void ring_append(Link* head, Link* link)
     void ring_remove(Link* link)
+    void ring_append_all(Link* head, Link* from_)
     void ring_to_tail(Link* head, Link* link)
 
 
@@ -72,7 +74,7 @@ cdef extern from "fifo.h" nogil:
     ctypedef struct Fifo:
         uint32_t head, tail
         uint16_t head_at, tail_at
-        uint32_t count, last, falls
+        uint32_t count, last, falls, fill
         int64_t close, deadline
     ctypedef struct Store:
         Slab chunks[3]
@@ -93,6 +95,7 @@ cdef extern from "fifo.h" nogil:
     const char* fifo_first(const Store* store, const Fifo* fifo, Rec* rec)
     void fifo_step(const Store* store, Fifo* fifo, const Rec* rec, bint mixed)
     void fifo_skip(Store* store, Fifo* fifo, const Rec* rec, bint mixed)
+    void fifo_mark(Store* store, Fifo* fifo, bint opens)
     void fifo_renew(const Store* store, Fifo* fifo)
     void fifo_splice(Store* store, Fifo* fifo, Fifo* more)
     bint fifo_is_sound(const Store* store, const Fifo* fifo, bint mixed, size_t* chunks, uint64_t* facts)
@@ -136,6 +139,7 @@ cdef enum:
 cdef enum:
     FRESH_RUN = 8  # turns of newcomers before one of the others
     LEAST_COST = 16  # a call counts as at least the cap / 16 recipients in fair turns
+    EARLY = 4096  # tenants of which it is remembered that they came anew
 
 cdef enum Closed:
     CAP, LINGER_OVER, DUE, CUT
@@ -150,6 +154,7 @@ cdef enum Held:  # bits of Node.state; 0: open
     PARKED = 1  # until its timer, or until its scope changes: a limit is used up, or the platform said to wait
     BLOCKED = 2  # a lane, until release gives it a slot
     PAUSED = 4  # until it is resumed
+    HELD_BACK = 16  # a lane, until the time of its next call
 
 cdef enum QueueState:
     IDLE  # nothing in its FIFO
@@ -166,6 +171,7 @@ cdef struct Parcel:  # what waits in one queue for one tick
     Fifo fifo
     uint64_t tick
     uint32_t retries  # recipients with attempt > 0
+    uint32_t opens  # records with REC_OPENS
     uint32_t self
 
 cdef struct Queue:
@@ -176,6 +182,7 @@ cdef struct Queue:
     uint8_t tier
     uint8_t state  # QueueState
     uint8_t mixed
+    uint8_t counted  # paced: its first record's call is counted in `counted_in`
     # The others.
     Link link  # READY: in its campaign's ring; DEAD: in the list of the dead
     Link sibling  # among its campaign's queues, oldest first
@@ -187,6 +194,12 @@ cdef struct Queue:
     uint32_t retries  # recipients waiting, attempt > 0
     uint32_t scheduled  # recipients waiting, attempt 0
     uint32_t pins  # rows of the running push that want it
+    uint8_t haste  # paced: of all its records
+    uint32_t counted_in  # paced: the slot of its first call
+    uint32_t slot  # paced: where it stands in its lane's rings; the same, or sooner
+    uint32_t opens  # paced: records with REC_OPENS in its FIFO
+    PaceLink turn  # paced: in its lane's rings while READY, and not set aside
+    Link aside  # paced: among those set aside at a node, or returning to their lane
 
 cdef struct Group:  # a tenant, or a tenant's campaign, over all leaves
     Link members  # its nodes
@@ -206,6 +219,7 @@ cdef struct Node:
     Link queues  # a campaign: all of its queues
     Link halt  # while PARKED: its place among what a scope keeps
     Link held  # a tenant or campaign that is not open: its place among all of these
+    Link aside  # paced queues below that are READY and whose turn came while it was held
     Timer timer  # armed while PARKED
     Node* parent
     Scope* scope  # of a lane its channel's, of a leaf its account's
@@ -213,9 +227,10 @@ cdef struct Node:
     Channel* channel  # NULL: a tier
     Group* group  # of a tenant or campaign
     Queue* mixed  # of a campaign, NULL: none
+    Pacing* pacing  # of a paced tier and its lanes
     uint64_t key_hash
     uint64_t turn  # a tier's virtual time
-    uint64_t queued  # recipients in READY queues, of a leaf, tenant or campaign
+    uint64_t queued  # recipients in READY queues, of a leaf, tenant or campaign; in all FIFOs, of a lane or tier
     uint64_t lingering  # a leaf's in queues that linger
     int64_t deficit
     uint32_t ready  # READY queues below that nothing below holds
@@ -226,7 +241,21 @@ cdef struct Node:
     uint8_t state  # Held
     uint8_t owed  # its turn begins with a quantum
     uint8_t is_fresh  # it stands in the ring of the fresh
+    uint8_t newcomer  # a tenant that came anew, of which no call was counted yet
     uint8_t fresh_had  # so many last turns in a row were of its fresh ring, FRESH_RUN at most
+
+cdef struct Pacing:  # of a lane, or of a tier over all its lanes
+    Pace pace  # who waits in its rings: queues, or lanes
+    Timer timer  # a lane's, armed while HELD_BACK
+    Node* node
+    PaceLink link  # a lane's, in its tier's rings
+    uint32_t slot  # where that stands
+    Link returning  # a lane's: set aside, and on their way back
+    Pace* copy  # owned, while it is checked
+
+cdef struct Early:  # a tenant that came anew, and until when that gains it nothing more
+    uint64_t key_hash
+    int64_t until
 
 cdef struct Channel:
     Scope scope
@@ -235,6 +264,9 @@ cdef struct Channel:
     uint32_t reserved
     uint32_t cap
     uint32_t in_flight[TIERS]
+    bint is_paced  # a lane of it is
+    Capacity capacity
+    Beside beside
     Counts* queue_wait[TIERS]  # borrowed from Histograms that live as long as the core
     Counts* batch_recipients
 
@@ -262,6 +294,12 @@ cdef struct Count:  # of one tier; all but flows in recipients
     uint64_t pushed, popped, expired, cancelled
     uint64_t queued, retries, scheduled, ended
     uint64_t flows  # queues
+
+cdef struct Kept:  # recipients in READY queues, of a tier
+    uint64_t paused
+    uint64_t throttled  # and not paused
+    uint64_t paced  # and only held back
+    uint64_t open
 
 cdef struct BatchRow:
     int64_t due
@@ -326,6 +364,12 @@ cdef struct Queues:
     Target* targets
     size_t targets_room
     Count counts[TIERS]
+    uint8_t pacing[TIERS]  # PaceMode
+    int64_t tau
+    int64_t near[TIERS]  # what is due so soon after its start is due at once
+    uint64_t floor
+    Early* early  # NULL: no tier is paced
+    size_t pacings
     Counts* lateness[TIERS]  # borrowed
     bint no_memory  # met while a batch was formed
 
@@ -335,6 +379,9 @@ cdef Queues* queues_make(
     uint32_t template_weight, uint32_t basic_weight, int64_t lead, uint32_t own_queues, uint64_t seed
 ) noexcept nogil
 cdef void queues_free(Queues* q) noexcept nogil
+cdef int queues_pace(
+    Queues* q, uint8_t tier, int mode, int64_t tau, uint64_t floor, int64_t near
+) noexcept nogil
 cdef int queues_add_channel(Queues* q, uint32_t slots, uint32_t reserved, uint32_t cap) noexcept nogil
 cdef int queues_add_account(Queues* q, uint32_t channel) noexcept nogil
 cdef Limit* queues_add_limit(
@@ -357,7 +404,7 @@ cdef void queues_reweight_tier(Queues* q, uint8_t tier, uint32_t weight) noexcep
 cdef size_t queues_explain(
     Queues* q, uint32_t tenant, uint32_t campaign, Reason* reasons, size_t most
 ) noexcept nogil
-cdef void queues_kept(const Queues* q, uint8_t tier, uint64_t* paused, uint64_t* throttled) noexcept nogil
+cdef Kept queues_kept(const Queues* q, uint8_t tier) noexcept nogil
 cdef uint64_t queues_cancel(Queues* q, uint32_t tenant, uint32_t campaign, int tier) noexcept nogil  # tier -1: all
 cdef uint64_t queues_reap(Queues* q, EndedRow* rows, uint64_t most) noexcept nogil
 cdef bint queues_has_ended(const Queues* q) noexcept nogil

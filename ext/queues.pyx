@@ -18,12 +18,18 @@ from libc.string cimport memcpy, memset
 
 from ext.histogram cimport counts_observe
 from ext.limits cimport (
-    LIMIT_CALLS, LIMIT_NEVER, REFUSED_BLOCKED, REFUSED_NOT, Refusal, limit_make, scope_add, scope_free, scope_make,
-    scopes_hold, scopes_most, scopes_refuse, scopes_settle,
+    LIMIT_CALLS, LIMIT_NEVER, LIMIT_RECIPIENTS, REFUSED_BLOCKED, REFUSED_NOT, Refusal, limit_ceiling, limit_make,
+    scope_add, scope_free, scope_make, scopes_hold, scopes_most, scopes_refuse, scopes_settle,
+)
+
+from ext.pace cimport (
+    PACE_ASAP, PACE_BELOW, PACE_FASTEST, PACE_NEAR_BITS, PACE_OVER, beside_count, beside_rate, capacity_end,
+    capacity_rate, capacity_start, pace_add, pace_first, pace_is_sound, pace_leave, pace_make, pace_rate, pace_remove,
+    pace_slot, pace_wait, pace_wait_no_more, pace_waits, pace_when,
 )
 
 cdef enum:
-    OF_NODE, OF_QUEUE, OF_PARCEL  # whose timer it is
+    OF_NODE, OF_QUEUE, OF_PARCEL, OF_PACING  # whose timer it is
 
 cdef enum:
     AHEAD = 8  # rows that a push looks forward, twice
@@ -69,6 +75,14 @@ cdef inline Queue* swept_queue(Link* link) noexcept nogil:
     return <Queue*>(<char*>link - (<size_t>&(<Queue*>SOMEWHERE).sweep - SOMEWHERE))
 
 
+cdef inline Queue* aside_queue(Link* link) noexcept nogil:
+    return <Queue*>(<char*>link - (<size_t>&(<Queue*>SOMEWHERE).aside - SOMEWHERE))
+
+
+cdef inline Node* timed_lane(Timer* timer) noexcept nogil:
+    return (<Pacing*>(<char*>timer - (<size_t>&(<Pacing*>SOMEWHERE).timer - SOMEWHERE))).node
+
+
 cdef inline Queue* timed_queue(Timer* timer) noexcept nogil:
     return <Queue*>(<char*>timer - (<size_t>&(<Queue*>SOMEWHERE).timer - SOMEWHERE))
 
@@ -111,6 +125,7 @@ cdef void activate(Queues* q, Node* node) noexcept nogil:
         if node.parent == &q.root:
             catch_up(q, node)
         ring_append(&node.parent.ring, &node.link)
+        place(q, node)
         node = node.parent
 
 
@@ -118,6 +133,7 @@ cdef void deactivate(Queues* q, Node* node) noexcept nogil:
     """A leaf, lane or tier leaves its parent's ring, and so does every one above that has nothing else."""
     while node != &q.root and ring_holds(&node.link):
         ring_remove(&node.link)
+        place(q, node)
         node = node.parent
         if has_members(node):
             return
@@ -142,7 +158,8 @@ cdef inline void leave(Queues* q, Node* node) noexcept nogil:
 cdef void add_ready(Queues* q, Node* node, int64_t n) noexcept nogil:
     """So many more queues are READY in a campaign (or, of a tenant, in a campaign that is no more held).
 
-    One that has lost its last keeps its place until its turn comes, so that coming back gains it nothing.
+    One that has lost its last keeps its place until its turn comes, so that coming back gains it nothing; but where
+    turns are by due time, no turn would come, and nothing is gained.
     """
     while True:
         node.ready += <uint32_t>n
@@ -150,6 +167,8 @@ cdef void add_ready(Queues* q, Node* node, int64_t n) noexcept nogil:
             return
         if node.ready and not ring_holds(&node.link):
             join(q, node, &node.parent.fresh)
+        elif not node.ready and ring_holds(&node.link) and goes_by_due(lane_above(node)):
+            leave(q, node)
         if node.level == TENANT:
             return
         node = node.parent
@@ -176,6 +195,8 @@ cdef void let_go(Queues* q, Node* node, uint8_t why) noexcept nogil:
     node.state &= ~why
     if node.state:
         return
+    if node.level >= LEAF:
+        give_back(q, node)
     if node.level < TENANT:
         activate(q, node)
         return
@@ -267,6 +288,8 @@ cdef void set_node(
     ring_make(&node.ring)
     ring_make(&node.fresh)
     ring_make(&node.queues)
+    ring_make(&node.aside)
+    node.newcomer = level == TENANT
     node.parent, node.scope, node.channel = parent, scope, channel
     node.handle, node.level, node.tier = handle, level, tier
 
@@ -334,12 +357,13 @@ cdef inline uint64_t queue_hash(
 
 cdef Queue* find_queue(Queues* q, const Row* row, uint64_t key) noexcept nogil:
     cdef size_t cursor = 0
+    cdef uint8_t haste = haste_of(q, row)
     cdef Queue* found
     while True:
         found = <Queue*>table_next(&q.by_key, key, &cursor)
         if found == NULL or (
             found.content == row.content and found.campaign == row.campaign and found.tenant == row.tenant
-            and found.account == row.account and found.tier == row.tier
+            and found.account == row.account and found.tier == row.tier and found.haste == haste
         ):
             return found
 
@@ -360,6 +384,8 @@ cdef Queue* make_queue(Queues* q, Node* branch, const Row* row, uint64_t key, bi
     queue.account, queue.tenant, queue.campaign, queue.content = row.account, row.tenant, row.campaign, row.content
     queue.tier, queue.mixed, queue.self = row.tier, mixed, made
     queue.branch, queue.node = branch, branch.self
+    queue.haste = haste_of(q, row)
+    queue.turn.owner = queue
     ring_append(&branch.queues, &queue.sibling)
     branch.children += 1
     if mixed:
@@ -448,6 +474,8 @@ cdef inline void count_state(Queues* q, const Queue* queue, Node* leaf, int64_t 
 cdef inline void count_queued(Queues* q, const Queue* queue, Node* leaf, int64_t n) noexcept nogil:
     """n recipients more in its FIFO, or less."""
     q.counts[queue.tier].queued += n
+    leaf.parent.queued += n
+    leaf.parent.parent.queued += n
     count_state(q, queue, leaf, n)
 
 
@@ -475,6 +503,7 @@ cdef void rest(Queues* q, Queue* queue) noexcept nogil:
     """The queue is neither ready nor lingering any more."""
     count_state(q, queue, leaf_of(queue), -<int64_t>queue.fifo.count)
     if queue.state == READY:
+        stand_down(q, queue)
         ring_remove(&queue.link)
         add_ready(q, queue.branch, -1)
     queue.state = IDLE
@@ -486,6 +515,7 @@ cdef void make_ready(Queues* q, Queue* queue) noexcept nogil:
     count_state(q, queue, leaf_of(queue), queue.fifo.count)
     ring_append(&queue.branch.ring, &queue.link)
     add_ready(q, queue.branch, 1)
+    stand_by(q, queue)
 
 
 cdef void make_linger(Queues* q, Queue* queue) noexcept nogil:
@@ -520,7 +550,12 @@ cdef void rest_if_empty(Queues* q, Queue* queue) noexcept nogil:
 
 # --- in ---
 
-cdef void append(Queues* q, Fifo* fifo, const Row* row, const Facts* facts, bint mixed, bint first) noexcept nogil:
+cdef uint32_t append(Queues* q, Fifo* fifo, const Row* row, const Facts* facts, bint mixed, bint first) noexcept nogil:
+    """Returns how many of them open calls behind the FIFO's first, counted now."""
+    cdef Node* lane = q.accounts[row.account].leaves[row.tier].parent
+    cdef bint paced = lane.pacing != NULL
+    cdef uint32_t cap = lane.channel.cap if paced else 0xFFFFFFFF
+    cdef uint32_t fill = cap if paced and mixed and fifo.count else fifo.fill, opens = 0
     cdef Rec rec
     cdef uint32_t i
     cdef uint32_t handle = facts_hold(&q.store, facts, row.count)
@@ -531,9 +566,18 @@ cdef void append(Queues* q, Fifo* fifo, const Row* row, const Facts* facts, bint
     rec.facts = handle | (REC_FIRST if first else 0)
     for i in range(row.count):
         rec.position, rec.length = row.positions[i], row.id_lengths[i]
+        if fill >= cap:
+            fill = 0
+            opens += 1
+            rec.facts |= REC_OPENS
+            count_call(q, lane, facts.slot)
+        fill += 1
         fifo_append(&q.store, fifo, &rec, content, name)
         name += rec.length
         rec.facts = handle
+    if paced:
+        fifo.fill = fill
+    return opens
 
 
 cdef void end_at_once(Queues* q, const Row* row) noexcept nogil:
@@ -591,7 +635,7 @@ cdef void take_out(Queues* q, Parcel* parcel) noexcept nogil:
 cdef void wait(Queues* q, Queue* queue, const Row* row, const Facts* facts, bint first) noexcept nogil:
     cdef int64_t until = min(row.not_before, row.deadline)
     cdef Parcel* parcel = parcel_for(q, queue, until)
-    append(q, &parcel.fifo, row, facts, queue.mixed, first)
+    parcel.opens += append(q, &parcel.fifo, row, facts, queue.mixed, first)
     if row.attempt:
         parcel.retries += row.count
         count_waiting(q, queue, row.count, 0)
@@ -606,15 +650,18 @@ cdef void wake(Queues* q, Parcel* parcel) noexcept nogil:
     if queue.state == DEAD:
         return
     count_waiting(q, queue, -<int64_t>parcel.retries, -<int64_t>(n - parcel.retries))
+    count_parcel(q, queue, parcel)
     fifo_splice(&q.store, &queue.fifo, &parcel.fifo)
     count_queued(q, queue, leaf_of(queue), n)
     take_out(q, parcel)
+    count_first(q, queue)
     settle(q, queue)
 
 
 cdef void put(Queues* q, const Row* row, Target* target) noexcept nogil:
     """There is room for it."""
     cdef Queue* queue = target.queue
+    cdef Node* leaf = &q.accounts[row.account].leaves[row.tier]
     cdef Facts facts
     q.counts[row.tier].pushed += row.count
     if queue == NULL:
@@ -623,12 +670,13 @@ cdef void put(Queues* q, const Row* row, Target* target) noexcept nogil:
     queue.pins = 0
     facts.pushed, facts.due, facts.deadline, facts.not_before = row.pushed, row.due, row.deadline, row.not_before
     facts.close = min(later(max(q.now, row.not_before), row.linger), must_close(q, row.due, row.deadline))
-    facts.slot = 0
+    facts.slot = 0 if leaf.parent.pacing == NULL else slot_of(q, leaf.parent, row)
     if row.not_before > q.now:
         wait(q, queue, row, &facts, target.first)
         return
-    append(q, &queue.fifo, row, &facts, queue.mixed, target.first)
-    count_queued(q, queue, &q.accounts[row.account].leaves[row.tier], row.count)
+    queue.opens += append(q, &queue.fifo, row, &facts, queue.mixed, target.first)
+    count_queued(q, queue, leaf, row.count)
+    count_first(q, queue)
     if queue.state != READY or queue.fifo.deadline == row.deadline:
         settle(q, queue)
 
@@ -719,6 +767,8 @@ cdef void queues_advance(Queues* q, int64_t now) noexcept nogil:
             fire_queue(q, timed_queue(timer))
         elif timer_kind(timer) == OF_PARCEL:
             wake(q, <Parcel*>timer)
+        elif timer_kind(timer) == OF_PACING:
+            let_go(q, timed_lane(timer), HELD_BACK)
         else:
             unpark(q, timed_node(timer))
         timer = wheel_fire(&q.wheel, q.now)
@@ -784,6 +834,7 @@ cdef inline void remove_first(Queues* q, Queue* queue, const Rec* rec) noexcept 
     if rec.facts & REC_FIRST:
         memcpy(&content, fifo_first(&q.store, &queue.fifo, &same), sizeof(content))
         prints_remove(&q.once, hash_of(queue, content))
+    uncount(q, queue, rec)
     fifo_skip(&q.store, &queue.fifo, rec, queue.mixed)
 
 
@@ -930,6 +981,7 @@ cdef void charge(Queues* q, Node* tenant, uint32_t n) noexcept nogil:
     path_of(q, leaf, tenant.group, path)
     scopes_hold(path, PATH, n)
     leaf.channel.in_flight[leaf.tier] += 1
+    note_call(q, leaf.parent)
     leaf.parent.parent.turn += q.stride[leaf.tier]
     q.counts[leaf.tier].popped += n
     counts_observe(leaf.channel.batch_recipients, n, 1)
@@ -980,8 +1032,15 @@ cdef void pay(Node* node, uint32_t cost) noexcept nogil:
         end_turn(node)
 
 
+cdef inline Node* choose_lane(Node* tier) noexcept nogil:
+    cdef void* first = pace_first(&tier.pacing.pace) if goes_by_due(tier) else NULL
+    return <Node*>first if first != NULL else node_of(ring_first(&tier.ring))
+
+
 cdef Queue* choose(Queues* q, Node* lane) noexcept nogil:
     """The queue of a lane whose turn it is; NULL: a turn was nobody's."""
+    if goes_by_due(lane) and pace_first(&lane.pacing.pace) != NULL:
+        return due_first(q, lane)
     cdef Node* leaf = node_of(ring_first(&lane.ring))
     cdef Node* tenant = turn_of(q, leaf)
     cdef Node* campaign = NULL if tenant == NULL else turn_of(q, tenant)
@@ -1001,8 +1060,10 @@ cdef void after_batch(Queues* q, Queue* queue, uint32_t n) noexcept nogil:
         make_linger(q, queue)
     else:
         ring_to_tail(&campaign.ring, &queue.link)
-    pay(campaign, cost)
-    pay(tenant, cost)
+        stand_by(q, queue)
+    if not goes_by_due(leaf.parent):
+        pay(campaign, cost)
+        pay(tenant, cost)
     rest_if_empty(q, queue)
     if ring_holds(&leaf.link):
         ring_to_tail(&leaf.parent.ring, &leaf.link)
@@ -1044,7 +1105,9 @@ cdef uint32_t send_batch(Queues* q, Queue* queue, uint32_t most, uint32_t conten
     forming.queue, forming.batch, forming.most = queue, batch, most
     n = form(q, &forming)
     fifo_renew(&q.store, &queue.fifo)
+    count_first(q, queue)
     if n == 0:
+        stand_by(q, queue)
         rest_if_empty(q, queue)
         return 0
     more = more or n == leaf.channel.cap
@@ -1057,11 +1120,13 @@ cdef uint32_t send_batch(Queues* q, Queue* queue, uint32_t most, uint32_t conten
 
 cdef uint32_t visit(Queues* q, Node* tier) noexcept nogil:
     """One turn of a tier: a batch goes (its size is returned), or a node that may not go leaves its ring."""
-    cdef Node* lane = node_of(ring_first(&tier.ring))
+    cdef Node* lane = choose_lane(tier)
     cdef Queue* queue
     cdef uint32_t content, there, most
     if not has_slot(lane.channel, tier.tier):
         hold(q, lane, BLOCKED)
+        return 0
+    if lane.pacing != NULL and held_back(q, lane):
         return 0
     queue = choose(q, lane)
     if queue == NULL:
@@ -1107,6 +1172,8 @@ cdef void queues_release(
         queues_reconsider(q, &tenant.scope)
     free_group_if_idle(q, tenant)
     channel.in_flight[leaf.tier] -= 1
+    if channel.is_paced:
+        capacity_end(&channel.capacity, q.now, channel.slots)
     for i in range(TIERS):
         lane = &channel.lanes[i]
         if lane.state & BLOCKED and has_slot(channel, i):
@@ -1165,34 +1232,30 @@ cdef void queues_reweight_tier(Queues* q, uint8_t tier, uint32_t weight) noexcep
     q.stride[tier] = (1 << 20) // weight
 
 
-cdef void queues_kept(const Queues* q, uint8_t tier, uint64_t* paused, uint64_t* throttled) noexcept nogil:
-    """Recipients in READY queues that a pause keeps, and those that only a limit or a block does."""
+cdef Kept queues_kept(const Queues* q, uint8_t tier) noexcept nogil:
+    cdef Kept kept
     cdef const Link* link = q.held.next
     cdef const Node* node
     cdef uint8_t above
     cdef uint32_t i
-    paused[0] = throttled[0] = 0
+    memset(&kept, 0, sizeof(kept))
     for i in range(q.account_count):
         node = &q.accounts[i].leaves[tier]
-        above = node.state | node.parent.state | node.parent.parent.state
-        if above & PAUSED:
-            paused[0] += node.queued
-        elif above & PARKED:
-            throttled[0] += node.queued
+        kept_by(&kept, node.state | node.parent.state | node.parent.parent.state)[0] += node.queued
     while link != &q.held:
         node = held_node(<Link*>link)
         link = link.next
-        if node.tier != tier:
-            continue
-        above = above_of(node)
-        if above & PAUSED:
-            continue
-        if node.state & PAUSED:
-            paused[0] += node.queued
-            if above & PARKED:
-                throttled[0] -= node.queued
-        elif not above & PARKED:
-            throttled[0] += node.queued
+        if node.tier == tier:
+            above = above_of(node)
+            kept_by(&kept, above)[0] -= node.queued
+            kept_by(&kept, above | node.state)[0] += node.queued
+    return kept
+
+
+cdef inline uint64_t* kept_by(Kept* kept, uint8_t state) noexcept nogil:
+    return &kept.paused if state & PAUSED else &kept.throttled if state & PARKED else (
+        &kept.paced if state & HELD_BACK else &kept.open
+    )
 
 
 cdef inline uint8_t above_of(const Node* node) noexcept nogil:
@@ -1324,6 +1387,9 @@ cdef void cancel_queue(Queues* q, Queue* queue) noexcept nogil:
     cdef uint64_t n = <uint64_t>queue.fifo.count + queue.retries + queue.scheduled
     cdef Node* leaf = leaf_of(queue)
     rest(q, queue)
+    if queue.counted:
+        uncount_call(leaf.parent, queue.counted_in)
+        queue.counted = False
     count_queued(q, queue, leaf, -<int64_t>queue.fifo.count)
     count.retries -= queue.retries
     count.scheduled -= queue.scheduled
@@ -1397,6 +1463,8 @@ cdef uint64_t sweep(Queues* q, Queue* queue, EndedRow* rows, uint64_t most) noex
         q.counts[queue.tier].expired += 1
         n += 1
     fifo_renew(&q.store, &queue.fifo)
+    count_first(q, queue)
+    stand_by(q, queue)
     if n < most or not queue.fifo.count:
         if queue.fifo.count:
             queue.fifo.deadline = facts_at(&q.store, rec.facts & REC_FACTS).deadline
@@ -1423,6 +1491,7 @@ cdef uint64_t reap_dead(Queues* q, EndedRow* rows, uint64_t most) noexcept nogil
                 return n
             queue.retries -= queue.parcels.retries
             queue.scheduled -= queue.parcels.fifo.count - queue.parcels.retries
+            queue.opens += queue.parcels.opens
             fifo_splice(&q.store, &queue.fifo, &queue.parcels.fifo)
             take_out(q, queue.parcels)
         fifo_first(&q.store, &queue.fifo, &rec)
@@ -1491,6 +1560,14 @@ cdef Queues* queues_make(
     return q
 
 
+cdef void free_channel(Channel* channel) noexcept nogil:
+    cdef int tier
+    for tier in range(TIERS):
+        free(channel.lanes[tier].pacing)
+    scope_free(&channel.scope)
+    free(channel)
+
+
 cdef int queues_add_channel(Queues* q, uint32_t slots, uint32_t reserved, uint32_t cap) noexcept nogil:
     cdef void* grown = realloc(q.channels, (q.channel_count + 1) * sizeof(Channel*))
     cdef uint8_t tier
@@ -1505,6 +1582,10 @@ cdef int queues_add_channel(Queues* q, uint32_t slots, uint32_t reserved, uint32
     scope_make(&made.scope, &q.asking)
     for tier in range(TIERS):
         set_node(&made.lanes[tier], &q.tiers[tier], &made.scope, made, q.channel_count, LANE, tier)
+        made.is_paced = made.is_paced or q.pacing[tier] != PACE_ASAP
+        if q.pacing[tier] != PACE_ASAP and make_pacing(q, &made.lanes[tier]) < 0:
+            free_channel(made)
+            return -1
     q.channels[q.channel_count] = made
     q.channel_count += 1
     return 0
@@ -1553,7 +1634,8 @@ cdef size_t queues_memory(const Queues* q) noexcept nogil:
         sizeof(Queues) + store_bytes(&q.store) + q.queues.touched + q.nodes.touched + q.groups.touched
         + q.parcels.touched + q.by_key.bytes + q.branches.bytes + q.names.bytes + q.once.bytes
         + q.channel_count * sizeof(Channel) + q.account_count * sizeof(Account)
-        + q.targets_room * sizeof(Target)
+        + q.targets_room * sizeof(Target) + q.pacings * sizeof(Pacing)
+        + (0 if q.early == NULL else EARLY * sizeof(Early))
         + out.batches_room * sizeof(BatchRow) + out.items_room * 19 + out.ids_room
     )
 
@@ -1579,10 +1661,11 @@ cdef void queues_free(Queues* q) noexcept nogil:
     scope_free(&q.everything)
     for tier in range(TIERS):
         scope_free(&q.of_tier[tier])
+        free(q.tiers[tier].pacing)
+    free(q.early)
     free(q.limits)
     for i in range(q.channel_count):
-        scope_free(&q.channels[i].scope)
-        free(q.channels[i])
+        free_channel(q.channels[i])
     for i in range(q.account_count):
         scope_free(&q.accounts[i].scope)
         free(q.accounts[i])
@@ -1609,4 +1692,5 @@ cdef void queues_free(Queues* q) noexcept nogil:
     free(q)
 
 
+include "pacing.pxi"
 include "soundness.pxi"

@@ -34,6 +34,16 @@ static inline void ring_remove(Link *link) {
     link->prev = link->next = NULL;
 }
 
+/* All of another ring, in order; that one is empty after it. */
+static inline void ring_append_all(Link *head, Link *from) {
+    if (from->next == from) return;
+    from->next->prev = head->prev;
+    head->prev->next = from->next;
+    from->prev->next = head;
+    head->prev = from->prev;
+    ring_make(from);
+}
+
 static inline void ring_to_tail(Link *head, Link *link) {
     ring_remove(link);
     ring_append(head, link);

@@ -4,6 +4,8 @@ Pure: time is given as monotonic integer nanoseconds, nothing blocks, nothing is
 byte order; handles are u32 and mean something only to their core. NEVER (2**63 - 1) stands for "no such time".
 """
 
+from collections.abc import Sequence
+
 from typing_extensions import Buffer
 
 from ext.histogram import Histogram
@@ -32,6 +34,10 @@ CLOSED_DUE: int
 CLOSED_CUT: int
 EXPIRED: int
 CANCELLED: int
+ASAP: int
+EVEN: int
+PACED: int
+CALL_A_SECOND: int  # as a rate: calls per 10**15 ns
 WAIT_EDGES: tuple[int, ...]  # ns, of queue_wait and lateness
 SIZE_EDGES: tuple[int, ...]  # recipients, of batch_recipients
 
@@ -88,7 +94,18 @@ class Core:
         basic_weight: int = 1,
         deadline_lead_ns: int = 1_000_000_000,
         own_queues: int = 64,
-    ) -> None: ...
+        *,
+        pacing: Sequence[int] = (0, 0, 0),
+        tau_ns: int = 3_600_000_000_000,
+        floor: int = ...,
+        near_ns: Sequence[int] = (0, 0, 0),
+    ) -> None:
+        """``pacing`` by tier: ASAP; PACED: at the lowest peak rate that meets every due time, earliest due first; EVEN:
+        each call's share from its arrival to its due time; system is ASAP. A paced tier has a rate for each channel,
+        and one over all, and a call keeps to both: see ``pace``. ``tau_ns`` (0..2**62): how slowly a past peak is
+        forgotten, 0 at once. ``floor`` (1 and more): never slower than this rate. ``near_ns`` by tier: what is due no
+        later than this after its start is due at once."""
+
     def add_channel(self, slots: int, reserved: int, cap: int) -> int:
         """A channel of ``slots`` calls in flight (1..2**20), ``reserved`` of them (0..slots - 1) for system, and at
         most ``cap`` recipients a batch (1..2**20). Returns its handle."""
@@ -222,17 +239,24 @@ class Core:
         """
 
     def stats(self) -> dict[str, list[int]]:
-        """By name one number a tier, in recipients; cheap (takes as long as there are accounts, and tenants and
-        campaigns that are paused or held by a limit).
+        """By name one number a tier, in recipients where nothing else is said; cheap (takes as long as there are
+        accounts, and tenants and campaigns that are paused or held by a limit).
 
         Since the start: pushed = popped + expired + cancelled + queued + waiting. Now: queued = linger (waits to merge)
-        + paused + throttled (held by a limit or a block, and not paused) + ready; waiting = retry (attempt > 0)
-        + scheduled; ended (not reaped); flows (queues that are not empty, or have something waiting).
-        ``memory_bytes``: one number, what may be resident of what the core has asked for.
+        + paused + throttled (held by a limit or a block, and not paused) + paced (only held back until its time comes)
+        + ready; waiting = retry (attempt > 0) + scheduled; ended (not reaped); flows (queues that are not empty, or
+        have something waiting). ``pacing_calls`` are still to leave, which needs ``pacing_need`` and happens at
+        ``pacing_rate``, not below ``pacing_floor``: rates over all channels, as of the last pop. ``memory_bytes``: one
+        number, what may be resident of what the core has asked for.
         """
 
     def check(self) -> None:
         """AssertionError: the structure is not what it says it is. For tests: walks everything, many times over."""
+
+    def pace(self, tier: int, channel: int) -> tuple[int, int, int, int, int] | None:
+        """Of a paced tier on one channel: calls still to leave, the rate they need to be in time, the rate at which
+        they leave, the ceiling (FASTEST while it is not known), and the state: 0 below the ceiling, 1 near it, where
+        nothing is held back, 2 at it, where fair shares take the place of due times. None: it is not paced."""
 
     def queue_wait(self, tier: int, channel: int) -> Histogram:
         """ns from pushed (or not_before, if later) to leaving, a count each recipient of a first attempt."""

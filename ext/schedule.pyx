@@ -19,14 +19,15 @@ from ext.limits cimport (
     LIMIT_CALLS, LIMIT_RECIPIENTS, Limit, Scope, limit_count, limit_grant, limit_period, limit_roll,
     limit_wants, scope_limit,
 )
+from ext.pace cimport PACE_ASAP, PACE_CALL_A_SECOND, PACE_EVEN, PACE_FASTEST, PACE_PACED, Pace
 from ext.queues cimport (
     BASIC, CAMPAIGN_, CANCELLED_, CAP, CUT, DUE, EXPIRED_, LINGER_OVER, SYSTEM, TEMPLATE, TIERS,
     OF_BLOCK, OF_GRANT, OF_LIMIT, OF_LINGER, OF_PAUSE, OF_SLOT, OF_TIME, TURN,
-    BatchRow, EndedRow, Group, Node, Output, Queues, Reason, Row,
+    BatchRow, EndedRow, Group, Kept, Node, Output, Queues, Reason, Row,
     queues_add_account, queues_add_channel, queues_add_limit, queues_advance, queues_cancel, queues_due, queues_free,
     queues_explain, queues_has_ended, queues_has_work, queues_kept, queues_make, queues_make_tenant, queues_memory,
-    queues_pause, queues_pause_group, queues_pop, queues_push, queues_reap, queues_reconsider, queues_release,
-    queues_reweight, queues_reweight_tier, queues_tenant, queues_unsound,
+    queues_pace, queues_pause, queues_pause_group, queues_pop, queues_push, queues_reap, queues_reconsider,
+    queues_release, queues_reweight, queues_reweight_tier, queues_tenant, queues_unsound,
 )
 from ext.queues cimport TENANT as TENANT_
 
@@ -41,6 +42,8 @@ HELD_TURN, HELD_PAUSE, HELD_SLOT, HELD_BLOCK, HELD_LIMIT, HELD_GRANT, HELD_LINGE
 cdef tuple SCOPE_OF = (GLOBAL, WHOLE_TIER, CHANNEL, ACCOUNT, OF_TENANT, OF_CAMPAIGN)
 CLOSED_CAP, CLOSED_LINGER, CLOSED_DUE, CLOSED_CUT = CAP, LINGER_OVER, DUE, CUT
 EXPIRED, CANCELLED = EXPIRED_, CANCELLED_
+ASAP, EVEN, PACED = PACE_ASAP, PACE_EVEN, PACE_PACED
+CALL_A_SECOND = PACE_CALL_A_SECOND
 
 _MS = 1_000_000
 WAIT_EDGES = tuple(ms * _MS for ms in (
@@ -325,8 +328,13 @@ cdef void fill_ended(Layout layout, const EndedRow* rows, Py_ssize_t n) noexcept
 
 @no_gc_clear  # q fills the Histograms in the lists for as long as it lives
 cdef class Core:
-    def __cinit__(self, template_weight=1, basic_weight=1, deadline_lead_ns=1_000_000_000, own_queues=64):
+    def __cinit__(
+        self, template_weight=1, basic_weight=1, deadline_lead_ns=1_000_000_000, own_queues=64, *,
+        pacing=(ASAP, ASAP, ASAP), tau_ns=3_600_000_000_000, floor=CALL_A_SECOND, near_ns=(0, 0, 0),
+    ):
         cdef int tier
+        if len(pacing) != TIERS or len(near_ns) != TIERS:
+            raise ValueError(f"pacing is {pacing}, near_ns is {near_ns}: one for each of {TIERS} tiers expected")
         self.q = queues_make(
             <uint32_t>within("template_weight", template_weight, 1, MOST),
             <uint32_t>within("basic_weight", basic_weight, 1, MOST),
@@ -336,6 +344,11 @@ cdef class Core:
         )
         if self.q == NULL:
             raise MemoryError
+        for tier in range(TIERS):
+            self.pace_tier(
+                tier, within(f"pacing[{tier}]", pacing[tier], PACE_ASAP, PACE_ASAP if tier == SYSTEM else PACE_PACED),
+                tau_ns, floor, near_ns[tier],
+            )
         self.waits, self.sizes, self.late = [], [], []
         for tier in range(TIERS):
             late = Histogram(WAIT_EDGES)
@@ -345,6 +358,14 @@ cdef class Core:
     def __dealloc__(self):
         queues_free(self.q)
         free(self.rows)
+
+    cdef int pace_tier(self, int tier, int64_t mode, object tau_ns, object floor, object near_ns) except -1:
+        cdef int64_t tau = within("tau_ns", tau_ns, 0, LATEST)
+        cdef int64_t least = within("floor", floor, 1, <int64_t>PACE_FASTEST)
+        cdef int64_t near = within(f"near_ns[{tier}]", near_ns, 0, LATEST)
+        if queues_pace(self.q, <uint8_t>tier, <int>mode, tau, <uint64_t>least, near) < 0:
+            raise MemoryError
+        return 0
 
     cdef Scope* scope(self, object scope, object handle, int64_t most=WHOLE_TIER) except NULL:
         cdef int64_t kind = within("scope", scope, GLOBAL, most)
@@ -602,6 +623,14 @@ cdef class Core:
         self.advance(now_ns)
         return queues_due(self.q)
 
+    def pace(self, tier, channel):
+        cdef const Node* lane = &self.q.channels[self.channel_of(channel)].lanes[within("tier", tier, SYSTEM, BASIC)]
+        cdef const Pace* pace
+        if lane.pacing == NULL:
+            return None
+        pace = &lane.pacing.pace
+        return pace.work, pace.need, pace.rate, pace.ceiling, pace.state
+
     def queue_wait(self, tier, channel):
         return self.waits[self.channel_of(channel)][within("tier", tier, SYSTEM, BASIC)]
 
@@ -624,15 +653,21 @@ cdef class Core:
         return merged
 
     cdef dict tier_stats(self, uint8_t tier):
-        cdef uint64_t lingering = 0, throttled = 0, paused = 0
+        cdef uint64_t lingering = 0
+        cdef Kept kept = queues_kept(self.q, tier)
         cdef uint32_t i
         count = self.q.counts[tier]
         for i in range(self.q.account_count):
             lingering += self.q.accounts[i].leaves[tier].lingering
-        queues_kept(self.q, tier, &paused, &throttled)
+        pacing = self.q.tiers[tier].pacing
         return {
             "pushed": count.pushed, "popped": count.popped, "expired": count.expired, "cancelled": count.cancelled,
             "queued": count.queued, "waiting": count.retries + count.scheduled, "retry": count.retries,
-            "scheduled": count.scheduled, "ended": count.ended, "linger": lingering, "throttled": throttled,
-            "paused": paused, "ready": count.queued - lingering - throttled - paused, "flows": count.flows,
+            "scheduled": count.scheduled, "ended": count.ended, "linger": lingering, "throttled": kept.throttled,
+            "paused": kept.paused, "paced": kept.paced,
+            "ready": count.queued - lingering - kept.paused - kept.throttled - kept.paced, "flows": count.flows,
+            "pacing_calls": 0 if pacing == NULL else pacing.pace.work,
+            "pacing_floor": 0 if pacing == NULL else self.q.floor,
+            "pacing_need": 0 if pacing == NULL else pacing.pace.need,
+            "pacing_rate": 0 if pacing == NULL else pacing.pace.rate,
         }

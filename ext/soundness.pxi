@@ -6,6 +6,101 @@ cdef struct Walk:
     size_t queues, nodes, parcels, held, groups
 
 
+cdef const char* copy_paces(const Queues* q) noexcept nogil:
+    """Of every lane and tier; the walk takes away what it finds."""
+    cdef Pacing* pacing
+    cdef uint32_t i
+    cdef int tier
+    for tier in range(TIERS):
+        for i in range(q.channel_count + 1):
+            pacing = q.tiers[tier].pacing if i == q.channel_count else q.channels[i].lanes[tier].pacing
+            if pacing == NULL:
+                continue
+            if not pace_is_sound(&pacing.pace):
+                return "a pace is not what it says"
+            pacing.copy = <Pace*>malloc(sizeof(Pace))
+            if pacing.copy == NULL:
+                return "there is no memory to check the paces"
+            memcpy(pacing.copy, &pacing.pace, sizeof(Pace))
+    return NULL
+
+
+cdef const char* unsound_paces(const Queues* q) noexcept nogil:
+    """After the walk; frees the copies."""
+    cdef const char* wrong = NULL
+    cdef Pacing* pacing
+    cdef uint32_t i
+    cdef int tier
+    for tier in range(TIERS):
+        for i in range(q.channel_count + 1):
+            pacing = q.tiers[tier].pacing if i == q.channel_count else q.channels[i].lanes[tier].pacing
+            if pacing == NULL or pacing.copy == NULL:
+                continue
+            if pacing.copy.work or not pace_is_sound(pacing.copy):
+                wrong = "calls are counted that nothing opens, or in the wrong slot"
+            free(pacing.copy)
+            pacing.copy = NULL
+    return wrong
+
+
+cdef void take_away(Node* lane, uint32_t slot) noexcept nogil:
+    pace_remove(lane.pacing.copy, slot, 1)
+    pace_remove(lane.parent.pacing.copy, slot, 1)
+
+
+cdef uint32_t take_opens(const Queues* q, const Queue* queue, const Fifo* fifo) noexcept nogil:
+    """Returns how many records of the FIFO open calls."""
+    cdef Fifo copy = fifo[0]
+    cdef uint32_t opens = 0
+    cdef Rec rec
+    while copy.count:
+        fifo_first(&q.store, &copy, &rec)
+        if rec.facts & REC_OPENS:
+            opens += 1
+            take_away(lane_of(<Queues*>q, queue), facts_at(&q.store, rec.facts & REC_FACTS).slot)
+        if copy.count == 1:
+            break
+        fifo_step(&q.store, &copy, &rec, queue.mixed)
+    return opens
+
+
+cdef const char* unsound_calls(const Queues* q, const Queue* queue) noexcept nogil:
+    cdef Node* lane = lane_of(<Queues*>q, queue)
+    cdef const Parcel* parcel = queue.parcels
+    if lane.pacing == NULL:
+        return NULL
+    if queue.counted != (queue.fifo.count > 0 and queue.state != DEAD):
+        return "the first call of a queue is not counted, or of none"
+    if queue.counted:
+        take_away(lane, queue.counted_in)
+    if take_opens(q, queue, &queue.fifo) != queue.opens:
+        return "the calls of a queue are counted wrongly"
+    while parcel != NULL:
+        if take_opens(q, queue, &parcel.fifo) != parcel.opens:
+            return "the calls of a parcel are counted wrongly"
+        parcel = NULL if parcel.next == queue.parcels else parcel.next
+    if (queue.state == READY) != (pace_waits(&queue.turn) or ring_holds(&queue.aside)):
+        return "a queue waits for its turn and is not ready, or the other way round"
+    return NULL
+
+
+cdef const char* unsound_lane(const Queues* q, const Node* lane) noexcept nogil:
+    """Where it stands in its tier's rings."""
+    cdef const Queue* first
+    if lane.pacing == NULL:
+        return NULL
+    first = <const Queue*>pace_first(&lane.pacing.pace)
+    if pace_waits(&lane.pacing.link) != (
+        ring_holds(&lane.link) and (first != NULL or ring_first(&lane.pacing.returning) != NULL)
+    ):
+        return "a lane takes turns and does not wait for them, or the other way round"
+    if pace_waits(&lane.pacing.link) and ring_first(&lane.pacing.returning) == NULL and first.slot != lane.pacing.slot:
+        return "a lane waits in another slot than what it has to do first"
+    if lane.state & HELD_BACK and not timer_armed_by(&lane.pacing.timer, INT64_MAX - 1):
+        return "a lane is held back for ever"
+    return NULL
+
+
 cdef inline bint holds(const Link* head, const Link* link) noexcept nogil:
     cdef const Link* each = head.next
     while each != head:
@@ -30,7 +125,7 @@ cdef const char* unsound_fifos(const Queues* q, const Queue* queue, Walk* walk) 
     if retries != queue.retries or scheduled != queue.scheduled:
         return "what waits in a queue is counted wrongly"
     walk.queues += 1
-    return NULL
+    return unsound_calls(q, queue)
 
 
 cdef const char* unsound_queue(const Queues* q, const Queue* queue, Walk* walk) noexcept nogil:
@@ -236,15 +331,22 @@ cdef const char* queues_unsound(const Queues* q) noexcept nogil:
     cdef uint32_t i
     cdef int tier
     memset(&walk, 0, sizeof(walk))
-    wrong = unsound_groups(q, &walk)
+    wrong = copy_paces(q)
+    if wrong == NULL:
+        wrong = unsound_groups(q, &walk)
     if wrong == NULL:
         wrong = unsound_dead(q, &walk)
+    cdef const char* paces = unsound_paces(q)
+    if wrong == NULL:
+        wrong = paces
     for tier in range(TIERS):
         if wrong == NULL:
             wrong = unsound_above(q, &q.tiers[tier])
         for i in range(q.channel_count):
             if wrong == NULL:
                 wrong = unsound_above(q, &q.channels[i].lanes[tier])
+            if wrong == NULL:
+                wrong = unsound_lane(q, &q.channels[i].lanes[tier])
         for i in range(q.account_count):
             if wrong == NULL:
                 wrong = unsound_above(q, &q.accounts[i].leaves[tier])

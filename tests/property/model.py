@@ -11,6 +11,9 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from tests.property.pace_model import CapacityModel, PaceModel
+from tests.property.paced_model import Beside, Paced, Pacing, by_due
+
 NEVER = 2**63 - 1
 TICK_NS = 2**20
 SYSTEM, TEMPLATE, BASIC = range(3)
@@ -43,6 +46,8 @@ class Recipient:
     name: bytes
     close: int
     first: bool = False  # its content is known to stand in a mixed queue by it
+    slot: int = 0  # paced: of its due time
+    opens: bool = False  # paced: a call that is counted there
 
 
 @dataclass(eq=False)
@@ -59,10 +64,11 @@ class Fifo:
             self.deadlines_fall |= deadline < self.of[-1].run.deadline
         self.close, self.deadline = min(self.close, close), min(self.deadline, deadline)
 
-    def add(self, run: Run, close: int, first: bool) -> None:
+    def add(self, run: Run, close: int, first: bool, slot: int) -> list[Recipient]:
         self.expect(close, run.deadline)
-        self.of += [Recipient(run, position, name, close) for position, name in run.to]
+        self.of += [Recipient(run, position, name, close, slot=slot) for position, name in run.to]
         self.of[-len(run.to)].first = first
+        return self.of[-len(run.to) :]
 
     def splice(self, more: Fifo) -> None:
         if not self.of:
@@ -112,6 +118,11 @@ class Queue:
     parcels: list[Parcel] = field(default_factory=list)
     state: str = "idle"  # idle, linger, ready, dead
     timer: Timer = field(default_factory=Timer)
+    haste: int = 0  # paced, like the next ones
+    slot: int = 0
+    counted: bool = False  # its first call
+    counted_in: int = 0
+    stands: PaceModel | list[Queue] | None = None  # in its lane's rings, or among those aside or returning
 
     @property
     def leaf(self) -> Node:
@@ -145,6 +156,9 @@ class Node:
     deficit: int = 0
     owed: bool = False
     fresh_had: int = 0
+    pacing: Pacing | None = None  # a tier's or a lane's
+    aside: list[Queue] = field(default_factory=list)
+    newcomer: bool = True
 
     def above(self, levels: int) -> Node:
         node = self
@@ -209,6 +223,10 @@ class Channel:
     cap: int
     lanes: list[Node]
     in_flight: list[int] = field(default_factory=lambda: [0, 0, 0])
+    beside: Beside = field(default_factory=Beside)
+
+    def __post_init__(self) -> None:
+        self.capacity = CapacityModel(self.slots)
 
     def has_slot(self, tier: int) -> bool:
         others = self.in_flight[TEMPLATE] + self.in_flight[BASIC]
@@ -231,16 +249,28 @@ def tick_up(at: int) -> int:
     return max(0, -(-at // TICK_NS))
 
 
-class Model:
-    def __init__(self, template_weight: int, basic_weight: int, lead: int, own_queues: int) -> None:
+class Model(Paced):
+    def __init__(
+        self,
+        template_weight: int,
+        basic_weight: int,
+        lead: int,
+        own_queues: int,
+        *,
+        pacing: tuple[int, ...],
+        tau_ns: int,
+        floor: int,
+        near_ns: tuple[int, ...],
+    ) -> None:
         self.now = 0
+        self.pace(pacing, tau_ns, floor, near_ns)
         self.lead, self.own_queues = lead, own_queues
         self.stride = [0, 2**20 // template_weight, 2**20 // basic_weight]
         self.timers: list[tuple[int, int, Timer, Callable[[], None]]] = []
         self.armed = self.tick = 0
         self.everything, self.of_tier = Scope(), [Scope() for _ in range(3)]
         self.root = Node("root", -1, None)
-        self.tiers = [Node("tier", tier, self.root) for tier in range(3)]
+        self.tiers = [Node("tier", tier, self.root, pacing=self.pacing(tier, Timer())) for tier in range(3)]
         self.channels: list[Channel] = []
         self.leaves: list[list[Node]] = []  # an account: by tier
         self.branches: list[Node] = []  # tenants and campaigns of all leaves, in order of creation
@@ -260,6 +290,8 @@ class Model:
     def add_channel(self, slots: int, reserved: int, cap: int) -> None:
         scope = Scope()
         lanes = [Node("lane", tier, self.tiers[tier], scope, len(self.channels)) for tier in range(3)]
+        for lane in lanes:
+            lane.pacing = self.pacing(lane.tier, Timer())
         self.channels.append(Channel(slots, reserved, cap, lanes))
 
     def add_account(self, channel: int) -> None:
@@ -285,11 +317,13 @@ class Model:
                 if other in self.root.ring:
                     node.turn = max(node.turn, other.turn)
             node.parent.ring.append(node)
+            self.place(node)
             node = node.parent
 
     def deactivate(self, node: Node) -> None:
         while node.parent is not None and node in node.parent.ring:
             node.parent.ring.remove(node)
+            self.place(node)
             node = node.parent
             if node.ring or node.fresh:
                 return
@@ -307,12 +341,17 @@ class Model:
             self.deactivate(parent)
 
     def newly_ready(self, node: Node) -> None:
-        """A campaign, or a tenant, may have got work."""
+        """A campaign, or a tenant, may have got work, or lost its last."""
         while node.level in ("campaign", "tenant") and not node.held:
             parent = node.above(1)
             if node.has_work and not node.stands:
                 self.join(node, parent.fresh)
+            elif node.stands and not node.has_work and by_due(self.lane_above(node)):
+                self.leave(node)
             node = parent
+
+    def lane_above(self, node: Node) -> Node:
+        return node if node.level == "lane" else self.lane_above(node.above(1))
 
     def hold(self, node: Node, why: str) -> None:
         was_open = not node.held
@@ -320,13 +359,17 @@ class Model:
         node.deficit = min(node.deficit, 0)
         if was_open and node.level not in ("campaign", "tenant"):
             self.deactivate(node)
-        elif was_open and node.stands:
-            self.leave(node)
+        elif was_open:
+            if node.stands:
+                self.leave(node)
+            if node.level == "campaign":
+                self.newly_ready(node.above(1))
 
     def let_go(self, node: Node, why: str) -> None:
         node.held.discard(why)
         if node.held:
             return
+        self.give_back(node)
         if node.level not in ("campaign", "tenant"):
             self.activate(node)
         elif node.has_work or node.ring or node.fresh:  # be it only what is to be tidied
@@ -413,15 +456,18 @@ class Model:
         self.arm_queue(queue)
 
     def rest(self, queue: Queue) -> None:
-        if queue.state == "ready":
+        was, queue.state = queue.state, "idle"
+        if was == "ready":
+            self.stand_down(queue)
             queue.branch.ready.remove(queue)
-        queue.state = "idle"
+            self.newly_ready(queue.branch)
 
     def make_ready(self, queue: Queue) -> None:
         self.rest(queue)
         queue.state = "ready"
         queue.branch.ready.append(queue)
         self.newly_ready(queue.branch)
+        self.stand_by(queue)
 
     def make_linger(self, queue: Queue) -> None:
         self.rest(queue)
@@ -470,43 +516,50 @@ class Model:
     def queue_for(self, run: Run) -> tuple[Queue, bool]:
         tenant, campaign, _ = run.key
         leaf = self.leaves[run.account][run.tier]
+        haste = self.haste(leaf.above(1), run)
         branch = self.branch(self.branch(leaf, "tenant", tenant), "campaign", campaign)
         for queue in branch.queues:
-            if queue.key == run.key and not queue.mixed:
+            if queue.key == run.key and not queue.mixed and queue.haste == haste:
                 return queue, False
         if len(branch.queues) >= self.own_queues and (leaf, run.key) not in self.once:
             self.once.add((leaf, run.key))
             for queue in branch.queues:
                 if queue.mixed:
                     return queue, True
-            branch.queues.append(Queue(branch, run.key, mixed=True))
+            branch.queues.append(Queue(branch, run.key, mixed=True, haste=haste))
             return branch.queues[-1], True
-        branch.queues.append(Queue(branch, run.key, mixed=False))
+        branch.queues.append(Queue(branch, run.key, mixed=False, haste=haste))
         return branch.queues[-1], False
 
     def put(self, run: Run, queue: Queue, first: bool) -> None:
         close = min(max(self.now, run.not_before) + run.linger, NEVER, self.must_close(run))
+        slot = self.slot_of(queue.leaf.above(1), run)
         if run.not_before > self.now:
-            self.wait(run, queue, close, first)
+            self.wait(run, queue, close, first, slot)
             return
-        queue.fifo.add(run, close, first)
+        new = queue.fifo.add(run, close, first, slot)
+        self.open_calls(queue.leaf.above(1), queue.fifo, new, queue.mixed)
+        self.count_first(queue)
         self.settle(queue)
 
-    def wait(self, run: Run, queue: Queue, close: int, first: bool) -> None:
+    def wait(self, run: Run, queue: Queue, close: int, first: bool, slot: int) -> None:
         until = min(run.not_before, run.deadline)
         if not queue.parcels or queue.parcels[-1].tick != tick_up(until):
             parcel = Parcel(queue, tick_up(until))
             queue.parcels.append(parcel)
             if until != NEVER:
                 self.arm(parcel.timer, until, lambda: self.wake(parcel))
-        queue.parcels[-1].fifo.add(run, close, first)
+        new = queue.parcels[-1].fifo.add(run, close, first, slot)
+        self.open_calls(queue.leaf.above(1), queue.parcels[-1].fifo, new, queue.mixed)
 
     def wake(self, parcel: Parcel) -> None:
         queue = parcel.queue
         if queue.state == "dead":
             return
+        self.count_parcel(queue, parcel)
         queue.fifo.splice(parcel.fifo)
         queue.parcels.remove(parcel)
+        self.count_first(queue)
         self.settle(queue)
 
     # --- what may go ---
@@ -562,17 +615,19 @@ class Model:
 
     def visit(self, tier: Node) -> Batch | None:
         lane = tier.ring[0]
+        if by_due(tier) and tier.pacing and tier.pacing.pace.first() is not None:
+            lane = tier.pacing.pace.first()  # type: ignore[assignment]
         channel = self.channels[lane.handle]
         if not channel.has_slot(tier.tier):
             self.hold(lane, "blocked")
             return None
-        leaf = lane.ring[0]
-        tenant = self.turn_of(leaf)
-        campaign = self.turn_of(tenant) if tenant else None
-        if campaign is None or tenant is None:
+        if self.held_back(lane):
             return None
-        queue = campaign.ready[0]
-        path = self.path(leaf, tenant)
+        queue = self.choose(lane)
+        if queue is None:
+            return None
+        leaf = queue.leaf
+        path = self.path(leaf, queue.branch.above(1))
         content, there = self.next_batch(queue, channel.cap)
         most = self.planned(there, path, tier.tier)
         for node, scope in path:
@@ -586,6 +641,13 @@ class Model:
                     self.park(node, scope, until)
                     return None
         return self.send(queue, content, most, most < there, path, channel)
+
+    def choose(self, lane: Node) -> Queue | None:
+        if by_due(lane) and lane.pacing and lane.pacing.pace.first() is not None:
+            return self.due_first(lane)
+        tenant = self.turn_of(lane.ring[0])
+        campaign = self.turn_of(tenant) if tenant else None
+        return campaign.ready[0] if campaign else None
 
     def path(self, leaf: Node, tenant: Node) -> list[tuple[Node, Scope]]:
         """What waits when a scope refuses, and the scope; the widest first."""
@@ -614,7 +676,9 @@ class Model:
         batch = Batch(leaf.tier, leaf.above(1).handle, leaf.handle, key, LINGER, NEVER, [])
         cut, due = self.form(queue, most, batch)
         queue.fifo.renew()
+        self.count_first(queue)
         if not batch.items:
+            self.stand_by(queue)
             self.rest_if_empty(queue)
             return None
         more = more or len(batch.items) == channel.cap
@@ -647,6 +711,7 @@ class Model:
         return False, due
 
     def take(self, queue: Queue) -> Recipient:
+        self.uncount(queue, queue.fifo.of[0])
         first = queue.fifo.take()
         if first.first:
             self.once.discard(queue.once(first.run.key[2]))
@@ -657,6 +722,7 @@ class Model:
         for _, scope in path:
             scope.held = [scope.held[0] + 1, scope.held[1] + n]
         channel.in_flight[batch.tier] += 1
+        self.note_call(path[2][0], channel)
         path[0][0].turn += self.stride[batch.tier]
         self.counts["popped"][batch.tier] += n
 
@@ -669,8 +735,10 @@ class Model:
             self.make_linger(queue)
         else:
             campaign.ready.append(campaign.ready.pop(campaign.ready.index(queue)))
-        for node in (campaign, tenant):
-            self.pay(node, max(n, -(-cap // LEAST_COST)))
+            self.stand_by(queue)
+        if not by_due(leaf.above(1)):
+            for node in (campaign, tenant):
+                self.pay(node, max(n, -(-cap // LEAST_COST)))
         self.rest_if_empty(queue)
         for node in (leaf, leaf.above(1)):
             ring = node.above(1).ring
@@ -691,6 +759,8 @@ class Model:
             self.reconsider(scope)
         channel = self.channel_of(leaf)
         channel.in_flight[tier] -= 1
+        if any(self.modes):
+            channel.capacity.end(self.now)
         for lane in channel.lanes:
             if "blocked" in lane.held and channel.has_slot(lane.tier):
                 self.let_go(lane, "blocked")
@@ -707,6 +777,9 @@ class Model:
         for queue in dead:
             self.counts["cancelled"][queue.branch.tier] += len(queue.fifo.of) + len(queue.waiting)
             self.rest(queue)
+            if queue.counted:
+                self.uncount_call(queue.leaf.above(1), queue.counted_in)
+                queue.counted = False
             if queue in self.sweeping:
                 self.sweeping.remove(queue)
             self.forget(queue)
@@ -733,6 +806,8 @@ class Model:
             self.counts["expired"][first.run.tier] += 1
             rows.append((EXPIRED, first.run.send, first.position, first.run.attempt, first.run.tier))
         queue.fifo.renew()
+        self.count_first(queue)
+        self.stand_by(queue)
         if len(rows) < most or not queue.fifo.of:
             if queue.fifo.of:
                 queue.fifo.deadline = queue.fifo.of[0].run.deadline
@@ -800,6 +875,8 @@ class Model:
         held = [(len(queue.fifo.of), holds(queue.branch)) for queue in queues if queue.state == "ready"]
         paused = sum(n for n, why in held if "paused" in why)
         throttled = sum(n for n, why in held if "parked" in why and "paused" not in why)
+        paced = sum(n for n, why in held if "held back" in why and not why & {"paused", "parked"})
+        pacing = self.tiers[tier].pacing
         retry = sum(recipient.run.attempt > 0 for recipient in waiting)
         dead = [recipient for queue in self.dead for recipient in queue.fifo.of + queue.waiting]
         return {
@@ -811,9 +888,18 @@ class Model:
             "linger": linger,
             "throttled": throttled,
             "paused": paused,
-            "ready": queued - linger - throttled - paused,
+            "paced": paced,
+            "ready": queued - linger - throttled - paused - paced,
             "flows": len(queues),
+            "pacing_calls": pacing.pace.work if pacing else 0,
+            "pacing_floor": self.floor if pacing else 0,
+            "pacing_need": pacing.pace.need if pacing else 0,
+            "pacing_rate": pacing.pace.rate if pacing else 0,
         }
+
+    def queues_below(self, node: Node) -> list[Queue]:
+        every = [queue for branch in self.branches for queue in branch.queues]
+        return [queue for queue in every if node in (queue.leaf.above(1), queue.leaf.above(2))]
 
 
 def holds(node: Node) -> set[str]:

@@ -13,7 +13,7 @@ NS = 10**15  # in which a rate of 1 lets one call go
 FASTEST = 10**15
 CALL_A_SECOND = 10**6
 SLOT_NS, FAR, SLOTS = 2**28, 64, 4096
-TICK_NS, LEAST_NS, SLACK_NS, RATCHET_NS = 2**26, 2**26, 2**22, 2**34
+TICK_NS, LEAST_NS, SLACK_NS, RATCHET_NS, PATIENCE_NS = 2**26, 2**26, 2**22, 2**34, 2**31
 ASAP, EVEN, PACED = range(3)
 BELOW, FULL, OVER = range(3)
 
@@ -31,7 +31,8 @@ class PaceModel:
         self.state = BELOW
         self.read_at = self.decayed = 0
         self.left = -NS - SLACK_NS
-        self.stale = False
+        self.stale = self.was_late = False
+        self.late_since = self.aside = 0
         self.waiting: defaultdict[int, list[object]] = defaultdict(list)  # slot -> who
         self.passed: list[object] = []  # who waits in slots that have passed
         self.base = 0  # the slot that time was in when it was last looked at
@@ -87,7 +88,7 @@ class PaceModel:
         self.read_at, self.stale = now + TICK_NS, False
         self.roll(now)
         base = self.base
-        late = sum(n for slot, n in self.calls.items() if slot < base)
+        late = self.late()
         needs, kept, due = [rate_of(late, LEAST_NS)], 0, late
         for slot in sorted(slot for slot, n in self.calls.items() if n and slot >= base):
             due += self.calls[slot]
@@ -98,9 +99,20 @@ class PaceModel:
         if self.mode == EVEN:
             self.need, kept = max(needs[0], sum(rate for slot, rate in self.even.items() if slot >= base)), 0
         self.state = OVER if self.need >= self.ceiling else FULL if self.need >= self.ceiling // 4 * 3 else BELOW
+        if not self.was_late:
+            self.late_since = now
+        self.was_late = late > 0
+        if late and now - self.late_since >= PATIENCE_NS:
+            self.state = OVER
         self.decay(now)
         self.ratchet = max(self.ratchet, kept) if self.step else 0
         self.rate = max(self.need, self.floor, min(self.ratchet, self.need * 3 // 2))
+
+    def late(self) -> int:
+        """Calls that should have left and could; while others are aside, no more than there are who wait."""
+        late = sum(n for slot, n in self.calls.items() if slot < self.base)
+        waiting = len(self.passed) + sum(len(ring) for ring in self.waiting.values())
+        return min(late, waiting if self.passed else 0) if self.aside else late
 
     def decay(self, now: int) -> None:
         while self.ratchet and now - self.decayed >= self.step:

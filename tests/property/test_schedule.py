@@ -14,13 +14,17 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from ext.schedule import (
     ACCOUNT,
+    ASAP,
+    CALL_A_SECOND,
     CALLS,
     CHANNEL,
+    EVEN,
     GLOBAL,
     HELD_TURN,
     NEVER,
     OF_CAMPAIGN,
     OF_TENANT,
+    PACED,
     RECIPIENTS,
     TICK_NS,
     WHOLE_TIER,
@@ -40,6 +44,7 @@ STEPS = st.one_of(
     st.sampled_from([64 * TICK_NS, 64**2 * TICK_NS + 1, NS_PER_S, 3600 * NS_PER_S]),
 )
 AHEAD = st.integers(-2, 300).map(lambda n: n * TICK_NS // 4)
+DUE = st.one_of(st.just(NEVER), AHEAD, st.sampled_from([1, 9, 30, 600, 600, 1200]).map(lambda n: n * NS_PER_S))
 NAMES = st.sampled_from([b"a", b"b", b"c", b"d", b"ee", b"ff", b"a-name-of-17-char"])
 LIMITS = st.tuples(
     st.integers(1, 9),
@@ -61,7 +66,7 @@ def runs(draw: st.DrawFn) -> tuple[int, ...]:
         draw(st.integers(0, 3)),
         draw(st.sampled_from([0, 0, 1, 3])),
         draw(st.one_of(st.just(-1), AHEAD)),
-        draw(st.one_of(st.just(NEVER), AHEAD)),
+        draw(DUE),
         draw(st.one_of(st.just(NEVER), AHEAD)),
         draw(st.one_of(st.sampled_from([0, NEVER]), AHEAD.map(abs))),
     )
@@ -84,6 +89,10 @@ class CoreMachine(RuleBasedStateMachine):
         own_queues=st.sampled_from([0, 1, 2, 64]),
         channels=st.lists(st.tuples(st.integers(1, 8), st.integers(0, 3), st.integers(1, 5)), min_size=2, max_size=2),
         accounts=st.lists(st.integers(0, 1), min_size=2, max_size=4),
+        pacing=st.sampled_from([(ASAP, ASAP, ASAP), (ASAP, ASAP, PACED), (ASAP, PACED, PACED), (ASAP, PACED, EVEN)]),
+        tau=st.sampled_from([0, 64, 3600]),
+        floor=st.sampled_from([1, CALL_A_SECOND, 20 * CALL_A_SECOND]),
+        near=st.sampled_from([0, 5]),
     )
     def start(
         self,
@@ -92,8 +101,14 @@ class CoreMachine(RuleBasedStateMachine):
         own_queues: int,
         channels: list[tuple[int, int, int]],
         accounts: list[int],
+        pacing: tuple[int, int, int],
+        tau: int,
+        floor: int,
+        near: int,
     ) -> None:
-        self.core, self.model = Core(*weights, lead, own_queues), Model(*weights, lead, own_queues)
+        tau_ns, near_ns = tau * NS_PER_S, (0, near * NS_PER_S, 0)
+        self.core = Core(*weights, lead, own_queues, pacing=pacing, tau_ns=tau_ns, floor=floor, near_ns=near_ns)
+        self.model = Model(*weights, lead, own_queues, pacing=pacing, tau_ns=tau_ns, floor=floor, near_ns=near_ns)
         self.now = self.sends = 0
         self.in_flight: list[Call] = []
         self.left: list[Call] = []
@@ -252,9 +267,9 @@ class CoreMachine(RuleBasedStateMachine):
                 at = (tier, account, tenant, campaign)
                 assert ready == self.model.ready_of(*at)
                 assert until >= self.now
-                if why == HELD_TURN:
+                if why == HELD_TURN and self.model.tiers[tier].pacing is None:
                     free.add(at)
-                else:
+                elif why != HELD_TURN:  # what is paced may wait for its time
                     held[at] = why
         before = sum(self.model.counts["popped"]) + sum(self.model.counts["expired"])
         left = {(b.tier, b.account, *b.key[:2]) for b in self.popped(10_000)}

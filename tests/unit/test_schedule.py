@@ -14,6 +14,7 @@ import ext.queues
 import ext.schedule
 from ext.schedule import (
     ACCOUNT,
+    ASAP,
     CALLS,
     CANCELLED,
     CHANNEL,
@@ -24,6 +25,7 @@ from ext.schedule import (
     EXPIRED,
     GLOBAL,
     NEVER,
+    PACED,
     RECIPIENTS,
     TICK_NS,
     WHOLE_TIER,
@@ -45,7 +47,7 @@ def test_the_compiled_module_is_what_runs(module: ModuleType) -> None:
 class Channel:
     """A core with one channel and some accounts, and short ways to push to it and pop from it."""
 
-    def __init__(self, slots: int = 1000, reserved: int = 0, cap: int = 3, accounts: int = 1, **options: int) -> None:
+    def __init__(self, slots: int = 1000, reserved: int = 0, cap: int = 3, accounts: int = 1, **options: Any) -> None:
         self.core = Core(**options)
         self.core.add_channel(slots, reserved, cap)
         for _ in range(accounts):
@@ -747,10 +749,21 @@ def test_bad_arguments_are_named(call: str, arguments: tuple[int, ...], message:
 
 
 @pytest.mark.parametrize(
-    "options", [{"template_weight": 0}, {"basic_weight": 2**21}, {"deadline_lead_ns": -1}, {"own_queues": -1}]
+    ("name", "value"),
+    [
+        ("template_weight", 0),
+        ("basic_weight", 2**21),
+        ("deadline_lead_ns", -1),
+        ("own_queues", -1),
+        ("pacing", (PACED, ASAP)),
+        ("tau_ns", -1),
+        ("floor", 0),
+        ("near_ns", (0, 0)),
+    ],
 )
-def test_bad_options_are_named(options: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match=f"{next(iter(options))} is "):
+def test_bad_options_are_named(name: str, value: Any) -> None:
+    options = {name: value}
+    with pytest.raises(ValueError, match=f"{name} is "):
         Core(**options)
 
 

@@ -1,0 +1,333 @@
+# Included by queues.pyx: pacing, on the slots, rings and rates of pace.h. docs/scheduler.md has the picture.
+#
+# Work is counted in calls, in two places: in the queue's lane and in its tier. A record that opens a call (the first of
+# a FIFO, and every cap-th behind it) adds one in the slot of its due time, and takes it away when it leaves, expires or
+# is reaped. The first of a FIFO is counted by its queue (``counted``, in ``counted_in``), the others by REC_OPENS, in
+# their facts' slot. What waits for its not_before counts when that comes, but for full calls: those count at once.
+#
+# A paced queue that is READY stands in its lane's rings by its slot, and a lane in its tier's by that of the first.
+# So earliest due first needs no search. A queue whose turn comes while a node above it is held is set aside at that
+# node, and returns with it: nothing walks queues, and each pays for its own way only.
+
+cdef int64_t NEWCOMER_NS = 10_000_000_000  # from a tenant's coming to when its first call is due
+cdef int64_t BOUNDING_NS = <int64_t>1 << 36  # limits of such windows, or shorter ones, bound the rate
+
+
+cdef inline Node* lane_of(Queues* q, const Queue* queue) noexcept nogil:
+    """Of a dead queue too."""
+    return q.accounts[queue.account].leaves[queue.tier].parent
+
+
+cdef inline Node* lane_above(Node* node) noexcept nogil:
+    while node.level != LANE:
+        node = node.parent
+    return node
+
+
+cdef inline bint goes_by_due(const Node* lane) noexcept nogil:
+    """Earliest due first; else by fair shares."""
+    return lane.pacing != NULL and lane.pacing.pace.state != PACE_OVER
+
+
+# --- due times ---
+
+cdef inline uint8_t haste_of(Queues* q, const Row* row) noexcept nogil:
+    """How far its due time lies ahead, in powers of 4 of slots, and whether it has been tried: FIFO keeps due times in
+    order only among those alike."""
+    cdef int64_t ahead
+    cdef uint8_t digits = 0
+    if q.accounts[row.account].leaves[row.tier].parent.pacing == NULL:
+        return 0
+    ahead = since(must_close(q, row.due, row.deadline), max(q.now, row.not_before)) >> PACE_NEAR_BITS
+    while ahead > 0:
+        ahead >>= 2
+        digits += 1
+    return digits | (128 if row.attempt else 0)
+
+
+cdef inline uint32_t slot_of(Queues* q, Node* lane, const Row* row) noexcept nogil:
+    cdef int64_t due = must_close(q, row.due, row.deadline), start = max(row.pushed, row.not_before)
+    if since(row.due, start) <= q.near[row.tier]:
+        due = max(q.now, row.not_before)
+    return pace_slot(&lane.pacing.pace, q.now, due)
+
+
+cdef uint32_t first_slot(Queues* q, Queue* queue, const Facts* facts) noexcept nogil:
+    """Where a queue stands for its first call: by its due time; but a tenant that comes anew as if that were
+    NEWCOMER_NS from now, once in as long as it has until it is due. It gets ahead, and does not make the rate higher:
+    many that come at once would be a peak."""
+    cdef Node* tenant = queue.branch.parent
+    cdef int64_t due = must_close(q, facts.due, facts.deadline), soon = later(q.now, NEWCOMER_NS)
+    cdef uint64_t key = mix64(<uint64_t>queue.account << 2 | queue.tier, queue.tenant)
+    cdef Early* early = &q.early[key % EARLY]
+    if not tenant.newcomer:
+        return facts.slot
+    tenant.newcomer = False
+    if due <= soon or early.key_hash == key and early.until > q.now:
+        return facts.slot
+    early.key_hash, early.until = key, due
+    return pace_slot(&tenant.parent.parent.pacing.pace, q.now, soon)
+
+
+# --- work ---
+
+cdef inline void look_again(Queues* q, Node* lane) noexcept nogil:
+    """More is to leave: one that is held back asks again as soon as slots may be read."""
+    cdef int64_t at = max(lane.pacing.pace.read_at, q.now + 1)
+    if lane.state & HELD_BACK and not timer_armed_by(&lane.pacing.timer, at):
+        wheel_disarm(&q.wheel, &lane.pacing.timer)
+        wheel_arm(&q.wheel, &lane.pacing.timer, at)
+
+
+cdef void count_call(Queues* q, Node* lane, uint32_t slot) noexcept nogil:
+    pace_add(&lane.pacing.pace, q.now, slot, 1)
+    pace_add(&lane.parent.pacing.pace, q.now, slot, 1)
+    look_again(q, lane)
+
+
+cdef inline void uncount_call(Node* lane, uint32_t slot) noexcept nogil:
+    pace_remove(&lane.pacing.pace, slot, 1)
+    pace_remove(&lane.parent.pacing.pace, slot, 1)
+
+
+cdef void count_first(Queues* q, Queue* queue) noexcept nogil:
+    """The first of its FIFO, if there is one, opens a call that its queue counts."""
+    cdef Node* lane = lane_of(q, queue)
+    cdef Rec rec
+    cdef const Facts* facts
+    if lane.pacing == NULL or queue.counted or not queue.fifo.count:
+        return
+    fifo_first(&q.store, &queue.fifo, &rec)
+    facts = facts_at(&q.store, rec.facts & REC_FACTS)
+    queue.counted = True
+    if rec.facts & REC_OPENS:
+        fifo_mark(&q.store, &queue.fifo, False)
+        queue.opens -= 1
+    else:
+        count_call(q, lane, facts.slot)
+    queue.counted_in, queue.slot = facts.slot, first_slot(q, queue, facts)
+    if queue.opens == 0:
+        queue.fifo.fill = queue.fifo.count
+
+
+cdef inline void uncount(Queues* q, Queue* queue, const Rec* rec) noexcept nogil:
+    """Its first record goes."""
+    if queue.counted:
+        stand_down(q, queue)
+        uncount_call(lane_of(q, queue), queue.counted_in)
+        queue.counted = False
+    elif rec.facts & REC_OPENS:
+        uncount_call(lane_of(q, queue), facts_at(&q.store, rec.facts & REC_FACTS).slot)
+        queue.opens -= 1
+
+
+cdef void count_parcel(Queues* q, Queue* queue, Parcel* parcel) noexcept nogil:
+    """A parcel is about to go behind its queue's FIFO: its first record opens a call if it does not fit the last."""
+    cdef Node* lane = lane_of(q, queue)
+    cdef Fifo* fifo = &queue.fifo
+    cdef Rec rec
+    if lane.pacing == NULL:
+        return
+    if fifo.count and not queue.mixed and not parcel.opens and fifo.fill + parcel.fifo.count <= lane.channel.cap:
+        fifo.fill += parcel.fifo.count
+        return
+    if fifo.count:
+        fifo_first(&q.store, &parcel.fifo, &rec)
+        count_call(q, lane, facts_at(&q.store, rec.facts & REC_FACTS).slot)
+        fifo_mark(&q.store, &parcel.fifo, True)
+        parcel.opens += 1
+        fifo.fill = parcel.fifo.fill
+    queue.opens += parcel.opens
+
+
+# --- who waits ---
+
+cdef void place(Queues* q, Node* lane) noexcept nogil:
+    """A lane stands in its tier's rings by the slot of what it has to do first, while it takes turns at all."""
+    cdef Pacing* own = lane.pacing
+    cdef Pace* tier
+    cdef const Queue* first
+    cdef uint32_t slot = 0
+    cdef bint stands = ring_holds(&lane.link)
+    if own == NULL or lane.level != LANE:
+        return
+    tier = &lane.parent.pacing.pace
+    first = <const Queue*>pace_first(&own.pace)
+    if ring_first(&own.returning) != NULL:
+        slot = tier.base - 1
+    elif first != NULL:
+        slot = first.slot
+    else:
+        stands = False
+    if pace_waits(&own.link):
+        if stands and slot == own.slot:
+            return
+        pace_wait_no_more(tier, &own.link, own.slot)
+    if stands:
+        own.slot = slot
+        pace_wait(tier, &own.link, slot)
+
+
+cdef void stand_by(Queues* q, Queue* queue) noexcept nogil:
+    """A READY queue waits for its turn."""
+    cdef Node* lane = lane_of(q, queue)
+    cdef Pacing* own = lane.pacing
+    if own == NULL or queue.state != READY or pace_waits(&queue.turn) or ring_holds(&queue.aside):
+        return
+    pace_wait(&own.pace, &queue.turn, queue.slot)
+    if not pace_waits(&own.link) or <int32_t>(queue.slot - own.slot) < 0:
+        place(q, lane)
+
+
+cdef void stand_down(Queues* q, Queue* queue) noexcept nogil:
+    cdef Node* lane = lane_of(q, queue)
+    if pace_waits(&queue.turn):
+        pace_wait_no_more(&lane.pacing.pace, &queue.turn, queue.slot)
+        if queue.slot == lane.pacing.slot:
+            place(q, lane)
+    elif ring_holds(&queue.aside):
+        ring_remove(&queue.aside)
+        lane.pacing.pace.aside -= 1
+        place(q, lane)
+
+
+cdef inline Node* held_above(const Queue* queue) noexcept nogil:
+    """The highest node below its lane that may not work; NULL: none."""
+    cdef Node* campaign = queue.branch
+    cdef Node* tenant = campaign.parent
+    if tenant.parent.state:
+        return tenant.parent
+    return tenant if tenant.state else campaign if campaign.state else NULL
+
+
+cdef void give_back(Queues* q, Node* node) noexcept nogil:
+    """A node may work again: those set aside there return to their places, one a visit."""
+    cdef Node* lane = lane_above(node)
+    if ring_first(&node.aside) == NULL:
+        return
+    ring_append_all(&lane.pacing.returning, &node.aside)
+    place(q, lane)
+
+
+cdef Queue* due_first(Queues* q, Node* lane) noexcept nogil:
+    """The queue of a lane that is due first; NULL: it was set aside."""
+    cdef Queue* queue = <Queue*>pace_first(&lane.pacing.pace)
+    cdef Node* holds = held_above(queue)
+    if holds == NULL:
+        return queue
+    stand_down(q, queue)
+    ring_append(&holds.aside, &queue.aside)
+    lane.pacing.pace.aside += 1
+    if lane.pacing.pace.aside == 1:
+        lane.pacing.pace.read_at = q.now  # what of it is late counts no more
+    return NULL
+
+
+# --- when ---
+
+cdef uint64_t least_of_limits(Scope* scope, uint64_t rate, uint64_t recipients) noexcept nogil:
+    """The rate that a scope's windows allow in the long run to calls of so many recipients. Windows longer than
+    BOUNDING_NS are not looked at: what they allow depends on what they have seen."""
+    cdef const Limit* limit = scope.limits
+    cdef uint64_t calls
+    while limit != NULL:
+        if not limit.calendar and limit.per <= BOUNDING_NS:
+            calls = limit_ceiling(limit, False)
+            if limit.unit == LIMIT_RECIPIENTS:
+                calls = max(calls // recipients, <uint64_t>1)
+            rate = min(rate, pace_rate(calls, <uint64_t>limit.per))
+        limit = limit.next
+    return rate
+
+
+cdef uint64_t ceiling_of(Queues* q, Node* node) noexcept nogil:
+    """What can leave of a lane or tier: the least of its limits and of what the channel was seen to deliver, less what
+    leaves there unpaced."""
+    cdef uint64_t rate = PACE_FASTEST, beside
+    cdef uint64_t recipients = max(node.queued // max(node.pacing.pace.work, <uint64_t>1), <uint64_t>1)
+    cdef Channel* channel = node.channel
+    if node.level == LANE:
+        rate = capacity_rate(&channel.capacity, channel.slots - channel.reserved)
+        beside = beside_rate(&channel.beside, q.now)
+        rate = rate if rate == PACE_FASTEST else rate - beside if rate > beside else 1
+        rate = least_of_limits(&channel.scope, rate, recipients)
+    rate = least_of_limits(&q.everything, rate, recipients)
+    return least_of_limits(&q.of_tier[node.tier], rate, recipients)
+
+
+cdef int64_t leaves_at(Queues* q, Node* node) noexcept nogil:
+    """When the next call of a lane or tier may leave; 0: now."""
+    cdef Pace* pace = &node.pacing.pace
+    if q.now >= pace.read_at:
+        pace.ceiling = ceiling_of(q, node)
+    return pace_when(pace, q.now)
+
+
+cdef bint held_back(Queues* q, Node* lane) noexcept nogil:
+    """Whether nothing of a lane may leave now. Then its turn is over, or it waits until its time comes.
+
+    A lane near its ceiling does not ask its tier.
+    """
+    cdef Pacing* own = lane.pacing
+    cdef Link* back = ring_first(&own.returning)
+    cdef int64_t when
+    if back != NULL:
+        ring_remove(back)
+        own.pace.aside -= 1
+        stand_by(q, aside_queue(back))
+        place(q, lane)
+        return True
+    if pace_first(&own.pace) == NULL:
+        return False  # there are only places to tidy
+    when = leaves_at(q, lane)
+    if when == 0 and own.pace.state == PACE_BELOW:
+        when = leaves_at(q, lane.parent)
+    if when == 0:
+        return False
+    hold(q, lane, HELD_BACK)
+    wheel_arm(&q.wheel, &own.timer, when)
+    return True
+
+
+cdef void note_call(Queues* q, Node* lane) noexcept nogil:
+    """A call leaves: the next one waits, or has so much less of the capacity."""
+    cdef Channel* channel = lane.channel
+    if not channel.is_paced:
+        return
+    capacity_start(&channel.capacity, q.now, channel.slots)
+    if lane.pacing == NULL:
+        beside_count(&channel.beside, q.now)
+        return
+    pace_leave(&lane.pacing.pace, q.now)
+    if lane.pacing.pace.state == PACE_BELOW:
+        pace_leave(&lane.parent.pacing.pace, q.now)
+
+
+# --- making ---
+
+cdef int make_pacing(Queues* q, Node* node) noexcept nogil:
+    """Of a lane or tier; -1: no memory."""
+    cdef Pacing* made = <Pacing*>calloc(1, sizeof(Pacing))
+    if made == NULL:
+        return -1
+    pace_make(&made.pace, q.pacing[node.tier], q.tau, q.floor)
+    timer_make(&made.timer, OF_PACING)
+    ring_make(&made.returning)
+    made.link.owner = made.node = node
+    node.pacing = made
+    q.pacings += 1
+    return 0
+
+
+cdef int queues_pace(
+    Queues* q, uint8_t tier, int mode, int64_t tau, uint64_t floor, int64_t near
+) noexcept nogil:
+    """Before there are channels. -1: no memory."""
+    q.pacing[tier], q.tau, q.floor, q.near[tier] = <uint8_t>mode, tau, floor, near
+    if mode == PACE_ASAP:
+        return 0
+    if q.early == NULL:
+        q.early = <Early*>calloc(EARLY, sizeof(Early))
+        if q.early == NULL:
+            return -1
+    return make_pacing(q, &q.tiers[tier])

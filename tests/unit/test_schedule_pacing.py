@@ -1,0 +1,113 @@
+"""What pacing promises, by example, on a virtual clock; tests/property holds it against a model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from ext.schedule import ACCOUNT, ASAP, NEVER, PACED
+from tests.property.model import BASIC, SYSTEM, Batch
+from tests.unit.test_schedule import Channel
+
+S = 10**9
+
+
+def channel(**other: Any) -> Channel:
+    return Channel(pacing=(ASAP, ASAP, PACED), **{"slots": 100, "cap": 10, **other})
+
+
+def run(at: Channel, start: int, until: int, takes: int = 10**7) -> list[tuple[int, Batch]]:
+    """What leaves, and when; each call is answered a little later."""
+    left: list[tuple[int, Batch]] = []
+    now, flying = start, list[tuple[int, Batch]]()
+    while now < until:
+        while flying and flying[0][0] <= now:
+            at.answer(now, [flying.pop(0)[1]])
+        for batch in at.pop(now):
+            left.append((now, batch))
+            flying.append((now + takes, batch))
+        due = at.core.next_due(now)
+        now = min([due if due > now else now + 1, until, *(ends for ends, _ in flying)])
+    at.answer(now, [batch for _, batch in flying])
+    at.core.check()
+    return left
+
+
+def test_a_burst_of_many_leaves_at_the_least_rate_and_in_time() -> None:
+    at = channel()
+    for tenant in range(60):
+        at.push(0, 100, tenant=tenant, due=60 * S)
+    left = run(at, 0, 61 * S)
+    seconds = Counter(now // S for now, _ in left)
+    assert len(left) == 600
+    assert max(seconds.values()) <= 12, "ten a second are needed"
+    assert all(now <= batch.due for now, batch in left)
+    assert {batch.key[0] for now, batch in left if now < 10 * S} == set(range(60)), "all came anew"
+    assert at.stat("pacing_calls") == 0
+
+
+def test_sends_that_merge_are_one_call() -> None:
+    at = channel(cap=1000)
+    for _ in range(500):
+        at.push(0, 1, due=600 * S)
+    assert at.stat("pacing_calls") == 1
+    at.push(0, 501, due=600 * S)
+    assert at.stat("pacing_calls") == 2
+
+
+def test_what_is_urgent_does_not_wait_behind_what_is_not() -> None:
+    at = channel(cap=1, floor=1)
+    at.push(0, 100, due=1000 * S)
+    run(at, 0, S)
+    urgent = at.push(S, 1, due=2 * S)
+    (leaves,) = [now for now, batch in run(at, S, 3 * S) if batch.items[0][0] == urgent]
+    assert leaves <= 2 * S
+    again = at.push(3 * S, 1, due=4 * S, attempt=1, content=7)
+    assert again in {batch.items[0][0] for _, batch in run(at, 3 * S, 4 * S)}, "nor does a retry"
+
+
+def test_system_leaves_at_once_beside_what_is_held_back() -> None:
+    at = channel(cap=1)
+    at.push(0, 100, due=1000 * S)
+    run(at, 0, S)
+    assert at.stat("paced") > 90
+    at.push(S, 1, tier=SYSTEM)
+    assert [batch.tier for batch in at.pop(S)][:1] == [SYSTEM]
+
+
+def test_what_is_cancelled_hurries_nobody() -> None:
+    at = channel()
+    for content in range(50):
+        at.push(0, 10, tenant=1, campaign=1, content=content, due=20 * S)
+    at.push(0, 10, due=20 * S)
+    assert at.stat("pacing_calls") == 51
+    at.core.cancel(1, 1)
+    assert at.stat("pacing_calls") == 1
+
+
+def test_an_account_that_may_not_send_does_not_make_the_others_hurry() -> None:
+    at = channel(cap=1, accounts=2, floor=1)
+    at.core.block(ACCOUNT, 0, 10_000 * S)
+    at.push(0, 1000, account=0, due=10 * S)
+    run(at, 0, 20 * S)
+    at.push(20 * S, 100, account=1, due=1000 * S)
+    left = run(at, 20 * S, 500 * S)
+    assert 30 < len(left) < 80, "in its own time, though the others are late"
+
+
+def test_when_too_much_is_late_tenants_share() -> None:
+    at = channel(cap=1, slots=1)
+    at.push(0, 1000, tenant=1, due=S)
+    run(at, 0, 4 * S, takes=S // 10)
+    assert at.core.pace(BASIC, 0) is not None
+    assert at.core.pace(BASIC, 0)[4] == 2  # type: ignore[index]
+    at.push(4 * S, 100, tenant=2, due=100 * S)
+    tenants = Counter(batch.key[0] for _, batch in run(at, 4 * S, 10 * S, takes=S // 10))
+    assert abs(tenants[1] - tenants[2]) <= 10
+
+
+def test_a_tier_that_is_not_paced_has_no_rates() -> None:
+    at = Channel()
+    at.push(0, 5, due=NEVER)
+    assert at.core.pace(BASIC, 0) is None
+    assert (at.stat("pacing_rate"), at.stat("pacing_need"), at.stat("pacing_calls"), at.stat("paced")) == (0, 0, 0, 0)
