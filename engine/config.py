@@ -224,8 +224,8 @@ class TierConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pacing: Annotated[
         Literal["paced", "even", "asap"],
         about(
-            "`paced`: at the lowest peak rate that meets every due time; `even`: spread evenly; `asap`: at once. "
-            "Only `asap` is in effect yet: sends leave as soon as limits allow."
+            "`paced`: at the lowest peak rate that meets every due time; `even`: each call's share from its arrival to "
+            "its due time; `asap`: as soon as limits allow, which is all that `system` may have."
         ),
     ] = "paced"
     budget: Annotated[Budget, about("What the tier may hold in memory; at it intake pauses.")] = Budget()

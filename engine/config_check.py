@@ -50,12 +50,6 @@ def warn(config: Config, given: Container[Path]) -> Found:
         yield ("log", "security", "protocol"), "nothing is encrypted, and PLAIN shows the password to whoever listens"
     if config.log.kind == "kafka" and config.log.max_bytes is not None:
         yield ("log", "max_bytes"), "means nothing on Kafka: see `retention.bytes` of its topics"
-    for tier, settings in config.tiers.items():
-        if settings.pacing != "asap":
-            yield (
-                ("tiers", tier, "pacing"),
-                f'"{settings.pacing}" is not in effect yet: sends leave as soon as limits allow',
-            )
     if sum(group.processes for group in config.workers) > 1:
         yield (
             ("workers",),
@@ -116,6 +110,8 @@ def _tiers(config: Config) -> Found:
             elif topic in taken:
                 yield path, f'"{topic}" is already used by {taken[topic]}'
             taken[topic] = f"tier {tier}"
+        if tier == "system" and settings.pacing != "asap":
+            yield ("tiers", tier, "pacing"), 'must be "asap": nothing holds urgent sends back'
         yield from _limits(settings.limits, ("tiers", tier, "limits"))
 
 

@@ -7,7 +7,7 @@ sum belong together. Names and labels are a public contract (docs/operations.md)
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from prometheus_client.core import (
@@ -21,6 +21,7 @@ from engine import __version__
 from engine.clock import NS_PER_S
 from engine.send import Tier
 from ext.histogram import Histogram
+from ext.schedule import CALL_A_SECOND
 
 if TYPE_CHECKING:
     from engine.pipeline import Pipeline
@@ -82,11 +83,12 @@ class Snapshot:
         pipeline, stats = self._pipeline, self._pipeline.core.stats()
         queue = GaugeMetricFamily("surgetank_queue_recipients", "Recipients not ended", labels=["tier", "state"])
         for tier in Tier:
-            for state in ("ready", "paused", "throttled", "linger", "retry", "scheduled"):
+            for state in ("ready", "paused", "paced", "throttled", "linger", "retry", "scheduled"):
                 queue.add_metric([tier.label, state], stats[state][tier])
             queue.add_metric([tier.label, "held"], pipeline.counters.held[tier])
             queue.add_metric([tier.label, "inflight"], pipeline.counters.in_flight[tier])
         yield queue
+        yield from _pacing(stats)
         difference = GaugeMetricFamily(
             "surgetank_conservation_difference_recipients", "Taken in and not accounted for; must be 0", labels=["tier"]
         )
@@ -198,6 +200,21 @@ class Snapshot:
         )
         yield _counter("dedupe_shortened", "Ids forgotten before their window was over", pipeline.seen.shortened)
         yield _gauge("dedupe_ids", "Ids remembered", {}, len(pipeline.seen))
+
+
+def _pacing(stats: Mapping[str, Sequence[int]]) -> Iterator[Metric]:
+    """Rates are kept in calls; here they are in recipients, at the mean of what is queued."""
+    texts = {
+        "rate": "At which a paced tier leaves",
+        "need": "At which all of a paced tier leaves in time",
+        "floor": "Below which no paced tier is held",
+    }
+    for name, text in texts.items():
+        family = GaugeMetricFamily(f"surgetank_pacing_{name}_recipients_per_second", text, labels=["tier"])
+        for tier in Tier:
+            recipients = stats["queued"][tier] / max(stats["pacing_calls"][tier], 1)
+            family.add_metric([tier.label], stats[f"pacing_{name}"][tier] / CALL_A_SECOND * max(recipients, 1.0))
+        yield family
 
 
 def _gauge(name: str, text: str, labels: Mapping[str, str], value: float) -> Metric:

@@ -52,7 +52,7 @@ from engine.state.seen import Seen
 from engine.state.uses import Uses
 from engine.topics import MAX_MAP_BYTES, topic_specs
 from engine.why import Why
-from ext.schedule import ACCOUNT, CHANNEL, GLOBAL, OF_TENANT, WHOLE_TIER, Core
+from ext.schedule import ACCOUNT, ASAP, CHANNEL, EVEN, GLOBAL, OF_TENANT, PACED, WHOLE_TIER, Core
 
 logger = structlog.get_logger("surgetank.pipeline")
 GC_EVERY = 50_000  # objects
@@ -61,6 +61,7 @@ DRAIN_S = 20.0  # for calls under way and their receipts; Kubernetes ends a proc
 TELL_S = 2.0  # of it, at least for receipts
 WATCH_NS = 100 * NS_PER_MS
 FOLLOW_RECORDS = 1000
+PACING = {"asap": ASAP, "even": EVEN, "paced": PACED}
 
 
 class Pipeline:
@@ -69,7 +70,7 @@ class Pipeline:
     def __init__(self, config: Config, tiers: Sequence[Tier], log: Log, clock: Clock) -> None:
         self.config, self.log, self.clock = config, log, clock
         self.counters = Counters()
-        self.core = Core(tier_policy(config, Tier.TEMPLATE).weight, tier_policy(config, Tier.BASIC).weight)
+        self.core = _core(config)
         urgent = Tier.SYSTEM in tiers  # where it is served elsewhere nothing need be kept for it here
         self.limits = Limits(self.core, Uses(Path(config.state) / "limits.db"), clock, keep_for_system=urgent)
         self.channels = _channels(config, self.core, self.limits, urgent)
@@ -323,6 +324,15 @@ def _tenants(config: Config, core: Core, limits: Limits, opens: OpenSends) -> No
         core.reweight(OF_TENANT, handle, tenant.weight)
         for rule in tenant.limits:
             limits.add(OF_TENANT, handle, ["tenant", name], rule)
+
+
+def _core(config: Config) -> Core:
+    policies = [tier_policy(config, tier) for tier in Tier]
+    return Core(
+        policies[Tier.TEMPLATE].weight,
+        policies[Tier.BASIC].weight,
+        pacing=[PACING[policy.pacing] for policy in policies],
+    )
 
 
 def _channels(config: Config, core: Core, limits: Limits, urgent: bool = True) -> dict[str, Channel]:

@@ -64,8 +64,8 @@ def config(tmp_path: Path, gateway: tuple[Gateway, str]) -> Path:
     (tmp_path / "token").write_text("Bearer geheim-value\n")
     path = tmp_path / "surgetank.toml"
     path.write_text(
-        '[http]\nmetrics = ""\n[log]\npartitions = 2\n[tiers.basic]\nlinger = "20ms"\n'
-        f'[channels.partner]\ndriver = "webhook"\nbase_url = "{gateway[1]}"\n'
+        '[http]\nmetrics = ""\n[log]\npartitions = 2\n[tiers.basic]\npacing = "asap"\nlinger = "20ms"\n'
+        f'[channels.partner]\ndriver = "webhook"\nbase_url = "{gateway[1]}"\nrepeats = "never"\n'
         '[channels.partner.accounts.a]\nauthorization_file = "token"\n'
         '[tenants.t]\nlimits = [{ recipients = 100, per = "1h" }]\n'
     )
@@ -146,7 +146,7 @@ async def test_what_the_engine_says_is_json_with_no_secret_and_names_its_warning
     text = engine.log.read_text()
     assert "geheim-value" not in text
     warning = next(one for one in engine.lines() if one["event"] == "configuration")
-    assert (warning["level"], warning["key"], warning["line"]) == ("warning", "tiers.basic.pacing", 5)
+    assert (warning["level"], warning["key"], warning["line"]) == ("warning", "channels.partner.repeats", 11)
     assert {"ts", "level", "event", "logger"} <= set(warning)
 
 

@@ -277,7 +277,7 @@ async def test_contents_are_there_before_the_first_send_after_a_restart(tmp_path
 
 
 async def test_what_waits_for_its_content_counts_against_the_budget(tmp_path: Path) -> None:
-    tiers = '[tiers.basic]\nlinger = "1ms"\nbudget = { sends = 300, bytes = "4MiB" }\n'
+    tiers = '[tiers.basic]\npacing = "asap"\nlinger = "1ms"\nbudget = { sends = 300, bytes = "4MiB" }\n'
     async with gateway() as partner:
         config = configured(tmp_path, channel("partner", partner.url), tiers=tiers)
         async with working(config) as worker:

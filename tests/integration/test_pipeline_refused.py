@@ -129,7 +129,7 @@ async def test_past_its_deadline_no_call_is_made(tmp_path: Path, keys: dict[str,
 
 
 async def test_older_than_its_tier_allows(tmp_path: Path) -> None:
-    tiers = '[tiers.basic]\nlinger = "1ms"\nmax_age = "1h"\n'
+    tiers = '[tiers.basic]\npacing = "asap"\nlinger = "1ms"\nmax_age = "1h"\n'
     async with gateway() as partner:
         config = configured(tmp_path, channel("partner", partner.url), tiers=tiers)
         async with working(config) as worker:

@@ -255,8 +255,6 @@ def warnings(folder: Path, text: str) -> list[str]:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('[tiers.basic]\npacing = "even"\n' + CHANNEL, 'c.toml:2: tiers.basic.pacing = "even": "even" is not in effect yet'),
-        (CHANNEL, 'c.toml:1: tiers.basic.pacing: "paced" is not in effect yet'),
         (QUIET + CHANNEL + 'repeats = "never"', "c.toml:6: channels.partner.repeats"),
         (QUIET + CHANNEL + '[http]\nadmin = "127.0.0.1:9465"', "c.toml:7: http.admin"),
         (QUIET + CHANNEL + '[log]\nkind = "kafka"\nmax_bytes = "1GiB"', 'c.toml:8: log.max_bytes = "1GiB": means nothing on Kafka'),
@@ -271,6 +269,12 @@ def test_what_has_no_effect_yet_is_warned_of(tmp_path: Path, text: str, said: st
 
 def test_a_quiet_file_has_no_warnings(tmp_path: Path) -> None:
     assert warnings(tmp_path, QUIET + CHANNEL) == []
+    assert warnings(tmp_path, CHANNEL) == []
+
+
+def test_system_cannot_be_paced(tmp_path: Path) -> None:
+    (line,) = problems(tmp_path, '[tiers.system]\npacing = "paced"\n' + CHANNEL)
+    assert line.startswith('c.toml:2: tiers.system.pacing = "paced": must be "asap"')
 
 
 # --- showing, and whatever may come

@@ -1,0 +1,57 @@
+"""Pacing on the real path: what has time leaves spread out and in time; what has none does not wait for it.
+
+Every send is a call. How many stand in a second is compared with how many there are, so that a slow machine, which
+only spreads them more, cannot fail it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from engine.clock import NS_PER_S
+from engine.send import Tier
+from tests.integration.support import Gateway, Worker, busiest, channel, configured, gateway, send, working
+
+CALLS, DUE_S = 60, 8
+
+
+@asynccontextmanager
+async def paced(folder: Path, pacing: str) -> AsyncIterator[tuple[Gateway, Worker]]:
+    tiers = f'[tiers.basic]\npacing = "{pacing}"\nlinger = "0s"\ndue_after = "{DUE_S}s"\n'
+    async with gateway() as partner:
+        config = configured(folder, channel("partner", partner.url, "batch = 1\nin_flight = 16"), tiers=tiers)
+        async with working(config) as worker:
+            await worker.send("basic", *(send(f"b{n}", f"b{n}") for n in range(CALLS)))
+            yield partner, worker
+
+
+@pytest.mark.parametrize("pacing", ["paced", "even"])
+async def test_a_burst_leaves_spread_out_and_in_time_and_system_passes_it(tmp_path: Path, pacing: str) -> None:
+    async with paced(tmp_path, pacing) as (partner, worker):
+        await worker.until(lambda: bool(partner.calls))
+        stats = worker.pipeline.core.stats()
+        assert stats["pacing_calls"][Tier.BASIC] > CALLS // 2
+        assert stats["paced"][Tier.BASIC] + stats["linger"][Tier.BASIC] > CALLS // 2
+        await worker.send("system", send("s", "s"))
+        await worker.judged()
+        ids = [call.ids[0] for call in partner.calls]
+        assert ids.index("s") < CALLS // 2, "it waited for what was there before it"
+        assert busiest([call.at_ns for call in partner.calls if call.ids != ["s"]], 1.0) <= CALLS // 3
+        assert len(ids) == CALLS + 1
+        late = worker.pipeline.core.lateness(Tier.BASIC)
+        counts, _ = late.snapshot()
+        assert counts[late.edges.index(5 * NS_PER_S)] == CALLS, "late by more than a machine may stand still"
+
+
+async def test_without_pacing_it_leaves_at_once(tmp_path: Path) -> None:
+    async with paced(tmp_path, "asap") as (partner, worker):
+        await worker.until(lambda: len(partner.calls) == CALLS)
+        await worker.judged()
+        waits = worker.pipeline.core.queue_wait(Tier.BASIC, 0)
+        counts, _ = waits.snapshot()
+        assert counts[waits.edges.index(5 * NS_PER_S)] == CALLS, "nothing waited for its due time"
+        assert worker.pipeline.core.stats()["pacing_rate"] == [0, 0, 0]
