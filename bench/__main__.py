@@ -13,6 +13,7 @@ SCENARIOS = {
     "path": "bench.path",
     "demo": "bench.demo",
     "simulator": "bench.simulator",
+    "smooth": "bench.smooth",
     "urgent": "bench.urgent",
 }
 
