@@ -169,8 +169,8 @@ class _Send:
         self.waiting = {name for record in records if not record.settled for name in names_at(to, record.positions)}
         self.moved = {name for record in records if record.hop for name in names_at(to, record.positions)}
         self.settled = records[0].settled
-        # By whom its times count: a record that was replayed was seen anew.
-        again = [record for record in records if record.seen_ms > self.send.seen_ms]
+        # By whom its times count: a record that was replayed was seen anew, one of another tier has that tier's.
+        again = [one for one in records if one.seen_ms > self.send.seen_ms or one.tier != self.send.tier]
         self.seen_as = {name: record for record in again for name in names_at(to, record.positions)}
         self.on_dead = {name for one in kept for name in names_at(to, one.positions)}
 

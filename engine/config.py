@@ -205,6 +205,17 @@ class LogConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     member: str | None = None  # by this name a process that comes back within 30 s gets its partitions back
 
 
+class Allowance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How much of `system` each tenant has: a bucket of ``recipients`` that fills up evenly in ``per``."""
+
+    recipients: Annotated[int, about("Recipients at once, and every `per` in the long run.", 1, 1_000_000_000)]
+    per: Annotated[Duration, about("How long the bucket takes to fill.", NS["s"], NS["d"])]
+    tenants: Annotated[
+        dict[str, Annotated[int, about("Recipients of this tenant.", 1, 1_000_000_000)]],
+        about("Other numbers, by the tenant's name."),
+    ] = {}
+
+
 class TierConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One tier. The defaults differ per tier: see ``default_tiers``."""
 
@@ -230,6 +241,28 @@ class TierConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = "paced"
     budget: Annotated[Budget, about("What the tier may hold in memory; at it intake pauses.")] = Budget()
     limits: Annotated[tuple[Limit, ...], about("Limits of the tier, over all channels.")] = ()
+    allowance: Annotated[
+        Allowance | None,
+        about(
+            "`system` only: what each tenant may send at this tier; what is more is served as `template`. Not given: "
+            "no bound."
+        ),
+    ] = None
+
+
+class Overload(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What happens when a channel cannot keep up."""
+
+    policy: Annotated[
+        Literal["queue", "refuse"],
+        about(
+            "`queue`: what comes waits, however late it will be; `refuse`: sends of `template` and `basic` end `dead` "
+            "with the reason `overloaded`, by campaign, `basic` first."
+        ),
+    ] = "queue"
+    most: Annotated[
+        Duration, about("`refuse`: how long after its due time a send may be foreseen to leave.", NS["s"], NS["d"])
+    ] = Duration(600_000_000_000)
 
 
 class ChannelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -266,6 +299,7 @@ class ChannelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             1 << 40,
         ),
     ] = Size(64 << 20)
+    overload: Annotated[Overload, about("What happens when the channel cannot keep up.")] = Overload()
     retry: Annotated[Retry, about("What happens when a call failed in passing.")] = Retry()
     # The driver's own keys, for the driver to validate; X_file is already read into X, ``limits`` taken out.
     accounts: Annotated[

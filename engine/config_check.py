@@ -113,6 +113,8 @@ def _tiers(config: Config) -> Found:
         if tier == "system" and settings.pacing != "asap":
             yield ("tiers", tier, "pacing"), 'must be "asap": nothing holds urgent sends back'
         yield from _limits(settings.limits, ("tiers", tier, "limits"))
+        if settings.allowance is not None and tier != "system":
+            yield ("tiers", tier, "allowance"), "only `system` has one"
 
 
 def _limits(limits: tuple[Limit, ...], path: Path) -> Found:

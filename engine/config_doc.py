@@ -9,6 +9,7 @@ from typing import Any, get_args, get_origin
 import msgspec
 
 from engine.config import (
+    Allowance,
     Budget,
     ChannelConfig,
     Config,
@@ -17,6 +18,7 @@ from engine.config import (
     HttpConfig,
     Limit,
     LogConfig,
+    Overload,
     Retry,
     Security,
     Size,
@@ -54,6 +56,13 @@ TABLES: tuple[tuple[str, type[msgspec.Struct], str], ...] = (
     ),
     ("[tiers.system], [tiers.template], [tiers.basic]", TierConfig, "Settings of a tier."),
     ("budget of a tier", Budget, 'Written as `budget = { sends = 500_000, bytes = "512MiB" }`.'),
+    (
+        "allowance of system",
+        Allowance,
+        'Written as `allowance = { recipients = 1_000, per = "1m", tenants = { oncall = 100_000 } }` in '
+        "`[tiers.system]`. A send that is more than is left of its tenant's is moved to the topic of `template` and is "
+        "served as any send there ([how](scheduler.md#the-allowance-of-system)). Each process counts for itself.",
+    ),
     ("[channels.NAME]", ChannelConfig, "A channel; `NAME` is what a send gives as its `channel`."),
     ("retry of a channel", Retry, 'Written as `retry = { attempts = 8, first = "500ms", most = "1m" }`.'),
     (
@@ -70,6 +79,13 @@ TABLES: tuple[tuple[str, type[msgspec.Struct], str], ...] = (
         "limit admits more than its number in any window of its length, or in any day or month of a calendar, counted "
         "where the platform counts, at arrival; a tenth of each is kept for `system`. What was used outlives the "
         "process (`limits.db` in `state`).",
+    ),
+    (
+        "overload of a channel",
+        Overload,
+        'Written as `overload = { policy = "refuse", most = "10m" }`. What is refused is kept on `surgetank.dead` and '
+        "can be replayed; `system`, and what was moved or replayed, is never refused "
+        "([how](scheduler.md#overload)).",
     ),
     (
         "frequency of a channel",

@@ -28,8 +28,10 @@ from engine.decode import decode_many
 from engine.dispatch import Dispatcher
 from engine.drivers import Template
 from engine.errors import LogUnavailable, Reject
+from engine.gates import Gates
 from engine.logs import Chunk, Partition
 from engine.open_sends import Content, Flow, OpenSend, OpenSends, names, recipients
+from engine.overload import level_of
 from engine.record import Facts, Recorder
 from engine.send import Origin, Outcome, Send, Tier
 from engine.state.in_hand import Hands
@@ -71,6 +73,7 @@ class Intake:
         seen: Seen,
         dispatcher: Dispatcher,
         recorder: Recorder,
+        gates: Gates,
         counters: Counters,
         clock: Clock,
     ) -> None:
@@ -85,6 +88,7 @@ class Intake:
         self._seen = seen
         self._dispatcher = dispatcher
         self._recorder = recorder
+        self._gates = gates
         self._counters = counters
         self._clock = clock
         self._columns = Columns()
@@ -93,6 +97,8 @@ class Intake:
             seen.table,
             self._columns,
             dispatcher.cancelled,
+            meters=gates.meters if tier is Tier.SYSTEM else None,
+            gates=gates.by_channel,
             due_after_ms=policy.due_after // NS_PER_MS,
             max_age_ms=policy.max_age // NS_PER_MS,
             linger_ns=policy.linger,
@@ -181,6 +187,7 @@ class Intake:
             self.assignment.refuted(ledger)
         self._now_ns, self._offset_ns = self._clock.now_ns(), self._clock.offset_ns()
         now_ms = self._clock.wall_ms()
+        self._gates.look(self._now_ns)
         if part.offsets and self.in_hand.is_killer(part):
             self._end_killer(self._arrival(part, ledger, now_ms, 0))
         else:
@@ -280,6 +287,13 @@ class Intake:
             facts = Facts(self.tier, channel.name, account, tenant, send.campaign)
             self._end_whole(facts, send, arrival, Outcome.DUPLICATE, "first seen at {}:{}:{}".format(*first))
             return
+        if self._past_allowance(send, arrival, tenant):
+            self._demote(send, arrival, channel, tenant)
+            return
+        if self._refused(send, arrival, channel, tenant):
+            self._seen.free(key, arrival.origin)
+            self._undeliverable(send, arrival, Reject("overloaded", channel.name))
+            return
         if content is None:
             content = self._opens.content(channel.name, raw, prepared)
         flow = self._opens.flow(self.tier, channel.name, account, channel.accounts[account], tenant, send.campaign)
@@ -327,6 +341,32 @@ class Intake:
         for reason, (detail, positions) in _by_reason(admitted.refused).items():
             self._recorder.dead(opened, reason, detail, 0, positions)
             self._end_some(handle, opened, Outcome.DEAD, reason, positions)
+
+    # --- what does not come in as what it is
+
+    def _past_allowance(self, send: Send, arrival: Arrival, tenant: str) -> bool:
+        if self.tier is not Tier.SYSTEM or arrival.hop:
+            return False
+        return not self._gates.within_allowance(tenant, arrival.count(send), self._now_ns)
+
+    def _demote(self, send: Send, arrival: Arrival, channel: Channel, tenant: str) -> None:
+        """To the topic of `template`, whose intake takes it in as any record there: so its memory, times, sums and
+        whoever serves it are that tier's, however much of it there is."""
+        origin, attempts, first_seen_ms = arrival.origin, arrival.attempts, arrival.first_seen_ms
+        still = None if arrival.still is None else sorted(arrival.still)
+        told = wire.History(origin, arrival.hop + 1, first_seen_ms, attempts, still, "allowance", tenant)
+        topic, headers = self._gates.template_topic, wire.headers_of(told)
+        self._recorder.move(topic, arrival.key, arrival.value, arrival.headers, headers)
+        self._recorder.complete(arrival.ledger, array("q", [arrival.offset]))
+        self._counters.taken_in[self.tier] -= arrival.count(send)
+        self._gates.demote(channel.name, tenant, arrival.count(send), self._now_ns)
+
+    def _refused(self, send: Send, arrival: Arrival, channel: Channel, tenant: str) -> bool:
+        if self.tier is Tier.SYSTEM or arrival.hop or channel.name not in self._gates.by_channel:
+            return False
+        due_ns = times(send, arrival.first_seen_ms, self.policy).due * NS_PER_MS + self._offset_ns
+        level = level_of(self.tier, tenant, send.campaign)
+        return self._gates.refuses(channel.name, level, arrival.count(send), due_ns - self._now_ns)
 
     # --- what ends here
 

@@ -27,6 +27,7 @@ from engine.deliver import Deliverer
 from engine.drivers import Action, Call, CallResult, Verdict
 from engine.fence import Fence
 from engine.frequency import Frequencies, Held, rows_by_wait
+from engine.gates import Gates
 from engine.limits import Limits
 from engine.open_sends import Flow, OpenSend, OpenSends, recipients
 from engine.record import Recorder
@@ -73,6 +74,7 @@ class Dispatcher:
         seen: Seen,
         limits: Limits,
         frequencies: Frequencies,
+        gates: Gates,
         fence: Fence,
         flight: Flight,
         counters: Counters,
@@ -88,6 +90,7 @@ class Dispatcher:
         self._seen = seen
         self._limits = limits
         self._frequencies = frequencies
+        self._gates = gates
         self._fence = fence
         self._flight = flight
         self.clock = clock
@@ -257,6 +260,7 @@ class Dispatcher:
         finally:  # one that was cut off may have left, and may arrive as late as one without an answer
             self._release(batch, popped, left, late_ns)
             self.counters.calls_in_flight[flow.channel] -= 1
+            self._gates.left[flow.channel, batch.tier] += left
             self.counters.in_flight[batch.tier] -= len(batch)
         if ours:
             self._settle(batch, call, result)

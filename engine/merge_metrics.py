@@ -36,6 +36,7 @@ GAUGES: dict[str, Callable[[list[float]], float]] = {
     "surgetank_build_info": max,
     "surgetank_queue_oldest_age_seconds": max,
     "surgetank_frequency_full_share": max,
+    "surgetank_overload_refused_share": max,
     "surgetank_kafka_last_poll_timestamp_seconds": min,
     "surgetank_conservation_difference_recipients": _furthest,  # +1 here and -1 there are two faults
     "python_info": max,

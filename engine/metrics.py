@@ -133,6 +133,26 @@ class Snapshot:
             full.add_metric([name], share)
         yield waited
         yield full
+        demoted = CounterMetricFamily(
+            "surgetank_demoted_recipients", "Of system, past an allowance: served as template", labels=["channel"]
+        )
+        for name, count in pipeline.gates.demoted.items():
+            demoted.add_metric([name], count)
+        yield demoted
+        refused = CounterMetricFamily(
+            "surgetank_overload_refused_recipients",
+            "Refused by a channel that cannot keep up",
+            labels=["tier", "channel"],
+        )
+        refused_share = GaugeMetricFamily(
+            "surgetank_overload_refused_share", "Of what arrived in the last window", labels=["channel"]
+        )
+        for name, gate in pipeline.gates.by_channel.items():
+            refused_share.add_metric([name], gate.share)
+            for tier, count in zip((Tier.TEMPLATE, Tier.BASIC), gate.refused, strict=True):
+                refused.add_metric([tier.label, name], count)
+        yield refused
+        yield refused_share
         in_flight = GaugeMetricFamily("surgetank_platform_connections", "Calls under way", labels=["channel"])
         limit = GaugeMetricFamily("surgetank_platform_concurrency_limit", "Calls at once", labels=["channel"])
         for name in pipeline.channels:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from engine.decode import decode
 from engine.drivers import Prepared
+from engine.overload import level_of
 from engine.send import Send, Tier
 from ext.sends import Content, Flow, OpenSend, SendTable
 
@@ -102,6 +103,7 @@ class OpenSends(SendTable):
         if flow is None:
             flow = self._flows[key] = Flow(tier, channel, account, tenant, campaign)
             flow.account_handle = account_handle
+            flow.level = level_of(tier, tenant, campaign) if tier is not Tier.SYSTEM else 0
             flow.tenant_handle = self._tenant_names.hold(tenant)
             flow.campaign_handle = self._campaign_names.hold(_campaign_name(campaign))
             if campaign is not None:

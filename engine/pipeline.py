@@ -34,6 +34,7 @@ from engine.drivers import load
 from engine.errors import LogUnavailable
 from engine.fence import Fence
 from engine.frequency import Frequencies
+from engine.gates import Gates
 from engine.limits import Limits
 from engine.logs import Chunk, Log, Reader
 from engine.logs.open import open_log
@@ -88,9 +89,10 @@ class Pipeline:
         }
         drivers = {name: channel.driver for name, channel in self.channels.items()}
         self.frequencies = Frequencies(Path(config.state), config.channels, drivers, clock, keep_for_system=urgent)
+        self.gates = Gates(config, self.channels, self.core, clock)
         self.dispatcher = Dispatcher(
             self.core, self.opens, self.channels, config.channels, self.deliverers, self.recorder, self.seen,
-            self.limits, self.frequencies, self.fence, self.flight, self.counters, clock,
+            self.limits, self.frequencies, self.gates, self.fence, self.flight, self.counters, clock,
         )  # fmt: skip
         self.limits.granted = self.dispatcher.wake
         self.contents = Contents(self._registered)
@@ -117,6 +119,8 @@ class Pipeline:
             await intake.assignment.consumer.start()
         self._spawn(self.recorder.run(), self.committer.run(), self.limits.run(), self.orders.run())
         self._spawn(_watch_loop(self.counters, self.fence, self.clock))
+        if self.gates.by_channel:
+            self._spawn(self.gates.run())
         self._spawn(_follow(content, self.contents.take), _follow(control, self.control.take, self._answer))
         self._spawn(*(intake.run() for intake in self.intakes), *(one.assignment.watch() for one in self.intakes))
 
@@ -181,7 +185,7 @@ class Pipeline:
         self.committer.sources.append(assignment)
         intake = Intake(
             tier, policy, assignment, self.channels, self.contents.templates, self.opens, self.seen, self.dispatcher,
-            self.recorder, self.counters, self.clock,
+            self.recorder, self.gates, self.counters, self.clock,
         )  # fmt: skip
         intake.in_hand = self.in_hand
         return intake

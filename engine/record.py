@@ -102,7 +102,11 @@ class Recorder:
 
     def dead_record(self, key: bytes | None, value: bytes | None, headers: Headers, dead: Headers) -> None:
         """Keep a record; ``dead`` takes the place of older headers of ours."""
-        record = Record(self._dead, value, key, headers=wire.with_headers(headers, dead))
+        self.move(self._dead, key, value, headers, dead)
+
+    def move(self, topic: str, key: bytes | None, value: bytes | None, headers: Headers, ours: Headers) -> None:
+        """Put a record on another topic; ``ours`` takes the place of older headers of ours."""
+        record = Record(topic, value, key, headers=wire.with_headers(headers, ours))
         self._records.append(record)
         self.backlog_bytes += _size(record)
         self._awake()

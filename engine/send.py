@@ -141,6 +141,7 @@ REASONS: dict[str, str] = {
     "deadline_invalid": "`deadline` is not a time in ms since the epoch",
     "times_contradict": "`deadline` or `due` lies before `not_before`, or `due` after `deadline`",
     "meta_invalid": "`meta`, given as JSON, has a number that msgpack cannot carry",
+    "overloaded": "the channel cannot keep up, and its `overload` policy refuses sends like this one",
     "meta_too_large": "`meta` is larger than 4 KiB",
     "crashed_worker": "worker processes died while they took the record in, three times, the last time it alone",
     "registered_invalid": "a registered content is not `channel`, `content` and `fields` as documented",

@@ -9,14 +9,17 @@ from collections.abc import Sequence
 from engine.cancelled import Cancelled
 from engine.commit import Ledger
 from engine.logs import Headers
+from engine.overload import Gate
 from ext.columns import Columns
+from ext.gates import Meter
 from ext.seen import SeenTable
 from ext.sends import Flow, SendTable
 
 PLAIN_ID: bytes  # the characters of a recipient's id that every platform takes as they are
 
 class Taker:
-    """One tier's. ``cancelled`` holds the campaigns somebody has cancelled; the numbers are of the last ``take``."""
+    """One tier's. ``cancelled`` holds the campaigns somebody has cancelled; the numbers are of the last ``take``.
+    ``meters``: of tenants (None: no allowance; one without waits for Python to make it), ``gates``: of channels."""
 
     sends: int
     recipients: int
@@ -29,6 +32,8 @@ class Taker:
         columns: Columns,
         cancelled: Cancelled,
         *,
+        meters: dict[str, Meter] | None,
+        gates: dict[str, Gate],
         due_after_ms: int,
         max_age_ms: int,
         linger_ns: int,

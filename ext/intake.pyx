@@ -15,6 +15,7 @@ from libc.stdlib cimport free
 from libc.string cimport memcpy
 
 from ext.columns cimport Columns
+from ext.gates cimport Levels, Meter
 from ext.ledger cimport Ledger, marks_settled
 from ext.scan cimport Bytes, Scanner, Span, big_endian, text_at
 from ext.seen cimport SeenTable
@@ -144,14 +145,17 @@ cdef class Taker:
     cdef Columns columns
     cdef Scanner scanner
     cdef object cancelled
+    cdef dict meters  # None: no allowance
+    cdef dict gates
     cdef int64_t due_after_ms, max_age_ms, linger_ns
     cdef IdSet ids
     cdef readonly int64_t sends, recipients, size, unknown_keys
 
     def __init__(
         self, SendTable table not None, SeenTable seen not None, Columns columns not None, cancelled, *,
-        int64_t due_after_ms, int64_t max_age_ms, int64_t linger_ns,
+        dict meters, dict gates not None, int64_t due_after_ms, int64_t max_age_ms, int64_t linger_ns,
     ):
+        self.meters, self.gates = meters, gates
         self.table, self.seen, self.columns, self.cancelled = table, seen, columns, cancelled
         self.due_after_ms, self.max_age_ms, self.linger_ns = due_after_ms, max_age_ms, linger_ns
         self.scanner = Scanner(KEYS)
@@ -203,12 +207,14 @@ cdef class Taker:
             send.value, send.ledger, send.topic, send.partition = value, ledger, topic, partition
             send.offset = send.origin_offset = offsets[i]
             send.first_seen_ms, send.pushed_ns = min(<int64_t>stamps_ms[i], now_ms), now_ns
-            if not self.take_one(send, by_names, place, offset_ns):
+            if not self.take_one(send, by_names, place, now_ns, offset_ns):
                 return i
             send.record_key, send.headers = keys[i], headers[i]
         return len(values)
 
-    cdef bint take_one(self, OpenSend send, dict by_names, uint32_t place, int64_t offset_ns) except -1:
+    cdef bint take_one(
+        self, OpenSend send, dict by_names, uint32_t place, int64_t now_ns, int64_t offset_ns
+    ) except -1:
         cdef Span[SPANS] spans
         cdef char[NAMES_ROOM] names
         cdef Bytes id = NULL
@@ -233,10 +239,14 @@ cdef class Taker:
         not_before = self.set_times(send, spans, offset_ns)
         if not_before == ODD or not self.recipients_of(send, &spans[TO]):
             return False
+        if not self.may_come(send, now_ns):
+            self.columns.drop_recipients(before)
+            return False
         self.seen.hash_id(send.flow.scope, <const char*>id, length, send.dedupe)
         if self.seen.claim_key(send.dedupe, place, 0, send.offset) != NULL:
             self.columns.drop_recipients(before)
             return False
+        self.came(send, now_ns)
         send.id_at, send.id_length = <uint32_t>(id - start), <uint32_t>length
         if spans[META].at != NULL:
             send.meta_at = <uint32_t>(spans[META].at - start)
@@ -248,6 +258,41 @@ cdef class Taker:
         self.size += PyBytes_GET_SIZE(send.value)
         self.unknown_keys += unknown
         return True
+
+    cdef inline Meter meter_of(self, Flow flow):
+        """None: nobody has asked for this tenant's yet."""
+        cdef PyObject* found = PyDict_GetItem(self.meters, flow.tenant)
+        return None if found == NULL else <Meter>found
+
+    cdef inline Levels gate_of(self, Flow flow):
+        cdef PyObject* found = PyDict_GetItem(self.gates, flow.channel)
+        return None if found == NULL else <Levels>found
+
+    cdef bint may_come(self, OpenSend send, int64_t now_ns) except -1:
+        """Within its tenant's allowance, and not refused; else Python is asked again, and says what becomes of it."""
+        cdef Flow flow = send.flow
+        cdef Meter meter
+        cdef Levels gate
+        if flow.tier_number == 0:
+            if self.meters is not None:
+                meter = self.meter_of(flow)
+                return meter is not None and meter.has(send.total, now_ns)
+        elif self.gates:
+            gate = self.gate_of(flow)
+            return gate is None or flow.level <= gate.level
+        return True
+
+    cdef int came(self, OpenSend send, int64_t now_ns) except -1:
+        cdef Flow flow = send.flow
+        cdef Levels gate
+        if flow.tier_number == 0:
+            if self.meters is not None:
+                self.meter_of(flow).use(send.total, now_ns)
+        elif self.gates:
+            gate = self.gate_of(flow)
+            if gate is not None:
+                gate.arrive(flow.level, send.total, send.due_ns - now_ns)
+        return 0
 
     cdef Content content_of(self, Flow flow, const Span* span):
         cdef Py_ssize_t first = PyBytes_GET_SIZE(flow.raw_scope), length = span.end - span.at

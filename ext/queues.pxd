@@ -406,6 +406,7 @@ cdef size_t queues_explain(
 ) noexcept nogil
 cdef Kept queues_kept(const Queues* q, uint8_t tier) noexcept nogil
 cdef uint64_t queues_cancel(Queues* q, uint32_t tenant, uint32_t campaign, int tier) noexcept nogil  # tier -1: all
+cdef uint64_t queues_queued(const Queues* q, uint8_t tier, uint32_t channel) noexcept nogil
 cdef uint64_t queues_reap(Queues* q, EndedRow* rows, uint64_t most) noexcept nogil
 cdef bint queues_has_ended(const Queues* q) noexcept nogil
 cdef bint queues_has_work(const Queues* q) noexcept nogil

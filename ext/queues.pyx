@@ -1258,6 +1258,25 @@ cdef inline uint64_t* kept_by(Kept* kept, uint8_t state) noexcept nogil:
     )
 
 
+cdef uint64_t queues_queued(const Queues* q, uint8_t tier, uint32_t channel) noexcept nogil:
+    """Recipients in READY queues of a channel that no pause keeps."""
+    cdef const Channel* of = q.channels[channel]
+    cdef const Link* link = q.held.next
+    cdef const Node* node
+    cdef uint64_t n = 0
+    cdef uint32_t i
+    for i in range(q.account_count):
+        node = &q.accounts[i].leaves[tier]
+        if node.channel == of and not (node.state | above_of(node)) & PAUSED:
+            n += node.queued
+    while link != &q.held:
+        node = held_node(<Link*>link)
+        link = link.next
+        if node.tier == tier and node.channel == of and node.state & PAUSED and not above_of(node) & PAUSED:
+            n -= node.queued
+    return n
+
+
 cdef inline uint8_t above_of(const Node* node) noexcept nogil:
     """What holds those above a node."""
     cdef uint8_t state = 0

@@ -250,6 +250,10 @@ class Core:
         number, what may be resident of what the core has asked for.
         """
 
+    def queued(self, tier: int, channel: int) -> int:
+        """Recipients of a tier on a channel that no linger and no pause keeps; takes as long as there are accounts, and
+        campaigns that are paused or held by a limit."""
+
     def check(self) -> None:
         """AssertionError: the structure is not what it says it is. For tests: walks everything, many times over."""
 

@@ -26,7 +26,8 @@ from ext.queues cimport (
     BatchRow, EndedRow, Group, Kept, Node, Output, Queues, Reason, Row,
     queues_add_account, queues_add_channel, queues_add_limit, queues_advance, queues_cancel, queues_due, queues_free,
     queues_explain, queues_has_ended, queues_has_work, queues_kept, queues_make, queues_make_tenant, queues_memory,
-    queues_pace, queues_pause, queues_pause_group, queues_pop, queues_push, queues_reap, queues_reconsider,
+    queues_pace, queues_pause, queues_pause_group, queues_pop, queues_push, queues_queued, queues_reap,
+    queues_reconsider,
     queues_release, queues_reweight, queues_reweight_tier, queues_tenant, queues_unsound,
 )
 from ext.queues cimport TENANT as TENANT_
@@ -630,6 +631,11 @@ cdef class Core:
             return None
         pace = &lane.pacing.pace
         return pace.work, pace.need, pace.rate, pace.ceiling, pace.state
+
+    def queued(self, tier, channel):
+        return queues_queued(
+            self.q, <uint8_t>within("tier", tier, SYSTEM, BASIC), <uint32_t>self.channel_of(channel)
+        )
 
     def queue_wait(self, tier, channel):
         return self.waits[self.channel_of(channel)][within("tier", tier, SYSTEM, BASIC)]

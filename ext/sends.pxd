@@ -10,6 +10,7 @@ cdef class Flow:
     cdef public uint32_t account_handle, tenant_handle, campaign_handle
     cdef readonly uint32_t open  # sends
     cdef readonly list names  # keys of SendTable.by_names
+    cdef public int level  # engine.overload's; of template and basic
     cdef int tier_number
     cdef bytes scope  # what the dedupe keys of its sends are taken over, before the id
     cdef bytes raw_scope  # what keys of SendTable.by_raw begin with

@@ -30,6 +30,7 @@ class Flow:
     campaign_handle: int
     open: int
     names: list[bytes]
+    level: int  # engine.overload's; of template and basic
     def __init__(self, tier: Tier, channel: str, account: str, tenant: str, campaign: str | None) -> None: ...
 
 class Content:

@@ -65,7 +65,15 @@ class Taken(SendTable):
     def __init__(self) -> None:
         self.columns = Columns()
         self.taker = Taker(
-            self, SeenTable(b"s" * 16), self.columns, Cancelled(), due_after_ms=1, max_age_ms=10**9, linger_ns=0
+            self,
+            SeenTable(b"s" * 16),
+            self.columns,
+            Cancelled(),
+            meters=None,
+            gates={},
+            due_after_ms=1,
+            max_age_ms=10**9,
+            linger_ns=0,
         )
         self.core = Core()
         self.core.add_account(self.core.add_channel(2**20, 0, 10_000))

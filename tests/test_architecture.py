@@ -23,9 +23,9 @@ FORBIDDEN = {"asyncio", "aiokafka", "aiohttp", "time", "random", "prometheus_cli
 LAYERS = [
     {"errors", "send", "config", "shares", "suspects", "periods", "clock", "backoff", "wire", "merge"},
     {"decode", "drivers", "logs", "counters", "state", "fence"},
-    {"progress", "commit", "open_sends", "topics", "tokens"},
-    {"admit", "overload", "arrival", "cancelled", "paused", "settle"},
-    {"deliver", "limits", "deal", "frequency", "record", "content", "probes", "oplog"},
+    {"progress", "commit", "overload", "open_sends", "topics", "tokens"},
+    {"admit", "arrival", "cancelled", "paused", "settle"},
+    {"deliver", "limits", "deal", "frequency", "gates", "record", "content", "probes", "oplog"},
     {"dispatch", "control"},
     {"assignment"},
     {"consume", "orders", "why"},

@@ -250,7 +250,8 @@ class Told:
         elif kind == "control" and key is not None and key.startswith(wire_control.REPLY_KEY) and value is not None:
             self.replies.append(wire_control.decode_reply(value))
         elif kind not in ("control", "content"):
-            self.records[Origin(topic, partition, offset)] = value
+            if not wire.hop_of(h):  # else its origin's record stands for it
+                self.records[Origin(topic, partition, offset)] = value
             self.ends[Partition(topic, partition)] = offset + 1
 
     def outcomes(self) -> dict[tuple[Origin, str], list[End]]:

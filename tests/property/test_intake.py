@@ -23,6 +23,7 @@ from engine.counters import Counters
 from engine.dispatch import Dispatcher
 from engine.fence import Fence
 from engine.frequency import Frequencies
+from engine.gates import Gates
 from engine.limits import Limits
 from engine.logs import Chunk, Partition
 from engine.logs.open import open_log
@@ -42,6 +43,8 @@ CONFIG = """
 state = "{folder}"
 [log]
 path = ":memory:"
+[tiers.system]
+allowance = {{ recipients = 9, per = "10s", tenants = {{ k = 4 }} }}
 [tiers.basic]
 pacing = "asap"
 linger = "0ms"
@@ -49,6 +52,7 @@ linger = "0ms"
 driver = "webhook"
 base_url = "http://127.0.0.1:1/x"
 in_flight = 1000
+overload = {{ policy = "refuse" }}
 [channels.wecom]
 driver = "wecom.message"
 base_url = "http://127.0.0.1:1"
@@ -92,7 +96,7 @@ class LeavesAll:
 class Place:
     """An intake, and everything it works on."""
 
-    def __init__(self, folder: Path, compiled: bool) -> None:
+    def __init__(self, folder: Path, compiled: bool, tier: Tier = Tier.BASIC) -> None:
         (folder / "c.toml").write_text(CONFIG.format(folder=folder))
         config = load(folder / "c.toml")
         clock = Still()
@@ -104,20 +108,22 @@ class Place:
         self.recorder = Recorder(log, "s", clock, self.counters)
         fence = Fence([10**6] * 3, 30 * NS_PER_S, self.counters, clock)
         flight = Flight(folder / "flight", self.counters)
+        self.gates = gates = Gates(config, channels, self.core, clock)
+        gates.look(clock.now_ns())  # time stands: that was the only turn
         self.dispatcher = Dispatcher(
             self.core, self.opens, channels, config.channels, {}, self.recorder, self.seen, limits,
-            Frequencies(folder, {}, {}, clock), fence, flight, self.counters, clock,
+            Frequencies(folder, {}, {}, clock), gates, fence, flight, self.counters, clock,
         )  # fmt: skip
         self.dispatcher._stopped = True  # the test pops
         self.dispatcher.cancel("stopped", Standing(None, NOW_MS + 5, NOW_MS + 10**6))
         assignment = Assignment(
-            Tier.BASIC, Keep(log, "s", "s.basic", 4096, 1 << 20),
+            tier, Keep(log, "s", "s.basic", 4096, 1 << 20),
             Committer(self.seen, fence, flight, self.counters, clock),
             self.recorder, self.dispatcher.drop, flight, self.counters, clock,
         )  # fmt: skip
         self.intake = Intake(
-            Tier.BASIC, tier_policy(config, Tier.BASIC), assignment, channels, {}, self.opens, self.seen,
-            self.dispatcher, self.recorder, self.counters, clock,
+            tier, tier_policy(config, tier), assignment, channels, {}, self.opens, self.seen,
+            self.dispatcher, self.recorder, gates, self.counters, clock,
         )  # fmt: skip
         self.intake.in_hand = Hands(folder)
         if not compiled:
@@ -141,6 +147,8 @@ class Place:
             "records": self.recorder._records,
             "completions": [(ledger.partition, list(offsets)) for ledger, offsets in self.recorder._completions],
             "seen": self.seen.table.take(),
+            "meters": {name: meter.whole_ns for name, meter in (self.gates.meters or {}).items()},
+            "gate": (self.gates.by_channel["partner"].window(), self.gates.demoted),
             "held": {name: [held.send for held in waiting] for name, waiting in self.intake._held.items()},
         }
 
@@ -213,16 +221,17 @@ HEADERS = st.sampled_from(
 RECORDS = st.lists(st.tuples(values(), st.none() | st.binary(max_size=3), HEADERS, st.integers(-9, 9)), max_size=25)
 
 
-async def compare(folder: Path, rounds: list[list[tuple[Any, ...]]]) -> int:
+async def compare(folder: Path, tier: Tier, rounds: list[list[tuple[Any, ...]]], levels: list[int]) -> None:
     (folder / "a").mkdir()
     Seen(folder / "a" / "seen.db", 1, 1).close()
     shutil.copytree(folder / "a", folder / "b")  # one secret, so that keys can be compared
-    places = [Place(folder / "a", compiled=True), Place(folder / "b", compiled=False)]
+    places = [Place(folder / "a", True, tier), Place(folder / "b", False, tier)]
     offset = 0
-    for records in rounds:
+    for records, level in zip(rounds, levels, strict=True):
         offsets = list(range(offset, offset + len(records)))
         offset += len(records)
         for place in places:
+            place.gates.by_channel["partner"].level = level
             chunk = Chunk(
                 "s.basic", 0, 1, offsets, [NOW_MS + record[3] for record in records],
                 [record[1] for record in records], [record[0] for record in records],
@@ -234,18 +243,23 @@ async def compare(folder: Path, rounds: list[list[tuple[Any, ...]]]) -> int:
             assert one[name] == other[name], name
         for place in places:
             place.end()
-    taken = len(places[0].opens.by_names[2])
     for place in places:
         place.seen.close()
         place.dispatcher.failure.cancel()
-    return taken
+
+
+ROUNDS = st.lists(st.tuples(RECORDS, st.sampled_from([255, 255, 190, 127, -1])), min_size=1, max_size=3)
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.lists(RECORDS, min_size=1, max_size=3))
-def test_what_it_takes_is_what_they_would_have_taken(rounds: list[list[tuple[Any, ...]]]) -> None:
+@given(st.sampled_from([Tier.SYSTEM, Tier.BASIC]), ROUNDS)
+def test_what_it_takes_is_what_they_would_have_taken(
+    tier: Tier, rounds: list[tuple[list[tuple[Any, ...]], int]]
+) -> None:
+    """Within allowances, and up to the levels at which the channel refuses."""
+    records, levels = zip(*rounds, strict=True)
     with tempfile.TemporaryDirectory() as folder:
-        asyncio.run(compare(Path(folder), rounds))
+        asyncio.run(compare(Path(folder), tier, list(records), list(levels)))
 
 
 def test_sends_of_a_known_kind_never_reach_python(tmp_path: Path) -> None:

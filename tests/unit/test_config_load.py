@@ -104,6 +104,13 @@ def test_relative_paths_start_at_the_files_directory(tmp_path: Path, monkeypatch
         (CHANNEL + 'frequency = [{ messages = 1, per = "1m" }, { messages = 2, per = "60s" }]', 'c.toml:4: channels.partner.frequency[1].per = "60s": 1m has a rule already: each length may have one'),
         (CHANNEL + "frequency = [" + ", ".join(f'{{ messages = 1, per = "{n}s" }}' for n in range(1, 10)) + "]", "c.toml:4: channels.partner.frequency: must have at most 8 rules"),
         (CHANNEL + 'frequency_memory = "1KiB"', 'c.toml:4: channels.partner.frequency_memory = "1KiB": must be a size such as "1GiB", 1MiB..1024GiB'),
+        ('[tiers.basic]\nallowance = { recipients = 1, per = "1m" }\n' + CHANNEL, "c.toml:2: tiers.basic.allowance: only `system` has one"),
+        ('[tiers.system]\nallowance = { recipients = 0, per = "1m" }\n' + CHANNEL, "c.toml:2: tiers.system.allowance.recipients = 0: must be 1..1000000000"),
+        ('[tiers.system]\nallowance = { recipients = 1, per = "2d" }\n' + CHANNEL, 'c.toml:2: tiers.system.allowance.per = "2d": must be a duration such as "10m", 1s..1d'),
+        ('[tiers.system]\nallowance = { per = "1m" }\n' + CHANNEL, "c.toml:2: tiers.system.allowance.recipients: missing: must be 1..1000000000"),
+        ('[tiers.system]\nallowance = { recipients = 1, per = "1m", tenants = { a = "x" } }\n' + CHANNEL, 'c.toml:2: tiers.system.allowance.tenants.a = "x": must be 1..1000000000'),
+        (CHANNEL + 'overload = { policy = "drop" }', 'c.toml:4: channels.partner.overload.policy = "drop": must be "queue" or "refuse"'),
+        (CHANNEL + 'overload = { policy = "refuse", most = "0s" }', 'c.toml:4: channels.partner.overload.most = "0s": must be a duration such as "10m", 1s..1d'),
         (CHANNEL + "accounts = 1", "c.toml:4: channels.partner.accounts = 1: must be a table"),
         (CHANNEL + "accounts.a = 1", "c.toml:4: channels.partner.accounts.a = 1: must be a table"),
         (CHANNEL + "account_limits = {}", 'c.toml:4: channels.partner.account_limits: unknown key; did you mean "accounts"?'),
@@ -284,7 +291,7 @@ def test_what_is_shown_reads_as_the_same_configuration(tmp_path: Path) -> None:
     text = (
         'state = "s\\u007f\\"\\\\\\n"\n[channels."a b.c"]\ndriver = "webhook"\nbase_url = "http://h/x"\n'
         'limits = [{ calls = 1, per = "90s" }]\nfrequency = [{ messages = 1, per = "90s" }]\n[channels."a b.c".accounts."x \\" y"]\nlimits = [{ calls = 2, per = "1s" }]\n'
-        '[[workers]]\n'
+        '[tiers.system]\nallowance = { recipients = 5, per = "1m", tenants = { "a b" = 3 } }\n[[workers]]\n'
     )  # fmt: skip
     first = load(write(tmp_path, text))
     second = load(write(tmp_path, toml(plain(first))))
@@ -298,7 +305,7 @@ VALUES = st.recursive(
 )
 KEYS = (
     "state", "log", "log.kind", "tiers", "tiers.basic", "tiers.basic.budget", "tiers.basic.topics", "channels",
-    "channels.p", "channels.p.driver", "channels.p.limits", "channels.p.frequency", "channels.p.accounts", "channels.p.accounts.a",
+    "channels.p", "channels.p.driver", "tiers.system.allowance", "channels.p.overload", "channels.p.limits", "channels.p.frequency", "channels.p.accounts", "channels.p.accounts.a",
     "channels.p.accounts.a.limits", "channels.p.retry", "limits", "workers", "http", "max_ids", "dedupe_window",
 )  # fmt: skip
 
