@@ -126,10 +126,14 @@ class Judge:
                 yield f"{key} was accepted, and never arrived"
 
     def _told_otherwise(self) -> Iterator[str]:
-        deadlines = {id for fed in self.story.fed if fed.deadline for id in fed.ids}
+        fed = self.story.fed
+        deadlines = {id for one in fed if one.deadline for id in one.ids}
+        cancelled = {id for one in fed if one.campaign and one.campaign == self.story.cancelled for id in one.ids}
         for key, ends in self.ends.items():
             if Outcome.EXPIRED in ends and key[1] not in deadlines:
                 yield f"{key} expired, and had no deadline"
+            if Outcome.CANCELLED in ends and key[1] not in cancelled:
+                yield f"{key} was cancelled, and nobody had said so"
             if len(ends) > self.wanted[key] and not self._history.may_be_told_again(key):
                 yield f"{key} was told {ends}, and what was told first had been committed"
 

@@ -27,6 +27,7 @@ from engine.metrics import Snapshot
 from engine.pipeline import Pipeline
 from engine.send import Tier
 from engine.topics import topic_specs
+from tests.integration.support import cancel
 from tests.sim.broker import Broker
 from tests.sim.log import SimLog
 from tests.sim.wires import Platforms, Weather, Wire, outage
@@ -106,6 +107,7 @@ class Fed:
     ids: list[str]
     flow: tuple[Any, ...] | None  # where the order of delivery is known
     deadline: bool = False
+    campaign: str | None = None
 
 
 @dataclass
@@ -118,6 +120,7 @@ class Story:
     fed: list[Fed] = field(default_factory=list)
     troubles: list[str] = field(default_factory=list)
     kills: int = 0
+    cancelled: str = ""  # a campaign
 
     def __post_init__(self) -> None:
         self.acked: Callable[[Process, Sequence[Record]], None] = lambda process, records: None
@@ -166,6 +169,9 @@ class Story:
 
     def _feed(self) -> None:
         calls = 0
+        if self.chance.random() < 0.15:
+            self.cancelled = self.chance.choice("xy")
+            self.world.after(self.chance.random() * FEED_S * NS_PER_S, self._cancel)
         for number in range(self.chance.randint(10, 50)):
             fed = self._send(number)
             calls += 1 + len(fed.ids) // self.batch
@@ -173,6 +179,9 @@ class Story:
                 return
             self.fed.append(fed)
             self.world.after(self.chance.random() * FEED_S * NS_PER_S, self._appending(fed))
+
+    def _cancel(self) -> None:
+        self.broker.append([cancel(self.cancelled, self.world.wall_ms)])
 
     def _appending(self, fed: Fed) -> Callable[[], None]:
         return lambda: self._append(fed)
@@ -211,7 +220,7 @@ class Story:
         encode = (lambda body: json.dumps(body).encode()) if chance.random() < 0.2 else msgpack.packb
         if send["channel"] == "notice":
             flow = None  # what waits for a token is overtaken
-        return Fed(tier, encode(send), ids, flow, deadline)
+        return Fed(tier, encode(send), ids, flow, deadline, campaign)
 
     # --- what goes wrong
 
