@@ -281,7 +281,10 @@ class KafkaWriter:
         if not done:
             # Its stop waits for batches that it retries for ever; there is no public way to give them up.
             producer._message_accumulator.fail_all(KafkaError("the producer was given up"))
-        await stopping
+        try:
+            await stopping
+        except KeyError:  # aiokafka 0.14's way to say that a batch it would send again was given up; it stops halfway
+            await producer.client.close()
 
 
 def _fit(batch: Any, records: Sequence[Record], most: int) -> int:
