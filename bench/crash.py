@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import logging
 import random
 import signal
 import sys
@@ -368,6 +369,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="leave logs, configurations and state there")
     options = parser.parse_args(argv)
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # the feeder's own: many lines while the broker is away
     with tempfile.TemporaryDirectory(prefix="surgetank-crash-") as made:
         folder = options.keep or Path(made)
         folder.mkdir(parents=True, exist_ok=True)

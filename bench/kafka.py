@@ -25,7 +25,7 @@ HERE = Path(__file__).parent
 POM = HERE / "kafka-pom.xml"
 CACHE = HERE.parent / ".cache" / "kafka"
 FETCH_S = 600
-START_S = 60
+START_S = 180  # a minute is not enough for Java where five compilers run
 STOP_S = 20
 PR_SET_PDEATHSIG = 1
 LIBC = ctypes.CDLL(None, use_errno=True)
