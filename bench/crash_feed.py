@@ -58,6 +58,6 @@ class Feed:
         if chance.random() < 0.1:
             send["not_before"] = now_ms + chance.randrange(LATER_S * 1000)
         if chance.random() < 0.02:
-            send["deadline"] = now_ms + chance.randrange(60_000)
+            send["deadline"] = send.get("not_before", now_ms) + 1 + chance.randrange(60_000)
             self.deadlines.update(to)
         return Record(f"{self._prefix}.{tier}", msgpack.packb(send), key=tenant.encode())
