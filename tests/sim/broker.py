@@ -47,6 +47,7 @@ class Member:
 
     topics: Sequence[str]
     seen_ms: int
+    name: str | None = None
     joined: bool = False
     owns: tuple[Partition, ...] = ()
 
@@ -180,12 +181,16 @@ class Broker:
 
     # --- groups
 
-    def join(self, name: str, member: int | None, topics: Sequence[str]) -> int:
-        """Begin a rebalance, or take part in the one under way; the member's id."""
+    def join(self, name: str, member: int | None, topics: Sequence[str], called: str | None) -> int:
+        """Begin a rebalance, or take part in the one under way; the member's id. Who comes back by name takes the place
+        of who he was."""
         group = self._swept(name)
         if member not in group.members:
+            for id, one in list(group.members.items()):
+                if called is not None and one.name == called:
+                    del group.members[id]
             member = next(self._ids)
-            group.members[member] = Member(topics, self._now_ms())
+            group.members[member] = Member(topics, self._now_ms(), called)
         if group.since_ms is None:
             group.since_ms = self._now_ms()
             for one in group.members.values():

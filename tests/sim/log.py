@@ -72,6 +72,7 @@ class SimLog:
         self.first_start = first_start
         self.heartbeat_s = heartbeat_s
         self.metadata_limit = metadata_limit
+        self.member: str | None = None  # its name, if it has one
         self.open: list[_Places] = []
         self.acked: Callable[[Sequence[Record]], None] = lambda records: None  # told of what is acknowledged
         self.commit_begins: Callable[[], object] = lambda: None  # what it returns goes with the commit
@@ -294,7 +295,7 @@ class SimConsumer(_Places):
 
     async def _join(self) -> None:
         broker, group = self.log.broker, self._group
-        self._member = member = await self.call(lambda: broker.join(group, self._member, self._topics))
+        self._member = member = await self.call(lambda: broker.join(group, self._member, self._topics, self.log.member))
         while (found := await self.call(lambda: broker.sync(group, member))) is None:  # noqa: ASYNC110 - over a wire
             await asyncio.sleep(0.02)
         self._generation, partitions = generation, _ = found

@@ -131,6 +131,7 @@ class Story:
         self.broker = Broker(lambda: self.world.wall_ms, self.world.chance)
         self.broker.short_reads = True
         count = 1 if self.calm else self.chance.choice((1, 1, 2))
+        self.named = self.chance.random() < 0.5  # who is killed is back before his session ends
         self.per_s = self.chance.choice((0.5, 1.0, 2.0))
         self.calls = self.chance.choice((6, 15, 60))
         quota = Quota(per_s=self.per_s, calls=self.calls * count)
@@ -282,6 +283,7 @@ class Story:
         while True:
             limit = self.config.log.metadata_limit
             log = SimLog(self.broker, lambda: Wire(process, self.weather), metadata_limit=limit)
+            log.member = worker.folder.name if self.named else None
             log.acked = lambda records: self.acked(process, records)
             log.commit_begins = lambda: (process, self.world.now_ns)
             try:
