@@ -200,7 +200,7 @@ class History:
         self._story = story
         self._names = names
         self._told: dict[Key, list[tuple[int, Process]]] = {}  # when who knew that its receipt was on the log
-        self._commits: dict[tuple[Process, Partition], list[int]] = {}  # when those that took effect were begun
+        self._commits: dict[tuple[Process, Partition], list[tuple[int, int]]] = {}  # begun, and in effect
         self._rebalances: list[tuple[int, str]] = []
         story.acked = self._acked
         story.broker.rebalanced = lambda group: self._rebalances.append((story.world.now_ns, group))
@@ -210,7 +210,7 @@ class History:
         assert isinstance(who, tuple)
         process, begun_ns = who
         for partition in positions:
-            self._commits.setdefault((process, partition), []).append(begun_ns)
+            self._commits.setdefault((process, partition), []).append((begun_ns, self._story.world.now_ns))
 
     def may_repeat(self, before: Made, again: Made, key: Key) -> bool:
         """Whether a call may be made again for whom an earlier one has reached."""
@@ -218,15 +218,17 @@ class History:
             return True
         if before.process is again.process and not self._changed(key[0], before.begun_ns, again.begun_ns):
             return False
-        return not any(self._covered(key[0], process, at_ns) for at_ns, process in self._by(key, before.process))
+        told = self._by(key, before.process)
+        return not any(self._covered(key[0], process, at_ns, again.begun_ns) for at_ns, process in told)
 
     def may_be_told_again(self, key: Key) -> bool:
-        """Whether what was told of it need not have been committed before it was told once more."""
+        """Whether what was told of it need not have been committed before it was told once more. Who stood still may
+        tell again what another has told meanwhile, before he learns that it is not his."""
         told = self._told.get(key, [])
         for (first_ns, first), (then_ns, then) in pairwise(told):
             if first is then and not self._changed(key[0], first_ns, then_ns):
                 return False
-            if self._covered(key[0], first, first_ns):
+            if not then.frozen_ns and self._covered(key[0], first, first_ns, then_ns):
                 return False
         return True  # where nobody knows of a second time, the answer to an append was lost
 
@@ -246,7 +248,12 @@ class History:
     def _changed(self, origin: Origin, from_ns: int, to_ns: int) -> bool:
         return any(from_ns <= at_ns <= to_ns and group == origin.topic for at_ns, group in self._rebalances)
 
-    def _covered(self, origin: Origin, process: Process, told_ns: int) -> bool:
-        """Whether a commit of that process covers what it knew by then."""
+    def _covered(self, origin: Origin, process: Process, told_ns: int, before_ns: int) -> bool:
+        """Whether a commit of that process covers what it knew by then: made before the partition changed hands, and in
+        effect before something else."""
         late_ns = told_ns + MADE_UP_NS + process.frozen_ns
-        return any(at > late_ns for at in self._commits.get((process, Partition(*origin[:2])), ()))
+        commits = self._commits.get((process, Partition(*origin[:2])), ())
+        return any(
+            begun_ns > late_ns and effect_ns < before_ns and not self._changed(origin, told_ns, effect_ns)
+            for begun_ns, effect_ns in commits
+        )
