@@ -97,12 +97,11 @@ async def test_nothing_is_lost_when_the_disk_is_full(tmp_path: Path, disk: Path,
                 await delivered(engine, disk, partner, acknowledged)
         async with working(configured(tmp_path, part)) as worker:
             deadline = time.monotonic() + WITHIN_S
-            while len(partner.ids) < acknowledged or any(ledger.uncommitted for ledger in worker.ledgers()):
+            wanted = {(f"i{n}", f"u{n}") for n in range(acknowledged)}
+            while not wanted <= set((await worker.told()).by_id()):
                 worker.check()
                 assert time.monotonic() < deadline, (len(partner.ids), acknowledged)
-                await asyncio.sleep(0.01)
-        told = await log_of(tmp_path)
-        ends = told.by_id()
-        assert {(f"i{n}", f"u{n}") for n in range(acknowledged)} <= set(ends)
+                await asyncio.sleep(0.1)
+        ends = (await log_of(tmp_path)).by_id()
         assert {end.outcome for all_ in ends.values() for end in all_} == {Outcome.ACCEPTED}
         assert set(partner.ids) == {to for _, to in ends}
