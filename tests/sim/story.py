@@ -72,6 +72,7 @@ in_flight = 4
 timeout = "1s"
 retry = {{ attempts = {attempts}, first = "50ms", most = "1s" }}
 limits = [{{ recipients = 1000, per = "{per}ms" }}]
+frequency_memory = "1MiB"
 [channels.notice.accounts.corp]
 corpid = "ww"
 corpsecret = "s"
