@@ -215,9 +215,10 @@ async def test_a_stuck_consumer_is_made_anew(
     tmp_path: Path, kafka_bootstrap: str, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine.assignment, "LOOK_EVERY_S", 0.05)
-    clock = Ahead()
+    clock, stuck = Ahead(), asyncio.Event()
 
     async def nothing(**_: object) -> dict[str, object]:
+        stuck.set()  # the poll that was under way has ended
         await asyncio.sleep(0.05)
         return {}
 
@@ -229,6 +230,7 @@ async def test_a_stuck_consumer_is_made_anew(
             await worker.append(*spread(prefix, [send(f"i{n}", f"u{n}") for n in range(10)]))
             await eventually(lambda: len(partner.ids) == 10)
             monkeypatch.setattr(consumer._source.kafka, "getmany", nothing)
+            await stuck.wait()
             await worker.append(*spread(prefix, [send(f"j{n}", f"v{n}") for n in range(10)]))
             await eventually(lambda: sum(consumer.lag().values()) > 0)
             clock.ahead_ns += 61 * NS_PER_S

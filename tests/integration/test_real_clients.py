@@ -47,6 +47,9 @@ bootstrap = "{bootstrap}"
 prefix = "{prefix}"
 partitions = {partitions}
 
+[tiers.basic]
+pacing = "asap"
+
 [channels.notice]
 driver = "wecom.message"
 base_url = "{url}/wecom"
@@ -131,7 +134,7 @@ class Place:
         path, _ = self.config("topics")
         code, said = await run(sys.executable, "-m", "engine.cli", "topics", "create", "-c", str(path), "--json")
         assert code == 0, said
-        names = ("system", "template", "basic", "receipts", "dead", "control", "content")
+        names = ("system", "template", "basic", "receipts", "dead", "control", "content", "progress")
         assert sorted(json.loads(said)["created"]) == sorted(f"{self.prefix}.{name}" for name in names)
 
     async def start(self, path: Path, port: int, *options: str) -> Engine:
