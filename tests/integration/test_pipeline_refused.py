@@ -133,10 +133,11 @@ async def test_older_than_its_tier_allows(tmp_path: Path) -> None:
     async with gateway() as partner:
         config = configured(tmp_path, channel("partner", partner.url), tiers=tiers)
         async with working(config) as worker:
-            stamps = {"old": NOW - 3_700_000, "young": NOW - 3_000_000}
+            now = now_ms()  # not NOW: the tests before this one may have taken long
+            stamps = {"old": now - 3_700_000, "young": now - 3_000_000}
             await worker.append(*(record("basic", send(id), timestamp_ms=at) for id, at in stamps.items()))
             # Not before a moment that is less than an hour ago: its age counts from there.
-            await worker.append(record("basic", send("put off", not_before=NOW - 60_000), timestamp_ms=NOW - 3_700_000))
+            await worker.append(record("basic", send("put off", not_before=now - 60_000), timestamp_ms=now - 3_700_000))
             told = await worker.judged()
             assert told.end("old").outcome is Outcome.EXPIRED
             assert told.end("young").outcome is told.end("put off").outcome is Outcome.ACCEPTED
