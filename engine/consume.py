@@ -29,6 +29,7 @@ from engine.dispatch import Dispatcher
 from engine.drivers import Template
 from engine.errors import LogUnavailable, Reject
 from engine.gates import Gates
+from engine.later import NOT_BEFORE, Later, Wait
 from engine.logs import Chunk, Partition
 from engine.open_sends import Content, Flow, OpenSend, OpenSends, names, recipients
 from engine.overload import level_of
@@ -36,6 +37,7 @@ from engine.record import Facts, Recorder
 from engine.send import Origin, Outcome, Send, Tier
 from engine.state.in_hand import Hands
 from engine.state.seen import Seen
+from engine.wire import REPLAY
 from ext.columns import Columns
 from ext.intake import Taker
 
@@ -74,6 +76,7 @@ class Intake:
         dispatcher: Dispatcher,
         recorder: Recorder,
         gates: Gates,
+        later: Later,
         counters: Counters,
         clock: Clock,
     ) -> None:
@@ -89,6 +92,7 @@ class Intake:
         self._dispatcher = dispatcher
         self._recorder = recorder
         self._gates = gates
+        self._later = later
         self._counters = counters
         self._clock = clock
         self._columns = Columns()
@@ -102,6 +106,7 @@ class Intake:
             due_after_ms=policy.due_after // NS_PER_MS,
             max_age_ms=policy.max_age // NS_PER_MS,
             linger_ns=policy.linger,
+            horizon_ns=later.horizon_ns,
         )
         self._held: dict[str, list[Held]] = {}
         self._held_sends = 0
@@ -279,11 +284,18 @@ class Intake:
             return
         key = self._seen.key_of(tenant, channel.name, send.id)
         move = arrival.move_key(key)
-        first = self._seen.claim(key, arrival.origin)
-        if first is None and move is not None and self._seen.claim(move, arrival.place) is not None:
+        if move is not None and not self._seen.claim_move(move, arrival.place, arrival.hop, arrival.reason != REPLAY):
             self._moved_on(send, arrival)
             return
-        if first is not None:
+        # Only a move of the whole send says by its hop that a record of fewer hops has nothing left to do.
+        whole = arrival.still is None
+        first = self._seen.claim(key, arrival.origin, arrival.hop if whole else 0)
+        if first is not None and move is not None and (whole or first != arrival.origin):
+            self._seen.free(move, arrival.place)
+        if first == arrival.origin and whole:
+            self._moved_on(send, arrival)
+            return
+        if first is not None and first != arrival.origin:
             facts = Facts(self.tier, channel.name, account, tenant, send.campaign)
             self._end_whole(facts, send, arrival, Outcome.DUPLICATE, "first seen at {}:{}:{}".format(*first))
             return
@@ -334,13 +346,25 @@ class Intake:
         handle = self._opens.add(opened)
         self._taker.learn(arrival.value, flow)
         if admitted.ids:
-            not_before_ns = when.not_before * NS_PER_MS + offset_ns if when.not_before else 0
-            self._columns.add(handle, opened, arrival.attempts, not_before_ns, admitted.positions, admitted.ids)
+            not_before_ms = max(when.not_before, arrival.until_ms)
+            not_before_ns = not_before_ms * NS_PER_MS + offset_ns if not_before_ms else 0
+            wait = self._wait(flow, arrival, not_before_ns, len(admitted.ids))
+            if wait is None:
+                self._columns.add(handle, opened, arrival.attempts, not_before_ns, admitted.positions, admitted.ids)
+            else:
+                self._later.move(handle, opened, admitted.positions, arrival.attempts, wait)
         if admitted.duplicates:
             self._end_some(handle, opened, Outcome.DUPLICATE, "twice in one `to`", admitted.duplicates)
         for reason, (detail, positions) in _by_reason(admitted.refused).items():
             self._recorder.dead(opened, reason, detail, 0, positions)
             self._end_some(handle, opened, Outcome.DEAD, reason, positions)
+
+    def _wait(self, flow: Flow, arrival: Arrival, not_before_ns: int, count: int) -> Wait | None:
+        """Where they wait: None, in memory."""
+        wait = self._later.wait(not_before_ns - self._now_ns, arrival.reason if arrival.until_ms else NOT_BEFORE)
+        if wait is None and arrival.attempts:
+            return self._later.retry_wait(flow, arrival.hop, 0, count)
+        return wait
 
     # --- what does not come in as what it is
 

@@ -32,6 +32,8 @@ class Counters:
         self.calls_in_flight: Counter[str] = Counter()  # calls, by channel
         self.held = [0, 0, 0]  # waiting for a content to be registered
         self.given_back = [0, 0, 0]  # of partitions taken away
+        self.moving = [0, 0, 0]  # on their way to a later topic
+        self.moved: Counter[tuple[Tier, str]] = Counter()  # there, by reason
         self.invalid: Counter[tuple[Tier, str]] = Counter()  # sends, by reason
         self.unknown_keys = 0
         self.replayed_twice = [0, 0, 0]  # records: another one of the same move came before

@@ -17,17 +17,18 @@ import msgspec
 import structlog
 
 from engine import wire
-from engine.admit import Channel
+from engine.admit import LATEST_MS, Channel
 from engine.cancelled import Cancelled, Standing
 from engine.clock import NS_PER_MS, NS_PER_S, Clock
-from engine.commit import Ledger
 from engine.config import ChannelConfig
 from engine.counters import Counters
+from engine.decode import decode
 from engine.deliver import Deliverer
 from engine.drivers import Action, Call, CallResult, Verdict
 from engine.fence import Fence
 from engine.frequency import Frequencies, Held, rows_by_wait
 from engine.gates import Gates
+from engine.later import FREQUENCY, REST, Later, Move, Wait
 from engine.limits import Limits
 from engine.open_sends import Flow, OpenSend, OpenSends, recipients
 from engine.record import Recorder
@@ -35,6 +36,7 @@ from engine.send import Origin, Outcome, Tier
 from engine.settle import Again, Ending, settle
 from engine.state.flight import Flight
 from engine.state.seen import Seen
+from engine.told import KEEPS_ID, Told
 from ext.columns import Batch, Columns, batches_of
 from ext.receipts import tell
 from ext.schedule import ACCOUNT, CANCELLED, NEVER, WHOLE_TIER, Core
@@ -46,8 +48,6 @@ SHUT_NS = 50 * NS_PER_MS  # between two looks at a fence that is shut
 NOT_MADE = CallResult(Verdict(Action.RETRY, "fence", "not ours any more"), left=False)
 
 
-# Outcomes after which an id stays taken.
-KEEPS_ID = frozenset({Outcome.ACCEPTED, Outcome.UNKNOWN})
 # What a call counts as in dispatch_attempts_total.
 RESULTS = {
     Action.ACCEPTED: "ok",
@@ -77,6 +77,7 @@ class Dispatcher:
         gates: Gates,
         fence: Fence,
         flight: Flight,
+        later: Later,
         counters: Counters,
         clock: Clock,
     ) -> None:
@@ -93,6 +94,8 @@ class Dispatcher:
         self._gates = gates
         self._fence = fence
         self._flight = flight
+        self._later = later
+        later.owner = self
         self.clock = clock
         self.cancelled = Cancelled()
         self._calls: set[asyncio.Task[None]] = set()
@@ -231,14 +234,16 @@ class Dispatcher:
         send.left -= count
         if not send.left:
             self.opens.remove(handle)
+            self._free_move(send)  # what it comes to is not known here
 
     def _wait(self, batch: Batch, waits: Mapping[int, int]) -> None:
-        """These have had their messages: back into the core until then; no attempt of theirs."""
-        columns, handles, attempts = Columns(), batch.handles, batch.attempts
+        """These have had their messages: back into the core until then, or on the log; no attempt of theirs."""
+        columns, handles, attempts, now = Columns(), batch.handles, batch.attempts, self.clock.now_ns()
         for until_ns, who in rows_by_wait(waits).items():
+            wait = self._later.wait(until_ns - now, FREQUENCY)
             for rows in _runs([*zip(handles, attempts, strict=True)], who):
-                columns.add_rows(batch, rows, attempts[rows[0]], until_ns)
-        columns.push(self.core, self.clock.now_ns())
+                self._put_off(batch, rows, attempts[rows[0]], until_ns, wait, "", columns)
+        columns.push(self.core, now)
         batch.without([*waits])
 
     def _called(self, task: asyncio.Task[None]) -> None:
@@ -280,7 +285,7 @@ class Dispatcher:
         self._give_back(batch, batch.stale())
         if len(batch):
             columns, now = Columns(), self.clock.now_ns()
-            self._again(batch, Again(now, False, NOT_MADE.whole.code, range(len(batch))), columns)
+            self._again(batch, Again(now, False, NOT_MADE.whole.code, range(len(batch))), columns, now)
             columns.push(self.core, now)
 
     # --- settlement
@@ -303,12 +308,23 @@ class Dispatcher:
                 reason=result.whole.reason,
                 seconds=(settlement.rest_until_ns - now) // NS_PER_S,
             )
+        self._earn(batch, settlement.endings, now)
         columns = Columns()
         for ending in settlement.endings:
             self._end(batch, ending, call.batch, result.platform_id)
         for again in settlement.again:
-            self._again(batch, again, columns)
+            self._again(batch, again, columns, now)
         columns.push(self.core, now)
+
+    def _earn(self, batch: Batch, endings: Iterable[Ending], now: int) -> None:
+        """Retries that this call has earned its channel."""
+        attempts = batch.attempts
+        first = sum(not attempt for attempt in attempts)
+        again = 0
+        if first < len(attempts):
+            answered = (ending.who for ending in endings if ending.outcome in (Outcome.ACCEPTED, Outcome.FAILED))
+            again = sum(attempts[row] > 0 for who in answered for row in who)
+        self._later.budget(batch.flow.channel, batch.tier).earn(now, first, again)
 
     def _end(self, batch: Batch, ending: Ending, name: str, platform_id: str) -> None:
         flow, outcome, counters = batch.flow, ending.outcome, self.counters
@@ -333,7 +349,7 @@ class Dispatcher:
             some = None if send.whole(len(rows)) else [positions[row] for row in rows]
             self.recorder.dead(send, ending.code or ending.reason, ending.reason, attempts, some)
 
-    def _again(self, batch: Batch, again: Again, columns: Columns) -> None:
+    def _again(self, batch: Batch, again: Again, columns: Columns, now: int) -> None:
         self.counters.retried(batch.flow.channel, again.reason, len(again.who))
         for rows in _runs(batch.handles, again.who):
             send = self.opens[batch.handles[rows[0]]]
@@ -341,8 +357,30 @@ class Dispatcher:
                 self._leave(batch.handles[rows[0]], send, len(rows))
             elif self.is_cancelled(send.flow.campaign, send.flow.tenant, send.first_seen_ms):
                 self._end(batch, Ending(Outcome.CANCELLED, "", "", rows), "", "")
+                continue
+            attempts, wait_ns = batch.attempts[rows[0]] + again.counts, again.at_ns - now
+            if again.counts:
+                wait = self._later.retry_wait(send.flow, wire.hop_of(send.headers), wait_ns, len(rows))
             else:
-                columns.add_rows(batch, rows, batch.attempts[rows[0]] + again.counts, again.at_ns)
+                wait = self._later.wait(wait_ns, REST)
+            self._put_off(batch, rows, attempts, again.at_ns, wait, again.reason, columns)
+
+    def _put_off(
+        self,
+        batch: Batch,
+        rows: Sequence[int],
+        attempts: int,
+        at_ns: int,
+        wait: Wait | None,
+        why: str,
+        columns: Columns,
+    ) -> None:
+        """These rows of one send wait until ``at_ns`` in memory, or as ``wait`` says on the log."""
+        if wait is None:
+            columns.add_rows(batch, rows, attempts, at_ns)
+            return
+        handle, positions = batch.handles[rows[0]], batch.positions
+        self._later.move(handle, self.opens[handle], [positions[row] for row in rows], attempts, wait, why)
 
     def _reap(self, now: int) -> bool:
         """Tell of what ended inside the core; True when there is more to tell."""
@@ -360,6 +398,11 @@ class Dispatcher:
             if send.ledger.leaving:
                 self._leave(handle, send, len(rows))
                 continue
+            if causes[first] == CANCELLED and self._only_dropped(send):
+                for alike in _runs(attempts, rows):
+                    who = [positions[row] for row in alike]
+                    self._wait_here(handle, send, who, attempts[alike[0]], self._not_before(send))
+                continue
             outcome = Outcome.CANCELLED if causes[first] == CANCELLED else Outcome.EXPIRED
             group = groups.get((send.flow, outcome))
             if group is None:
@@ -375,14 +418,52 @@ class Dispatcher:
             told.done()
         return reaped.more
 
+    def _only_dropped(self, send: OpenSend) -> bool:
+        """Nobody has cancelled it: others of its tier were given back, of its own topics or of the later ones."""
+        return not self.is_cancelled(send.flow.campaign, send.flow.tenant, send.first_seen_ms)
+
+    def _not_before(self, send: OpenSend) -> int:
+        """When it may leave, as far as its record knows; in the core's time."""
+        until_ms = max(decode(send.value).not_before or 0, wire.until_ms(send.headers))
+        return min(until_ms, LATEST_MS) * NS_PER_MS + self.clock.offset_ns() if until_ms else 0
+
     def ended(self, handle: int, send: OpenSend, outcome: Outcome, positions: Sequence[int]) -> None:
         """The recipients at these places of the send have ended; the last ones complete its record."""
         told = Told(self, send.flow, outcome)
         told.send(handle, send, positions)
         told.done()
 
+    # --- what waits on the log
+
+    def moved(self, move: Move) -> None:
+        """See engine.later.Owner: its recipients stand on a later topic, and are not ours to care for here."""
+        send = move.send
+        send.taken = True  # the id stays: they may yet be accepted
+        if send.whole(len(move.positions)):  # read again, this record has nothing left to do
+            self._seen.claim(send.key, send.origin, wire.hop_of(send.headers) + 1)
+        if self.less(move.handle, send, move.positions):
+            self.recorder.complete(send.ledger, array("q", [send.offset]))
+
+    def not_moved(self, move: Move) -> None:
+        """See engine.later.Owner."""
+        if move.send.ledger.leaving:
+            self._leave(move.handle, move.send, len(move.positions))
+        else:
+            until_ns = move.wait.until_ms * NS_PER_MS + self.clock.offset_ns()
+            self._wait_here(move.handle, move.send, move.positions, move.attempts, until_ns)
+
+    def _wait_here(
+        self, handle: int, send: OpenSend, positions: Sequence[int], attempts: int, not_before_ns: int
+    ) -> None:
+        columns = Columns()
+        ids = [id.encode() for id in recipients(send, positions)]
+        columns.add(handle, send, attempts, not_before_ns, list(positions), ids)
+        self.push(columns)
+
+    # --- what has ended
+
     def less(self, handle: int, send: OpenSend, positions: Sequence[int]) -> bool:
-        """These recipients of the send have ended and are told of; True when its record is complete."""
+        """These recipients of the send have ended and are told of, or moved; True when its record is complete."""
         send.left -= len(positions)
         if (send.left or send.given_back) and not send.ledger.stale:
             self.recorder.settle(send.ledger, send.offset, array("H", positions))
@@ -390,6 +471,7 @@ class Dispatcher:
             return False
         self.opens.remove(handle)
         if send.ledger.stale or send.given_back:
+            self._free_move(send)
             return False
         if not send.taken:
             self._free(send)
@@ -399,39 +481,11 @@ class Dispatcher:
         """It ended with nobody accepted: its id is free, unless others of its `to` may have been, before it moved."""
         if not send.partial:
             self._seen.free(send.key, send.origin)
+        self._free_move(send)
+
+    def _free_move(self, send: OpenSend) -> None:
         if send.move_key is not None:
             self._seen.free(send.move_key, Origin(*send.ledger.partition, send.offset))
-
-
-class Told:
-    """Sends of one flow that ended alike: counts them together, and completes the records they finish."""
-
-    __slots__ = ("_completions", "_count", "_dispatcher", "_flow", "_keeps_id", "_observe", "_outcome", "_wall_ms")
-
-    def __init__(self, dispatcher: Dispatcher, flow: Flow, outcome: Outcome) -> None:
-        self._dispatcher = dispatcher
-        self._flow = flow
-        self._outcome = outcome
-        self._keeps_id = outcome in KEEPS_ID
-        self._observe = dispatcher.counters.end_to_end_of(flow.tier, flow.channel).observe
-        self._wall_ms = dispatcher.clock.wall_ms()
-        self._count = 0
-        self._completions: list[tuple[Ledger, int]] = []
-
-    def send(self, handle: int, send: OpenSend, positions: Sequence[int]) -> None:
-        """The recipients at these places of it."""
-        self._observe((self._wall_ms - send.first_seen_ms) * NS_PER_MS, len(positions))
-        self._count += len(positions)
-        if self._keeps_id:
-            send.taken = True
-        if self._dispatcher.less(handle, send, positions):
-            self._completions.append((send.ledger, send.offset))
-
-    def done(self) -> None:
-        """That was all; their receipts are queued."""
-        self._dispatcher.counters.end(self._flow.tier, self._flow.channel, self._outcome, self._count)
-        for ledger, offset in self._completions:
-            self._dispatcher.recorder.complete(ledger, array("q", [offset]))
 
 
 def _runs(handles: Sequence[object], who: Iterable[int]) -> Iterator[list[int]]:

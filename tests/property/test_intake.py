@@ -24,6 +24,7 @@ from engine.dispatch import Dispatcher
 from engine.fence import Fence
 from engine.frequency import Frequencies
 from engine.gates import Gates
+from engine.later import Later
 from engine.limits import Limits
 from engine.logs import Chunk, Partition
 from engine.logs.open import open_log
@@ -106,13 +107,14 @@ class Place:
         self.seen = Seen(folder / "seen.db", 10**9, 10**6)
         log = open_log(config.log, state=config.state, engine=False)
         self.recorder = Recorder(log, "s", clock, self.counters)
+        self.later = Later(log, config, self.counters, clock)
         fence = Fence([10**6] * 3, 30 * NS_PER_S, self.counters, clock)
         flight = Flight(folder / "flight", self.counters)
         self.gates = gates = Gates(config, channels, self.core, clock)
         gates.look(clock.now_ns())  # time stands: that was the only turn
         self.dispatcher = Dispatcher(
             self.core, self.opens, channels, config.channels, {}, self.recorder, self.seen, limits,
-            Frequencies(folder, {}, {}, clock), gates, fence, flight, self.counters, clock,
+            Frequencies(folder, {}, {}, clock), gates, fence, flight, self.later, self.counters, clock,
         )  # fmt: skip
         self.dispatcher._stopped = True  # the test pops
         self.dispatcher.cancel("stopped", Standing(None, NOW_MS + 5, NOW_MS + 10**6))
@@ -123,7 +125,7 @@ class Place:
         )  # fmt: skip
         self.intake = Intake(
             tier, tier_policy(config, tier), assignment, channels, {}, self.opens, self.seen,
-            self.dispatcher, self.recorder, gates, self.counters, clock,
+            self.dispatcher, self.recorder, gates, self.later, self.counters, clock,
         )  # fmt: skip
         self.intake.in_hand = Hands(folder)
         if not compiled:
@@ -149,6 +151,7 @@ class Place:
             "seen": self.seen.table.take(),
             "meters": {name: meter.whole_ns for name, meter in (self.gates.meters or {}).items()},
             "gate": (self.gates.by_channel["partner"].window(), self.gates.demoted),
+            "moves": [(move.handle, move.positions, move.attempts, move.wait) for move in self.later._moves],
             "held": {name: [held.send for held in waiting] for name, waiting in self.intake._held.items()},
         }
 

@@ -144,12 +144,13 @@ class Judge:
     def _order(self) -> Iterator[str]:
         """Within a life of a worker, of one partition, what may merge goes in the order it came."""
         ranks = self._ranks()
+        moved = {name for _, name in self.moved}  # goes when it is due
         last: dict[object, tuple[int, int]] = {}
         begun: set[tuple[int, str]] = set()
         for call in self.story.platforms.calls:
             life = id(call.process)
             for name in call.ids:
-                if name not in ranks or (life, name) in begun:
+                if name not in ranks or name in moved or (life, name) in begun:
                     continue
                 begun.add((life, name))
                 queue, rank = ranks[name]
