@@ -313,7 +313,7 @@ def tell(text: str) -> None:
 
 def missed(figures: dict[str, Any]) -> list[str]:
     """The targets that were not met."""
-    zeros = ("missing", "difference", "expired_without_deadline", "over_quota_windows")
+    zeros = ("missing", "difference", "repeated_never", "expired_without_deadline", "over_quota_windows")
     wrong = [f"{key} is {figures[key]}" for key in zeros if figures[key]]
     if figures["repeated"] > figures["repeated_bound"]:
         wrong.append(f"repeated is {figures['repeated']}, more than {figures['repeated_bound']}")

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import structlog
 
 from engine import wire_map
+from engine.attempts import Attempts
 from engine.clock import NS_PER_S, Clock
 from engine.commit import Committer, Ledger
 from engine.counters import Counters
@@ -70,6 +71,7 @@ class Assignment:
         keep: Keep,
         committer: Committer,
         recorder: Recorder,
+        attempts: Attempts,
         drop: Callable[[Tier], None],
         flight: Flight,
         counters: Counters,
@@ -86,6 +88,7 @@ class Assignment:
         self.reading = False  # intake wants records
         self._committer = committer
         self._recorder = recorder
+        self._attempts = attempts
         self._drop = drop
         self._flight = flight
         self._counters = counters
@@ -112,16 +115,16 @@ class Assignment:
 
     async def assigned(self, positions: Mapping[Partition, Position], epoch: int) -> None:
         """Ours from these positions on."""
-        pointers: dict[Partition, tuple[int, Pointer]] = {}
+        gated: dict[Partition, tuple[int, Map | Pointer | None]] = {}
         for partition, (position, metadata) in positions.items():
             said = self._said(partition, position, metadata)
-            if isinstance(said, Pointer):
+            if isinstance(said, Pointer) or self._attempts.wanted:
                 self._waiting[partition] = []
-                pointers[partition] = position, said
+                gated[partition] = position, said
             else:
                 self._own(partition, position, epoch, said, b"" if said is None else said.nonce)
-        if pointers:
-            self._restoring = asyncio.create_task(self._restore(pointers, epoch))
+        if gated:
+            self._restoring = asyncio.create_task(self._restore(gated, epoch))
         self.assigned_once = True
         self._counters.rebalances[self.tier, "assigned"] += 1
         logger.info("partitions assigned", tier=self.tier.label, partitions=len(positions), epoch=epoch)
@@ -180,13 +183,18 @@ class Assignment:
         except TimeoutError:
             logger.warning("calls outlast the rebalance", tier=self.tier.label, after_s=DRAIN_S)
 
-    async def _restore(self, pointers: Mapping[Partition, tuple[int, Pointer]], epoch: int) -> None:
-        found = await fetch(self.keep, pointers)
-        for partition, (position, pointer) in pointers.items():
-            said = found[partition]
-            if isinstance(said, MapUnreadable):
-                self._unread(partition, said)
-            self._own(partition, position, epoch, said if isinstance(said, Map) else None, pointer.nonce)
+    async def _restore(self, gated: Mapping[Partition, tuple[int, Map | Pointer | None]], epoch: int) -> None:
+        pointers = {
+            partition: (position, said) for partition, (position, said) in gated.items() if isinstance(said, Pointer)
+        }
+        found = await fetch(self.keep, pointers) if pointers else {}
+        await self._attempts.restore({partition: position for partition, (position, _) in gated.items()})
+        for partition, (position, said) in gated.items():
+            nonce = b"" if said is None else said.nonce
+            known = found.get(partition, said)
+            if isinstance(known, MapUnreadable):
+                self._unread(partition, known)
+            self._own(partition, position, epoch, known if isinstance(known, Map) else None, nonce)
             self._ready += self._waiting.pop(partition)
 
     def _said(self, partition: Partition, position: int, metadata: str) -> Map | Pointer | None:

@@ -276,8 +276,9 @@ class ChannelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     repeats: Annotated[
         Literal["allowed", "never"],
         about(
-            "`never`: a call whose effect is unknown is not repeated, its recipients end `unknown`. Holds within a "
-            "run; not yet across a crash."
+            "`never`: a call whose effect is unknown, or during which the worker died, is made again only exactly, "
+            "under its name, as long as the platform knows names (`webhook` for a day, `wechat.template` for 10 "
+            "minutes); else its recipients end `unknown`. Each call is written to the log first."
         ),
     ] = "allowed"
     in_flight: Annotated[int, about("Calls at once; some of them are kept for `system`.", 1, 1_000)] = 8

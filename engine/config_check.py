@@ -61,10 +61,6 @@ def warn(config: Config, given: Container[Path]) -> Found:
         yield ("workers",), f"no group serves {', '.join(unserved)}"
     if config.http.admin and ("http", "admin") in given:
         yield ("http", "admin"), "not in effect yet: nothing listens there"
-    for name, channel in config.channels.items():
-        at = ("channels", name)
-        if channel.repeats == "never":
-            yield (*at, "repeats"), "holds within a run; not yet across a crash"
 
 
 def _log(config: Config) -> Found:

@@ -16,9 +16,10 @@ import msgspec
 import structlog
 
 from engine import wire
-from engine.admit import Channel, Hold, address, admit, prepare, times
+from engine.admit import Admitted, Channel, Hold, address, admit, prepare, times
 from engine.arrival import Arrival, moved, resumed
 from engine.assignment import Assignment
+from engine.attempts import Attempts
 from engine.backoff import Backoff
 from engine.clock import NS_PER_MS, NS_PER_S, Clock
 from engine.commit import Ledger
@@ -30,7 +31,7 @@ from engine.drivers import Template
 from engine.errors import LogUnavailable, Reject
 from engine.gates import Gates
 from engine.logs import Chunk, Partition
-from engine.open_sends import Content, Flow, OpenSend, OpenSends, names, recipients
+from engine.open_sends import Content, Flow, OpenSend, OpenSends, names
 from engine.overload import level_of
 from engine.record import Facts, Recorder
 from engine.send import Origin, Outcome, Send, Tier
@@ -74,6 +75,7 @@ class Intake:
         dispatcher: Dispatcher,
         recorder: Recorder,
         gates: Gates,
+        attempts: Attempts,
         counters: Counters,
         clock: Clock,
     ) -> None:
@@ -89,6 +91,7 @@ class Intake:
         self._dispatcher = dispatcher
         self._recorder = recorder
         self._gates = gates
+        self._attempts = attempts
         self._counters = counters
         self._clock = clock
         self._columns = Columns()
@@ -191,10 +194,11 @@ class Intake:
         if part.offsets and self.in_hand.is_killer(part):
             self._end_killer(self._arrival(part, ledger, now_ms, 0))
         else:
-            at = self._take_common(part, ledger, now_ms, 0)
+            common = not self._attempts.any_of(ledger.partition, part.offsets)
+            at = self._take_common(part, ledger, now_ms, 0) if common else 0
             while at < len(part.offsets):
                 self._take_one(part, ledger, now_ms, at)
-                at = self._take_common(part, ledger, now_ms, at + 1)
+                at = self._take_common(part, ledger, now_ms, at + 1) if common else at + 1
             self._dispatcher.push(self._columns)
         self.in_hand.release(self.tier)  # not where this failed: what it failed on must be found
 
@@ -263,7 +267,8 @@ class Intake:
         try:
             channel, account = address(send, self._channels)
             tenant = send.tenant or account
-            if self._dispatcher.is_cancelled(send.campaign, tenant, arrival.first_seen_ms):
+            begun = self._attempts.of(arrival.place)  # whoever may have been reached is not turned away now
+            if not begun and self._dispatcher.is_cancelled(send.campaign, tenant, arrival.first_seen_ms):
                 facts = Facts(self.tier, channel.name, account, tenant, send.campaign)
                 self._end_whole(facts, send, arrival, Outcome.CANCELLED, "")
                 return
@@ -287,10 +292,10 @@ class Intake:
             facts = Facts(self.tier, channel.name, account, tenant, send.campaign)
             self._end_whole(facts, send, arrival, Outcome.DUPLICATE, "first seen at {}:{}:{}".format(*first))
             return
-        if self._past_allowance(send, arrival, tenant):
+        if not begun and self._past_allowance(send, arrival, tenant):
             self._demote(send, arrival, channel, tenant)
             return
-        if self._refused(send, arrival, channel, tenant):
+        if not begun and self._refused(send, arrival, channel, tenant):
             self._seen.free(key, arrival.origin)
             self._undeliverable(send, arrival, Reject("overloaded", channel.name))
             return
@@ -333,14 +338,36 @@ class Intake:
         )
         handle = self._opens.add(opened)
         self._taker.learn(arrival.value, flow)
+        if self._attempts.of(arrival.place):
+            admitted = self._take_up(handle, opened, admitted, arrival.place)
         if admitted.ids:
             not_before_ns = when.not_before * NS_PER_MS + offset_ns if when.not_before else 0
             self._columns.add(handle, opened, arrival.attempts, not_before_ns, admitted.positions, admitted.ids)
         if admitted.duplicates:
-            self._end_some(handle, opened, Outcome.DUPLICATE, "twice in one `to`", admitted.duplicates)
+            self._dispatcher.end_some(handle, opened, Outcome.DUPLICATE, "twice in one `to`", admitted.duplicates)
         for reason, (detail, positions) in _by_reason(admitted.refused).items():
             self._recorder.dead(opened, reason, detail, 0, positions)
-            self._end_some(handle, opened, Outcome.DEAD, reason, positions)
+            self._dispatcher.end_some(handle, opened, Outcome.DEAD, reason, positions)
+
+    def _take_up(self, handle: int, send: OpenSend, admitted: Admitted, place: Origin) -> Admitted:
+        """See to those who were in a call when a worker died, on a channel that forbids repeats; the others."""
+        known = self._attempts.take(place, admitted.positions, send.content.prepared.key)
+        channel, recovered = send.flow.channel, self._counters.recovered
+        ids = dict(zip(admitted.positions, admitted.ids, strict=True))
+        for begun, rows in known.again.items():
+            apart = self._attempts.queue_rows(begun, handle, rows)
+            self._columns.add(handle, send, 0, 0, [*rows], [ids[position] for position in rows], apart)
+            recovered[channel, "again"] += len(rows)
+        for (outcome, code, reason), positions in known.ended.items():
+            if outcome is Outcome.DEAD:
+                self._recorder.dead(send, code or reason, reason, 1, positions)
+            self._dispatcher.end_some(handle, send, outcome, reason, positions, code)
+            recovered[channel, "unknown" if outcome is Outcome.UNKNOWN else "told"] += len(positions)
+        others = known.others
+        if others and self._dispatcher.is_cancelled(send.flow.campaign, send.flow.tenant, send.first_seen_ms):
+            self._dispatcher.end_some(handle, send, Outcome.CANCELLED, "", others)
+            others = []
+        return msgspec.structs.replace(admitted, ids=[ids[position] for position in others], positions=others)
 
     # --- what does not come in as what it is
 
@@ -400,12 +427,6 @@ class Intake:
         self._counters.taken_in[self.tier] -= arrival.count(send)
         self._counters.replayed_twice[self.tier] += 1
         self._recorder.complete(arrival.ledger, array("q", [arrival.offset]))
-
-    def _end_some(self, handle: int, send: OpenSend, outcome: Outcome, reason: str, positions: Sequence[int]) -> None:
-        to = None if send.whole(len(positions)) else recipients(send, positions)
-        entry = wire.ReceiptSend(send.id, send.origin, to, 0, 0, msgspec.Raw(send.meta))
-        self._recorder.receipt(send.flow, outcome, "", reason, "", "", wire.receipt_parts([entry]))
-        self._dispatcher.ended(handle, send, outcome, positions)
 
     # --- what waits for its content
 

@@ -45,6 +45,7 @@ class Counters:
         self.told = [0, 0, 0]  # of those that ended, receipts acknowledged and in their ledger
         self.committed = [0, 0, 0]  # of those, covered by a commit
         self.unread_maps: Counter[tuple[Tier, str]] = Counter()  # by reason
+        self.recovered: Counter[tuple[str, str]] = Counter()  # by (channel, how): see docs/operations.md
         self.renewed = [0, 0, 0]  # consumers made anew because they were stuck
         self.rebalances: Counter[tuple[Tier, str]] = Counter()
         self.commit_errors = [0, 0, 0]

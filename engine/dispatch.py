@@ -18,15 +18,15 @@ import structlog
 
 from engine import wire
 from engine.admit import Channel
+from engine.attempts import Attempts, Noted
 from engine.cancelled import Cancelled, Standing
 from engine.clock import NS_PER_MS, NS_PER_S, Clock
-from engine.commit import Ledger
 from engine.config import ChannelConfig
 from engine.counters import Counters
 from engine.deliver import Deliverer
 from engine.drivers import Action, Call, CallResult, Verdict
 from engine.fence import Fence
-from engine.frequency import Frequencies, Held, rows_by_wait
+from engine.frequency import NOTHING, Frequencies, Held, rows_by_wait
 from engine.gates import Gates
 from engine.limits import Limits
 from engine.open_sends import Flow, OpenSend, OpenSends, recipients
@@ -35,6 +35,7 @@ from engine.send import Origin, Outcome, Tier
 from engine.settle import Again, Ending, settle
 from engine.state.flight import Flight
 from engine.state.seen import Seen
+from engine.told import KEEPS_ID, Told
 from ext.columns import Batch, Columns, batches_of
 from ext.receipts import tell
 from ext.schedule import ACCOUNT, CANCELLED, NEVER, WHOLE_TIER, Core
@@ -42,12 +43,10 @@ from ext.schedule import ACCOUNT, CANCELLED, NEVER, WHOLE_TIER, Core
 logger = structlog.get_logger("surgetank.dispatch")
 POP_BUDGET = 256  # steps of the core a pop, about 10 us; urgent work never waits behind more
 REAP_BUDGET = 4096
+UNANSWERED = Ending(Outcome.UNKNOWN, "", "cancelled after a call without an answer", ())
 SHUT_NS = 50 * NS_PER_MS  # between two looks at a fence that is shut
 NOT_MADE = CallResult(Verdict(Action.RETRY, "fence", "not ours any more"), left=False)
 
-
-# Outcomes after which an id stays taken.
-KEEPS_ID = frozenset({Outcome.ACCEPTED, Outcome.UNKNOWN})
 # What a call counts as in dispatch_attempts_total.
 RESULTS = {
     Action.ACCEPTED: "ok",
@@ -77,6 +76,7 @@ class Dispatcher:
         gates: Gates,
         fence: Fence,
         flight: Flight,
+        attempts: Attempts,
         counters: Counters,
         clock: Clock,
     ) -> None:
@@ -93,6 +93,7 @@ class Dispatcher:
         self._gates = gates
         self._fence = fence
         self._flight = flight
+        self._attempts = attempts
         self.clock = clock
         self.cancelled = Cancelled()
         self._calls: set[asyncio.Task[None]] = set()
@@ -201,7 +202,8 @@ class Dispatcher:
         popped, stale = len(batch), batch.stale()
         if stale:
             self._give_back(batch, stale)
-        held = self._frequencies.hold(batch)
+        noted = self._attempts.queued(batch)
+        held = NOTHING if noted else self._frequencies.hold(batch)  # who is called again was counted the first time
         if held.waits:
             self._wait(batch, held.waits)
         if not len(batch):
@@ -210,7 +212,7 @@ class Dispatcher:
             return
         self.counters.in_flight[batch.tier] += len(batch)
         self._flight.begin(batch.tier, len(batch))
-        task = self._loop.create_task(self._call(batch, popped, held))
+        task = self._loop.create_task(self._call(batch, popped, held, noted))
         self._calls.add(task)
         task.add_done_callback(self._called)
 
@@ -219,8 +221,9 @@ class Dispatcher:
         self.core.release(now, flow.account_handle, batch.tier, popped, left, late_ns, flow.tenant_handle)
 
     def _give_back(self, batch: Batch, rows: Sequence[int]) -> None:
-        handles, sends = batch.handles, batch.sends
+        handles, sends, positions = batch.handles, batch.sends, batch.positions
         for row in rows:
+            self._attempts.drop(handles[row], [positions[row]])
             self._leave(handles[row], sends[row], 1)
         batch.without(rows)
 
@@ -247,15 +250,20 @@ class Dispatcher:
         if error is not None and not self.failure.done():
             self.failure.set_exception(error)
 
-    async def _call(self, batch: Batch, popped: int, held: Held) -> None:
+    async def _call(self, batch: Batch, popped: int, held: Held, noted: Noted | None) -> None:
+        """``noted``: the earlier call that this one makes again."""
         flow, count, late_ns = batch.flow, len(batch), int(self._configs[batch.flow.channel].timeout)
         left = count
-        call = Call(batch.name(), flow.account, batch.content.prepared.body, batch.ids, batch.data)
+        body = batch.content.prepared.body
+        call = noted.call(body) if noted else Call(batch.name(), flow.account, body, batch.ids, batch.data)
         self.counters.calls_in_flight[flow.channel] += 1
         try:
+            if noted is None and flow.channel in self._attempts.wanted:
+                noted = await self._attempts.begin(batch, call)
             ours = not self._fence.doubtful(flow.tier) or await self._is_ours(batch)
-            result = await self._deliverers[flow.channel].call(call) if ours else NOT_MADE
-            self._frequencies.done(batch, held, result)
+            result = await self._made(flow.channel, call, noted) if ours else NOT_MADE
+            if noted is None or not noted.again:
+                self._frequencies.done(batch, held, result)
             left, late_ns = left if result.left else 0, 0 if result.answered else late_ns
         finally:  # one that was cut off may have left, and may arrive as late as one without an answer
             self._release(batch, popped, left, late_ns)
@@ -263,11 +271,16 @@ class Dispatcher:
             self._gates.left[flow.channel, batch.tier] += left
             self.counters.in_flight[batch.tier] -= len(batch)
         if ours:
-            self._settle(batch, call, result)
+            self._settle(batch, call, result, noted)
         else:
-            self._put_back(batch)
+            self._put_back(batch, noted)
         self._flight.end(flow.tier, count)  # one that was cut off stays in flight: it may be made again
         self.wake()
+
+    async def _made(self, channel: str, call: Call, noted: Noted | None) -> CallResult:
+        if noted is None:
+            return await self._deliverers[channel].call(call)
+        return self._attempts.forbids(noted) or noted.own(await self._deliverers[channel].call(call))
 
     async def _is_ours(self, batch: Batch) -> bool:
         """Wait until the group has said so; False: some of it is not."""
@@ -275,23 +288,31 @@ class Dispatcher:
             await asyncio.sleep(SHUT_NS / NS_PER_S)
         return not batch.stale()
 
-    def _put_back(self, batch: Batch) -> None:
+    def _put_back(self, batch: Batch, noted: Noted | None) -> None:
         """A call that was not made."""
+        if noted is not None and not noted.again:
+            self._attempts.end(noted.begun, (), noted.rows, "")
         self._give_back(batch, batch.stale())
         if len(batch):
             columns, now = Columns(), self.clock.now_ns()
-            self._again(batch, Again(now, False, NOT_MADE.whole.code, range(len(batch))), columns)
+            again = Again(now, False, NOT_MADE.whole.code, range(len(batch)))
+            self._again(batch, again, columns, self._attempts.queued(batch))
             columns.push(self.core, now)
 
     # --- settlement
 
-    def _settle(self, batch: Batch, call: Call, result: CallResult) -> None:
+    def _settle(self, batch: Batch, call: Call, result: CallResult, noted: Noted | None) -> None:
         now = self.clock.now_ns()
         name, counters = batch.flow.channel, self.counters
         counters.call_took(batch.tier, name, now - batch.popped_ns)
         counters.attempts[name, RESULTS[result.whole.action]] += 1
-        config = self._configs[name]
-        settlement = settle(result, batch.attempts, config.retry, self.channels[name].repeats, now, random.random())
+        attempts, repeats, unsure = batch.attempts, self.channels[name].repeats, False
+        if noted is not None:
+            repeats = self._attempts.repeatable(noted.begun, batch.content.prepared.key)
+            unsure = noted.unsure(result)
+            attempts = [max(attempts)] * len(batch) if noted.again else attempts  # one call: all give up together
+        retry = self._configs[name].retry
+        settlement = settle(result, attempts, retry, repeats, now, random.random(), unsure=unsure)
         if settlement.rest_until_ns is not None:
             counters.throttled[name] += 1
             self.core.block(ACCOUNT, batch.flow.account_handle, settlement.rest_until_ns)
@@ -304,10 +325,12 @@ class Dispatcher:
                 seconds=(settlement.rest_until_ns - now) // NS_PER_S,
             )
         columns = Columns()
+        if noted is not None and not self._attempts.settled(batch, noted, settlement, result):
+            noted = None
         for ending in settlement.endings:
             self._end(batch, ending, call.batch, result.platform_id)
         for again in settlement.again:
-            self._again(batch, again, columns)
+            self._again(batch, again, columns, noted)
         columns.push(self.core, now)
 
     def _end(self, batch: Batch, ending: Ending, name: str, platform_id: str) -> None:
@@ -333,16 +356,23 @@ class Dispatcher:
             some = None if send.whole(len(rows)) else [positions[row] for row in rows]
             self.recorder.dead(send, ending.code or ending.reason, ending.reason, attempts, some)
 
-    def _again(self, batch: Batch, again: Again, columns: Columns) -> None:
+    def _again(self, batch: Batch, again: Again, columns: Columns, noted: Noted | None) -> None:
+        """Back into the core; ``noted``: in exactly this call only."""
         self.counters.retried(batch.flow.channel, again.reason, len(again.who))
-        for rows in _runs(batch.handles, again.who):
-            send = self.opens[batch.handles[rows[0]]]
+        handles, positions = batch.handles, batch.positions
+        for rows in _runs(handles, again.who):
+            handle, who = handles[rows[0]], [positions[row] for row in rows]
+            send = self.opens[handle]
             if send.ledger.leaving:
-                self._leave(batch.handles[rows[0]], send, len(rows))
+                self._attempts.drop(handle, who)
+                self._leave(handle, send, len(rows))
             elif self.is_cancelled(send.flow.campaign, send.flow.tenant, send.first_seen_ms):
-                self._end(batch, Ending(Outcome.CANCELLED, "", "", rows), "", "")
+                self._attempts.drop(handle, who)
+                ending = Ending(Outcome.CANCELLED, "", "", rows) if noted is None else UNANSWERED._replace(who=rows)
+                self._end(batch, ending, "", "")
             else:
-                columns.add_rows(batch, rows, batch.attempts[rows[0]] + again.counts, again.at_ns)
+                apart = -1 if noted is None else self._attempts.queue(noted, handle, rows, who)
+                columns.add_rows(batch, rows, batch.attempts[rows[0]] + again.counts, again.at_ns, apart)
 
     def _reap(self, now: int) -> bool:
         """Tell of what ended inside the core; True when there is more to tell."""
@@ -354,29 +384,37 @@ class Dispatcher:
         positions: list[int] = reaped.position.tolist()
         attempts: list[int] = reaped.attempt.tolist()
         groups: dict[tuple[Flow, Outcome], tuple[Told, list[wire.ReceiptSend]]] = {}
-        for rows in _runs(handles, range(reaped.items)):
+        for rows in _runs(self._attempts.told_apart(handles, positions), range(reaped.items)):
             first, handle = rows[0], handles[rows[0]]
             send = self.opens[handle]
+            who = [positions[row] for row in rows]
+            unsure = self._attempts.drop(handle, who)
             if send.ledger.leaving:
                 self._leave(handle, send, len(rows))
                 continue
             outcome = Outcome.CANCELLED if causes[first] == CANCELLED else Outcome.EXPIRED
+            outcome = Outcome.UNKNOWN if unsure else outcome
             group = groups.get((send.flow, outcome))
             if group is None:
                 group = groups[send.flow, outcome] = (Told(self, send.flow, outcome), [])
-            who = [positions[row] for row in rows]
             to = None if send.whole(len(who)) else recipients(send, who)
             queued_ms = (now - send.pushed_ns) // NS_PER_MS
             meta = msgspec.Raw(send.meta)
             group[1].append(wire.ReceiptSend(send.id, send.origin, to, attempts[first], queued_ms, meta))
             group[0].send(handle, send, who)
         for (flow, outcome), (told, entries) in groups.items():
-            self.recorder.receipt(flow, outcome, "", "", "", "", wire.receipt_parts(entries))
+            reason = UNANSWERED.reason if outcome is Outcome.UNKNOWN else ""
+            self.recorder.receipt(flow, outcome, "", reason, "", "", wire.receipt_parts(entries))
             told.done()
         return reaped.more
 
-    def ended(self, handle: int, send: OpenSend, outcome: Outcome, positions: Sequence[int]) -> None:
-        """The recipients at these places of the send have ended; the last ones complete its record."""
+    def end_some(
+        self, handle: int, send: OpenSend, outcome: Outcome, reason: str, positions: Sequence[int], code: str = ""
+    ) -> None:
+        """The recipients at these places of the send have ended without a call; the last ones complete its record."""
+        to = None if send.whole(len(positions)) else recipients(send, positions)
+        entry = wire.ReceiptSend(send.id, send.origin, to, 0, 0, msgspec.Raw(send.meta))
+        self.recorder.receipt(send.flow, outcome, code, reason, "", "", wire.receipt_parts([entry]))
         told = Told(self, send.flow, outcome)
         told.send(handle, send, positions)
         told.done()
@@ -401,37 +439,6 @@ class Dispatcher:
             self._seen.free(send.key, send.origin)
         if send.move_key is not None:
             self._seen.free(send.move_key, Origin(*send.ledger.partition, send.offset))
-
-
-class Told:
-    """Sends of one flow that ended alike: counts them together, and completes the records they finish."""
-
-    __slots__ = ("_completions", "_count", "_dispatcher", "_flow", "_keeps_id", "_observe", "_outcome", "_wall_ms")
-
-    def __init__(self, dispatcher: Dispatcher, flow: Flow, outcome: Outcome) -> None:
-        self._dispatcher = dispatcher
-        self._flow = flow
-        self._outcome = outcome
-        self._keeps_id = outcome in KEEPS_ID
-        self._observe = dispatcher.counters.end_to_end_of(flow.tier, flow.channel).observe
-        self._wall_ms = dispatcher.clock.wall_ms()
-        self._count = 0
-        self._completions: list[tuple[Ledger, int]] = []
-
-    def send(self, handle: int, send: OpenSend, positions: Sequence[int]) -> None:
-        """The recipients at these places of it."""
-        self._observe((self._wall_ms - send.first_seen_ms) * NS_PER_MS, len(positions))
-        self._count += len(positions)
-        if self._keeps_id:
-            send.taken = True
-        if self._dispatcher.less(handle, send, positions):
-            self._completions.append((send.ledger, send.offset))
-
-    def done(self) -> None:
-        """That was all; their receipts are queued."""
-        self._dispatcher.counters.end(self._flow.tier, self._flow.channel, self._outcome, self._count)
-        for ledger, offset in self._completions:
-            self._dispatcher.recorder.complete(ledger, array("q", [offset]))
 
 
 def _runs(handles: Sequence[object], who: Iterable[int]) -> Iterator[list[int]]:

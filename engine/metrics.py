@@ -207,6 +207,8 @@ class Snapshot:
         text = "Recipients in a call, or ended and not committed, when a worker died or lost its partitions"
         yield _by_tier("forfeited_recipients", text, [pipeline.flight.forfeited(tier) for tier in Tier])
         yield _by_tier("already_done_sends", "Records read again that were done before a restart", c.already_done)
+        text = "Recipients that were in a call when a worker died, on channels that forbid repeats"
+        yield _by_pair("recovered_recipients", text, ("channel", "how"), c.recovered)
         unread = {(tier.label, reason): count for (tier, reason), count in c.unread_maps.items()}
         yield _by_pair("unread_maps", "Maps of what is done that were of no use", ("tier", "reason"), unread)
         rebalances = {(tier.label, kind): count for (tier, kind), count in c.rebalances.items()}

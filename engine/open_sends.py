@@ -126,6 +126,14 @@ class OpenSends(SendTable):
         content.raws.append(raw_key)
         return content
 
+    def own_content(self) -> int:
+        """A content's handle that no content has; give it back with ``free_content``."""
+        return self._content_handles.new()
+
+    def free_content(self, handle: int) -> None:
+        """One from ``own_content``."""
+        self._content_handles.free(handle)
+
     def forget_encodings(self, channel: str) -> None:
         """What the channel's encodings stand for has changed (a template was registered anew): check them again."""
         for raw in [raw for raw, content in self.by_raw.items() if content.key[0] == channel]:

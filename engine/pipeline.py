@@ -19,6 +19,7 @@ import structlog
 
 from engine.admit import Channel
 from engine.assignment import Assignment
+from engine.attempts import Attempts
 from engine.backoff import Backoff
 from engine.clock import NS_PER_MS, NS_PER_S, Clock
 from engine.commit import Committer
@@ -82,7 +83,11 @@ class Pipeline:
         budgets = [tier_policy(config, tier).budget.uncommitted for tier in Tier]
         self.fence = Fence(budgets, config.log.session_timeout, self.counters, clock)
         self.flight = Flight(Path(config.state) / "flight", self.counters)
-        self.recorder = Recorder(log, config.log.prefix, clock, self.counters)
+        groups = [self._group(tier) for tier in Tier]
+        self.attempts = Attempts(
+            log, config.log.prefix, groups, self.channels, self.opens.own_content, self.opens.free_content, clock
+        )
+        self.recorder = Recorder(log, config.log.prefix, clock, self.counters, self.attempts.flushed)
         self.deliverers = {
             name: Deliverer(name, config.channels[name], channel.driver, clock=clock)
             for name, channel in self.channels.items()
@@ -92,7 +97,7 @@ class Pipeline:
         self.gates = Gates(config, self.channels, self.core, clock)
         self.dispatcher = Dispatcher(
             self.core, self.opens, self.channels, config.channels, self.deliverers, self.recorder, self.seen,
-            self.limits, self.frequencies, self.gates, self.fence, self.flight, self.counters, clock,
+            self.limits, self.frequencies, self.gates, self.fence, self.flight, self.attempts, self.counters, clock,
         )  # fmt: skip
         self.limits.granted = self.dispatcher.wake
         self.contents = Contents(self._registered)
@@ -121,6 +126,8 @@ class Pipeline:
         self._spawn(_watch_loop(self.counters, self.fence, self.clock))
         if self.gates.by_channel:
             self._spawn(self.gates.run())
+        if self.attempts.wanted:
+            self._spawn(self.attempts.run(), self.attempts.tidy())
         self._spawn(_follow(content, self.contents.take), _follow(control, self.control.take, self._answer))
         self._spawn(*(intake.run() for intake in self.intakes), *(one.assignment.watch() for one in self.intakes))
 
@@ -167,15 +174,19 @@ class Pipeline:
         self.readers.append(reader)
         return reader
 
+    def _group(self, tier: Tier) -> str:
+        return f"{self.config.log.prefix}.{tier.label}"
+
     def _intake(self, tier: Tier) -> Intake:
         policy, config = tier_policy(self.config, tier), self.config.log
-        group = f"{config.prefix}.{tier.label}"
+        group = self._group(tier)
         keep = Keep(self.log, config.prefix, group, config.metadata_limit, MAX_MAP_BYTES)
         assignment = Assignment(
             tier,
             keep,
             self.committer,
             self.recorder,
+            self.attempts,
             self.dispatcher.drop,
             self.flight,
             self.counters,
@@ -185,7 +196,7 @@ class Pipeline:
         self.committer.sources.append(assignment)
         intake = Intake(
             tier, policy, assignment, self.channels, self.contents.templates, self.opens, self.seen, self.dispatcher,
-            self.recorder, self.gates, self.counters, self.clock,
+            self.recorder, self.gates, self.attempts, self.counters, self.clock,
         )  # fmt: skip
         intake.in_hand = self.in_hand
         return intake

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import structlog
@@ -45,8 +45,17 @@ class Facts(NamedTuple):
 class Recorder:
     """One per process. ``write`` and ``dead`` only queue; ``run`` appends."""
 
-    def __init__(self, log: Log, prefix: str, clock: Clock, counters: Counters) -> None:
+    def __init__(
+        self,
+        log: Log,
+        prefix: str,
+        clock: Clock,
+        counters: Counters,
+        before: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        """``before``: awaited before each append."""
         self._log = log
+        self._before = before
         self._counters = counters
         self._clock = clock
         self._receipts = f"{prefix}.receipts"
@@ -135,6 +144,8 @@ class Recorder:
             settled, self._settled = self._settled, []
             ended = list(self._counters.ended)
             if records:
+                if self._before is not None:
+                    await self._before()
                 await self._append(records)
             for ledger, offset, positions in settled:
                 ledger.settle(offset, max(positions) + 1, positions)

@@ -60,9 +60,16 @@ def backoff_ns(attempt: int, policy: Retry, jitter: float) -> int:
 
 
 def settle(
-    result: CallResult, attempts: Sequence[int], policy: Retry, repeats: bool, now_ns: int, jitter: float
+    result: CallResult,
+    attempts: Sequence[int],
+    policy: Retry,
+    repeats: bool,
+    now_ns: int,
+    jitter: float,
+    unsure: bool = False,
 ) -> Settlement:
-    """``attempts[i]``: calls made for recipient i before this one. ``repeats``: an unknown effect may be repeated."""
+    """``attempts[i]``: calls made for recipient i before this one. ``repeats``: an unknown effect may be repeated.
+    ``unsure``: some call may have had its effect, so whom no answer reaches in the end is `unknown`, not dead."""
     done = Settlement([], [], None)
     rest: int | None = None
     for verdict, who in _by_verdict(result, len(attempts)):
@@ -77,7 +84,8 @@ def settle(
         elif action is Action.REFRESH:
             done.again.append(Again(now_ns, False, verdict.reason or verdict.code, who))
         else:
-            _retry(done, verdict, who, attempts, policy, now_ns, jitter)
+            gives_up = Outcome.UNKNOWN if unsure and verdict is result.whole else Outcome.DEAD
+            _retry(done, verdict, who, attempts, policy, now_ns, jitter, gives_up)
     return done if rest is None else done._replace(rest_until_ns=rest)
 
 
@@ -103,6 +111,7 @@ def _retry(
     policy: Retry,
     now_ns: int,
     jitter: float,
+    gives_up: Outcome,
 ) -> None:
     wait = _after_ns(verdict)
     by_attempt: dict[int, list[int]] = {}
@@ -111,7 +120,7 @@ def _retry(
     for attempt, indices in by_attempt.items():
         if attempt + 1 >= policy.attempts:
             reason = f"retries exhausted after {attempt + 1}: {verdict.reason or verdict.code}"
-            done.endings.append(Ending(Outcome.DEAD, verdict.code, reason, indices))
+            done.endings.append(Ending(gives_up, verdict.code, reason, indices))
         else:
             at = now_ns + max(wait, backoff_ns(attempt, policy, jitter))
             done.again.append(Again(at, True, verdict.reason or verdict.code, indices))

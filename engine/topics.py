@@ -13,7 +13,8 @@ MAX_MAP_BYTES = 8 << 20  # of a map of what is done: a bitset of 64 million offs
 
 
 def topic_specs(config: Config) -> list[TopicSpec]:
-    """Every topic, each once: the tiers' own and configured ones, receipts, dead, control, content, progress."""
+    """Every topic, each once: the tiers' own and configured ones, receipts, dead, control, content, progress;
+    and attempts, where a channel forbids repeats."""
     prefix, log = config.log.prefix, config.log
     names = [topic for tier in Tier for topic in tier_policy(config, tier).topics]
     names += [f"{prefix}.receipts", f"{prefix}.dead"]
@@ -40,4 +41,13 @@ def topic_specs(config: Config) -> list[TopicSpec]:
         # A segment that is written to is not compacted, and maps are written anew every second.
         extra={"max.message.bytes": str(MAX_MAP_BYTES + (64 << 10)), "segment.bytes": str(64 << 20)},
     )
-    return [*flowing, *standing, maps]
+    attempts = TopicSpec(
+        f"{prefix}.attempts",
+        partitions=1,
+        replication=log.replication,
+        compacted=True,
+        # Read whole when a partition changes hands: compacted soon, so that there is little of it.
+        extra={"max.message.bytes": str(MAX_MESSAGE_BYTES), "segment.bytes": str(16 << 20)},
+    )
+    wanted = any(channel.repeats == "never" for channel in config.channels.values())
+    return [*flowing, *standing, maps, *([attempts] if wanted else [])]

@@ -17,7 +17,7 @@ cdef class Columns:
 
     cdef int recipient(self, uint16_t position, const char* id, uint8_t length) except -1
     cdef int run(
-        self, uint32_t handle, OpenSend send, uint8_t attempt, int64_t not_before, uint32_t count
+        self, uint32_t handle, OpenSend send, uint8_t attempt, int64_t not_before, uint32_t count, int64_t apart
     ) except -1
     cdef void drop_recipients(self, Py_ssize_t recipients) noexcept
 

@@ -18,11 +18,19 @@ class Columns:
     recipients: int
     def __init__(self) -> None: ...
     def add(
-        self, handle: int, send: OpenSend, attempt: int, not_before: int, positions: Sequence[int], ids: Sequence[bytes]
+        self,
+        handle: int,
+        send: OpenSend,
+        attempt: int,
+        not_before: int,
+        positions: Sequence[int],
+        ids: Sequence[bytes],
+        apart: int = -1,
     ) -> None:
-        """One run of ``send``; times are ns of the core, ids have 1..255 bytes."""
+        """One run of ``send``; times are ns of the core, ids have 1..255 bytes. ``apart``: the handle of a content of
+        their own, so that nobody else joins their call; these never expire."""
 
-    def add_rows(self, batch: Batch, rows: Sequence[int], attempt: int, not_before: int) -> None:
+    def add_rows(self, batch: Batch, rows: Sequence[int], attempt: int, not_before: int, apart: int = -1) -> None:
         """One run: these rows of a batch, all of one send, again."""
 
     def push(self, core: Core, now_ns: int) -> None:

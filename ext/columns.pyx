@@ -8,7 +8,7 @@ Never: makes a Python object for a recipient unless asked.
 from cpython.buffer cimport PyBUF_READ
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.memoryview cimport PyMemoryView_FromMemory
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
+from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint16_t, uint32_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy
 
@@ -77,9 +77,9 @@ cdef class Columns:
         self.recipients = recipients
 
     cdef int run(
-        self, uint32_t handle, OpenSend send, uint8_t attempt, int64_t not_before, uint32_t count
+        self, uint32_t handle, OpenSend send, uint8_t attempt, int64_t not_before, uint32_t count, int64_t apart
     ) except -1:
-        """Of the last ``count`` recipients."""
+        """Of the last ``count`` recipients. ``apart``: the content they go under, and they never expire."""
         cdef Flow flow = send.flow
         cdef Vector* to = self.vectors
         append_u32(&to[SEND], handle)
@@ -87,32 +87,36 @@ cdef class Columns:
         append_u32(&to[ACCOUNT], flow.account_handle)
         append_u32(&to[TENANT], flow.tenant_handle)
         append_u32(&to[CAMPAIGN], flow.campaign_handle)
-        append_u32(&to[CONTENT], send.content.handle)
+        append_u32(&to[CONTENT], send.content.handle if apart < 0 else <uint32_t>apart)
         append_u8(&to[ATTEMPT], attempt)
         append_i64(&to[NOT_BEFORE], not_before)
         append_i64(&to[DUE], send.due_ns)
-        append_i64(&to[DEADLINE], send.deadline_ns)
+        append_i64(&to[DEADLINE], send.deadline_ns if apart < 0 else INT64_MAX)
         append_i64(&to[LINGER], send.linger_ns)
         append_i64(&to[PUSHED], send.pushed_ns)
         append_u32(&to[COUNT], count)
         self.runs += 1
         return 0
 
-    def add(self, uint32_t handle, OpenSend send not None, uint8_t attempt, int64_t not_before, positions, ids):
+    def add(
+        self, uint32_t handle, OpenSend send not None, uint8_t attempt, int64_t not_before, positions, ids,
+        int64_t apart=-1,
+    ):
         cdef bytes id
         cdef Py_ssize_t before = self.recipients
         for position, id in zip(positions, ids, strict=True):
             self.recipient(position, id, <uint8_t>len(id))
-        self.run(handle, send, attempt, not_before, <uint32_t>(self.recipients - before))
+        self.run(handle, send, attempt, not_before, <uint32_t>(self.recipients - before), apart)
 
-    def add_rows(self, Batch batch not None, rows, uint8_t attempt, int64_t not_before):
+    def add_rows(self, Batch batch not None, rows, uint8_t attempt, int64_t not_before, int64_t apart=-1):
         cdef Py_ssize_t row, first = rows[0]
         cdef const char* text = PyBytes_AS_STRING(batch.text)
         for row in rows:
             self.recipient(
                 batch.position[row], text + batch.id_end[row], <uint8_t>(batch.id_end[row + 1] - batch.id_end[row])
             )
-        self.run(batch.send[first], batch.table.at(batch.send[first]), attempt, not_before, <uint32_t>len(rows))
+        cdef OpenSend send = batch.table.at(batch.send[first])
+        self.run(batch.send[first], send, attempt, not_before, <uint32_t>len(rows), apart)
 
     def push(self, core, int64_t now_ns):
         cdef int i

@@ -252,7 +252,7 @@ cdef class Taker:
             send.meta_at = <uint32_t>(spans[META].at - start)
             send.meta_length = <uint32_t>(spans[META].end - spans[META].at)
         send.data, send.linger_ns = NO_DATA, self.linger_ns
-        self.columns.run(self.table.add(send), send, 0, not_before, send.total)
+        self.columns.run(self.table.add(send), send, 0, not_before, send.total, -1)
         self.sends += 1
         self.recipients += send.total
         self.size += PyBytes_GET_SIZE(send.value)

@@ -130,6 +130,7 @@ class Driver(Protocol):
     carries_data: ClassVar[bool]  # recipients may have values of their own
     registered_only: ClassVar[bool]  # content must be registered
     caseless: ClassVar[bool]  # ids that differ in the case of ASCII letters alone are one recipient
+    remembers_s: ClassVar[int]  # how long a call made again under the same ``batch`` has no second effect; 0: never
     frequency: ClassVar[tuple[Frequency, ...]]  # how often one may get a message, as the platform publishes it
 
     def __init__(self, channel: str, config: ChannelConfig) -> None:
@@ -157,7 +158,7 @@ class Driver(Protocol):
 
     def result(self, call: Call, reply: Reply) -> CallResult:
         """What the answer means. Never raises for any bytes: what cannot be understood is a RETRY (UNKNOWN on a
-        channel with ``repeats = "never"``, where the platform has no idempotency key)."""
+        channel with ``repeats = "never"``)."""
 
 
 def known() -> list[str]:

@@ -56,7 +56,7 @@ def answer(reply: Reply) -> Answer | None:
 
 
 def unclear(config: ChannelConfig) -> Action:
-    """What to do when the answer does not tell whether the call had its effect, and no key makes a repeat harmless."""
+    """What to do when the answer does not tell whether the call had its effect."""
     return Action.RETRY if config.repeats == "allowed" else Action.UNKNOWN
 
 

@@ -2,7 +2,7 @@
 
 In: any content, recipients with or without data of their own. Out: one POST for all of them, and what its answer means
 for each. Invariant: every attempt of the same recipients carries the same ``Idempotency-Key``, so the gateway can tell
-a repeat, and every repeat is allowed. Never: sends to another address than ``base_url``.
+a repeat; with ``repeats = "never"`` it must, for a day. Never: sends to another address than ``base_url``.
 
     POST <base_url>, Idempotency-Key: <batch>, Authorization: <the account's>
     {"v": 1, "batch": .., "channel": .., "account": .., "content": {..}, "to": [{"id": .., "data": {..}}]}
@@ -53,7 +53,6 @@ class Results(msgspec.Struct):
 
 
 ACCEPTED = Verdict(Action.ACCEPTED)
-UNREADABLE = CallResult(Verdict(Action.RETRY, "unreadable", "unreadable answer"))
 _results = msgspec.json.Decoder(Results).decode
 
 
@@ -64,6 +63,7 @@ class Driver:
     carries_data: ClassVar[bool] = True
     registered_only: ClassVar[bool] = False
     caseless: ClassVar[bool] = False
+    remembers_s: ClassVar[int] = 86_400  # the gateway's duty: docs/wire-format.md
     frequency: ClassVar[tuple[Frequency, ...]] = ()
 
     def __init__(self, channel: str, config: ChannelConfig) -> None:
@@ -72,6 +72,8 @@ class Driver:
         accounts = checks.accounts(channel, config, Account, need=False)
         self._headers = {name: _headers(channel, name, account) for name, account in accounts.items()}
         self._channel = checks.encode(channel)
+        self._unclear = answers.unclear(config)
+        self._unreadable = CallResult(Verdict(self._unclear, "unreadable", "unreadable answer"))
 
     def prepare(self, content: Mapping[str, Any], template: Template | None, data: Mapping[str, Any]) -> Prepared:
         """Any map; of a registered one the ``{field}`` are filled from the send's data (a recipient's own goes to the
@@ -115,11 +117,11 @@ class Driver:
     def result(self, call: Call, reply: Reply) -> CallResult:
         if 200 <= reply.status <= 299:
             got = answers.parsed(_results, reply.body)
-            return UNREADABLE if got is None else CallResult(ACCEPTED, _exceptions(call, got.results))
+            return self._unreadable if got is None else CallResult(ACCEPTED, _exceptions(call, got.results))
         if 400 <= reply.status <= 499 and reply.status != 429:
             reason = f"the gateway refused: {reply.body[: answers.MAX_TEXT].decode('utf-8', 'replace')}"
             return CallResult(Verdict(Action.DEAD, f"http_{reply.status}", reason))
-        return CallResult(answers.by_status(reply, Action.RETRY))
+        return CallResult(answers.by_status(reply, self._unclear))
 
 
 def _headers(channel: str, name: str, account: Account) -> Mapping[str, str]:

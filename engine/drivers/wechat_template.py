@@ -92,6 +92,7 @@ class Driver:
     carries_data: ClassVar[bool] = True
     registered_only: ClassVar[bool] = True
     caseless: ClassVar[bool] = False
+    remembers_s: ClassVar[int] = 600
     frequency: ClassVar[tuple[Frequency, ...]] = ()
 
     def __init__(self, channel: str, config: ChannelConfig) -> None:

@@ -104,6 +104,7 @@ class Driver:
     carries_data: ClassVar[bool] = False
     registered_only: ClassVar[bool] = False
     caseless: ClassVar[bool] = True
+    remembers_s: ClassVar[int] = 0  # its own check tells repeats by text and recipients, not by a name of ours
     frequency: ClassVar[tuple[Frequency, ...]] = FREQUENCY
 
     def __init__(self, channel: str, config: ChannelConfig) -> None:

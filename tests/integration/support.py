@@ -83,6 +83,7 @@ class Corp:
         self.url = ""
         self.ids: Counter[str] = Counter()
         self.largest = 0
+        self.silent: asyncio.Event | None = None  # set it: calls get no answer before it is
 
     async def token(self, _: web.Request) -> web.Response:
         return web.json_response({"errcode": 0, "access_token": "t", "expires_in": 7200})
@@ -92,6 +93,8 @@ class Corp:
         ids = (await request.json())["touser"].split("|")
         self.ids.update(ids)
         self.largest = max(self.largest, len(ids))
+        if self.silent is not None:
+            await self.silent.wait()
         bad = "|".join(id for id in ids if id.startswith("bad"))
         return web.json_response({"errcode": 0, "errmsg": "ok", "invaliduser": bad, "msgid": "m"})
 

@@ -64,7 +64,8 @@ def config(tmp_path: Path, gateway: tuple[Gateway, str]) -> Path:
     (tmp_path / "token").write_text("Bearer geheim-value\n")
     path = tmp_path / "surgetank.toml"
     path.write_text(
-        '[http]\nmetrics = ""\n[log]\npartitions = 2\n[tiers.basic]\npacing = "asap"\nlinger = "20ms"\n'
+        '[http]\nmetrics = ""\nadmin = "127.0.0.1:1"\n[log]\npartitions = 2\n'
+        '[tiers.basic]\npacing = "asap"\nlinger = "20ms"\n'
         f'[channels.partner]\ndriver = "webhook"\nbase_url = "{gateway[1]}"\nrepeats = "never"\n'
         '[channels.partner.accounts.a]\nauthorization_file = "token"\n'
         '[tenants.t]\nlimits = [{ recipients = 100, per = "1h" }]\n'
@@ -146,7 +147,7 @@ async def test_what_the_engine_says_is_json_with_no_secret_and_names_its_warning
     text = engine.log.read_text()
     assert "geheim-value" not in text
     warning = next(one for one in engine.lines() if one["event"] == "configuration")
-    assert (warning["level"], warning["key"], warning["line"]) == ("warning", "channels.partner.repeats", 11)
+    assert (warning["level"], warning["key"], warning["line"]) == ("warning", "http.admin", 3)
     assert {"ts", "level", "event", "logger"} <= set(warning)
 
 
@@ -264,7 +265,7 @@ async def test_topics_send_and_cancel_on_a_real_kafka(kafka_bootstrap: str, conf
     assert (await run("topics", "check", "-c", config))[0] == 1
     code, out, err = await run("topics", "create", "-c", config, "--json")
     assert (code, err) == (0, "")
-    assert len(json.loads(out)["created"]) == 8
+    assert len(json.loads(out)["created"]) == 9
     assert (await run("topics", "check", "-c", config, "--json"))[:2] == (
         0, '{"ok":true,"created":[],"differences":[]}\n',
     )  # fmt: skip

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.assignment import Assignment
+from engine.attempts import Attempts
 from engine.cancelled import Standing
 from engine.clock import NS_PER_MS, NS_PER_S, Clock
 from engine.commit import Committer, Ledger
@@ -106,24 +107,25 @@ class Place:
         self.seen = Seen(folder / "seen.db", 10**9, 10**6)
         log = open_log(config.log, state=config.state, engine=False)
         self.recorder = Recorder(log, "s", clock, self.counters)
+        attempts = Attempts(log, "s", [], channels, self.opens.own_content, self.opens.free_content, clock)
         fence = Fence([10**6] * 3, 30 * NS_PER_S, self.counters, clock)
         flight = Flight(folder / "flight", self.counters)
         self.gates = gates = Gates(config, channels, self.core, clock)
         gates.look(clock.now_ns())  # time stands: that was the only turn
         self.dispatcher = Dispatcher(
             self.core, self.opens, channels, config.channels, {}, self.recorder, self.seen, limits,
-            Frequencies(folder, {}, {}, clock), gates, fence, flight, self.counters, clock,
+            Frequencies(folder, {}, {}, clock), gates, fence, flight, attempts, self.counters, clock,
         )  # fmt: skip
         self.dispatcher._stopped = True  # the test pops
         self.dispatcher.cancel("stopped", Standing(None, NOW_MS + 5, NOW_MS + 10**6))
         assignment = Assignment(
             tier, Keep(log, "s", "s.basic", 4096, 1 << 20),
             Committer(self.seen, fence, flight, self.counters, clock),
-            self.recorder, self.dispatcher.drop, flight, self.counters, clock,
+            self.recorder, attempts, self.dispatcher.drop, flight, self.counters, clock,
         )  # fmt: skip
         self.intake = Intake(
             tier, tier_policy(config, tier), assignment, channels, {}, self.opens, self.seen,
-            self.dispatcher, self.recorder, gates, self.counters, clock,
+            self.dispatcher, self.recorder, gates, attempts, self.counters, clock,
         )  # fmt: skip
         self.intake.in_hand = Hands(folder)
         if not compiled:

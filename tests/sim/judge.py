@@ -113,7 +113,14 @@ class Judge:
     def judge(self) -> None:
         """Raises AssertionError with everything that is wrong."""
         self.read()
-        wrong = [*self._missing(), *self._told_otherwise(), *self._limits(), *self._order(), *self._repeats()]
+        wrong = [
+            *self._missing(),
+            *self._told_otherwise(),
+            *self._limits(),
+            *self._order(),
+            *self._repeats(),
+            *self._never(),
+        ]
         assert not wrong, "\n".join(wrong[:20])
 
     def _missing(self) -> Iterator[str]:
@@ -182,6 +189,19 @@ class Judge:
                 if before is not None and not self._history.may_repeat(before, call, (origins[name], name)):
                     yield f"{name} was delivered again {call.begun_ns - before.begun_ns} ns later, without need"
             last.update(dict.fromkeys(call.reached, call))
+
+    def _never(self) -> Iterator[str]:
+        """Where repeats are forbidden nobody gets it twice, and nobody is told two ends."""
+        channels = {id: fed.channel for fed in self.story.fed for id in fed.ids}
+        ledger = self.story.platforms.ledger
+        got = Counter(row.recipient for row in ledger.entries(0, ledger.rows) if row.verdict == VERDICTS[DELIVERED])
+        for (_, name), ends in self.ends.items():
+            if channels.get(name) not in self.story.never:
+                continue
+            if got[name] > 1:
+                yield f"{name} got it {got[name]} times, and its channel forbids that"
+            if len(set(ends) - {Outcome.UNKNOWN}) > 1:
+                yield f"{name} was told {ends}"
 
 
 def _well(story: Story, worker: Worker) -> bool:

@@ -63,6 +63,7 @@ base_url = "http://sim/webhook/partner"
 batch = {batch}
 in_flight = {in_flight}
 timeout = "1s"
+repeats = "{partner}"
 retry = {{ attempts = {attempts}, first = "50ms", most = "1s" }}
 limits = [{{ calls = {calls}, per = "{per}ms" }}]
 [channels.notice]
@@ -70,6 +71,7 @@ driver = "wecom.message"
 base_url = "http://sim/wecom"
 in_flight = 4
 timeout = "1s"
+repeats = "{notice}"
 retry = {{ attempts = {attempts}, first = "50ms", most = "1s" }}
 limits = [{{ recipients = 1000, per = "{per}ms" }}]
 frequency_memory = "1MiB"
@@ -109,6 +111,7 @@ class Fed:
     flow: tuple[Any, ...] | None  # where the order of delivery is known
     deadline: bool = False
     campaign: str | None = None
+    channel: str | None = None
 
 
 @dataclass
@@ -148,6 +151,8 @@ class Story:
     def _config(self) -> Config:
         chance, path = self.chance, self.folder / "c.toml"
         self.batch = chance.choice((1, 7, 50, 200))
+        own = random.Random(self.seed + 2)
+        self.never = {name for name in ("partner", "notice") if own.random() < 0.4}  # channels that forbid repeats
         path.write_text(
             TOML.format(
                 state=self.folder,
@@ -159,6 +164,8 @@ class Story:
                 in_flight=chance.randint(1, 6),
                 attempts=chance.randint(4, 9),
                 calls=self.calls,
+                partner="never" if "partner" in self.never else "allowed",
+                notice="never" if "notice" in self.never else "allowed",
                 per=int(self.per_s * 1000),
             )
         )
@@ -222,7 +229,7 @@ class Story:
         encode = (lambda body: json.dumps(body).encode()) if chance.random() < 0.2 else msgpack.packb
         if send["channel"] == "notice":
             flow = None  # what waits for a token is overtaken
-        return Fed(tier, encode(send), ids, flow, deadline, campaign)
+        return Fed(tier, encode(send), ids, flow, deadline, campaign, send["channel"])
 
     # --- what goes wrong
 

@@ -106,12 +106,12 @@ def test_config_check_refuses_with_2_and_every_problem(config: Path) -> None:
 
 
 def test_config_check_tells_warnings_apart(config: Path) -> None:
-    config.write_text(CONFIG.replace("[channels.two]\n", 'repeats = "never"\n[channels.two]\n'))
+    config.write_text(CONFIG.replace("[log]\n", '[http]\nadmin = "127.0.0.1:1"\n[log]\n'))
     result = run("config", "check", config)
     assert result.exit_code == 0
-    assert result.stderr.startswith(f"warning: {config}:10: channels.partner.repeats")
+    assert result.stderr.startswith(f"warning: {config}:3: http.admin")
     document = json.loads(run("config", "check", config, "--json").stdout)
-    assert (document["ok"], document["warnings"][0]["line"]) == (True, 10)
+    assert (document["ok"], document["warnings"][0]["line"]) == (True, 3)
 
 
 def test_config_show_has_every_default_and_no_secret(config: Path, tmp_path: Path) -> None:

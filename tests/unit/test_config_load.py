@@ -262,7 +262,6 @@ def warnings(folder: Path, text: str) -> list[str]:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (QUIET + CHANNEL + 'repeats = "never"', "c.toml:6: channels.partner.repeats"),
         (QUIET + CHANNEL + '[http]\nadmin = "127.0.0.1:9465"', "c.toml:7: http.admin"),
         (QUIET + CHANNEL + '[log]\nkind = "kafka"\nmax_bytes = "1GiB"', 'c.toml:8: log.max_bytes = "1GiB": means nothing on Kafka'),
         (QUIET + CHANNEL + '[log]\nkind = "kafka"\n[[workers]]\nprocesses = 2', "c.toml:8: workers: each process remembers the ids"),

@@ -152,9 +152,10 @@ def test_http_statuses(status: int, action: Action) -> None:
     assert verdict.after_s == (3.0 if status in (429, 500, 502, 503, 599) else None)
 
 
-def test_repeats_are_safe_even_where_forbidden_because_of_the_key() -> None:
+def test_where_repeats_are_forbidden_an_unclear_answer_is_not_taken_for_a_no() -> None:
     driver = make(repeats="never")
-    assert driver.result(call({}, IDS), Reply(502, {}, b"")).whole.action is Action.RETRY
+    actions = [driver.result(call({}, IDS), Reply(status, {}, b"")).whole.action for status in (200, 502, 503, 429)]
+    assert actions == [Action.UNKNOWN, Action.UNKNOWN, Action.RETRY, Action.RETRY]
 
 
 def test_content_json_cannot_say() -> None:
