@@ -1,5 +1,6 @@
 """How long a `system` send takes from its append to the platform's receipt of the request: idle, with a million `basic`
-recipients queued, with the platform of these hung, and with each of these told to come again (a retry storm).
+recipients queued, with the platform of these hung, and with each of these told to come again (a retry storm);
+and, idle, on a channel that forbids repeats.
 
 Open loop: sends are appended at fixed times, whatever became of the ones before, and every latency counts from the
 intended time, so that a stall hides nothing. The platform of the urgent sends is a process of its own.
@@ -41,6 +42,15 @@ in_flight = 32
 corpid = "ww"
 corpsecret = "s"
 agentid = 1
+[channels.once]
+driver = "wecom.message"
+base_url = "{urgent}/wecom"
+in_flight = 32
+repeats = "never"
+[channels.once.accounts.corp]
+corpid = "ww"
+corpsecret = "s"
+agentid = 1
 [channels.mass]
 driver = "webhook"
 base_url = "{mass}/webhook/mass"
@@ -72,10 +82,10 @@ class Bench:
         self._urgent = urgent
         self._every_s = 1.0 / rate
 
-    async def case(self, name: str, samples: int) -> None:
+    async def case(self, name: str, samples: int, channel: str = "notice") -> None:
         """Append ``samples`` urgent sends on their schedule and add what became of them to ``figures``."""
         before = await self._engine.samples()
-        intended, slips, acked = await self._feed(name, samples)
+        intended, slips, acked = await self._feed(name, samples, channel)
         latencies = await self._arrived(intended)
         after = await self._engine.samples()
         for label, share in SHARES.items():
@@ -95,7 +105,7 @@ class Bench:
                 raise RuntimeError(f"the backlog was not taken in within {INTAKE_S:.0f} s")
             await asyncio.sleep(0.5)
 
-    async def _feed(self, name: str, samples: int) -> tuple[dict[str, int], list[float], list[float]]:
+    async def _feed(self, name: str, samples: int, channel: str) -> tuple[dict[str, int], list[float], list[float]]:
         """The intended times (wall, ns) by recipient; how much later (ms) each append was begun, and acknowledged."""
         start, epoch_ns = time.monotonic() + 0.1, time.time_ns() - time.monotonic_ns()
         intended: dict[str, int] = {}
@@ -103,7 +113,7 @@ class Bench:
         acked: list[float] = []
 
         async def append(id: str, due: float) -> None:
-            await self._log.append([_urgent(id)])
+            await self._log.append([_urgent(id, channel)])
             acked.append((time.monotonic() - due) * 1e3)
 
         async with asyncio.TaskGroup() as appends:
@@ -135,9 +145,9 @@ def _stalls(scrape: stack.Samples) -> int:
     return int(late["+Inf"] - late["0.005"])
 
 
-def _urgent(id: str) -> Record:
+def _urgent(id: str, channel: str) -> Record:
     content = {"type": "text", "text": "urgent"}
-    return Record("surgetank.system", msgpack.packb({"id": id, "channel": "notice", "to": [id], "content": content}))
+    return Record("surgetank.system", msgpack.packb({"id": id, "channel": channel, "to": [id], "content": content}))
 
 
 def _mass(n: int) -> Record:
@@ -165,6 +175,7 @@ async def measure(folder: Path, bootstrap: str | None, samples: int, backlog: in
         await bench.case("warm", WARM)
         bench.figures.clear()
         await bench.case("idle", samples)
+        await bench.case("once", samples, "once")
         await bench.queue(backlog)
         await bench.case("loaded", samples)
         await mass.post("outage", HANG)
