@@ -26,6 +26,7 @@ from engine.wire_control import LimitUse, Target
 
 logger = structlog.get_logger("surgetank.limits")
 CALLS, RECIPIENTS = 0, 1
+NEVER = 2**63 - 1  # the core's
 PERIODS_S = 10.0  # how often calendars are looked at: a wall clock that was set is noticed by then
 AGAIN_S = 1.0
 LONGEST_MS = {True: 32 * 86_400_000, False: 26 * 3_600_000}  # a month, a day
@@ -61,6 +62,9 @@ class Core(Protocol):
 
     def use(self, limit: int, now_ns: int) -> tuple[int, int, int, int]:
         """Counted ever, counted in the window, held, granted and not used."""
+
+    def free_at(self, limit: int, now_ns: int) -> int:
+        """When template and basic may use more of it; now: they may."""
 
 
 def _target(name: Sequence[str]) -> Target:
@@ -143,8 +147,18 @@ class Limits:
         found, now_ns = [], self._clock.now_ns()
         for limit, kept in self._kept.items():
             _, counted, held, _ = self._core.use(limit, now_ns)
-            told = self.told(limit)
-            found.append(LimitUse(on=kept.on, limit=told, number=kept.most, used=counted, in_flight=held))
+            free_ns = self._core.free_at(limit, now_ns)
+            found.append(
+                LimitUse(
+                    on=kept.on,
+                    limit=self.told(limit),
+                    number=kept.most,
+                    used=counted,
+                    in_flight=held,
+                    full=free_ns > now_ns,
+                    until=(free_ns - self._clock.offset_ns()) // NS_PER_MS if now_ns < free_ns < NEVER else None,
+                )
+            )
         return found
 
     def told(self, limit: int) -> str:

@@ -23,15 +23,17 @@ HELD = {
     schedule.HELD_GRANT: "grant",
     schedule.HELD_LINGER: "linger",
     schedule.HELD_TIME: "time",
+    schedule.HELD_PACING: "pacing",
 }
-OWNED = {"pause", "slot", "block", "limit", "grant"}  # by a scope
+OWNED = {"pause", "slot", "block", "limit", "grant", "pacing"}  # by a scope
+Row = tuple[int, int, int, int, int, int | None, int, int]  # see Core.explain
 
 
 class Core(Protocol):
     """What is asked of the core."""
 
-    def explain(self, now_ns: int, tenant: int, campaign: int) -> list[tuple[int, int, int, int, int, int | None, int]]:
-        """Tier, account, recipients ready, HELD_*, scope, limit, until; by tier and account."""
+    def explain(self, now_ns: int, tenant: int, campaign: int) -> list[Row]:
+        """Tier, account, recipients ready, HELD_*, scope, limit, until, rate; by tier and account."""
 
 
 class Why:
@@ -73,13 +75,13 @@ class Why:
                     found.append(self._hold(send.flow, row, id))
         return found
 
-    def _row(self, flow: Flow) -> tuple[int, int, int, int, int, int | None, int] | None:
+    def _row(self, flow: Flow) -> Row | None:
         """What the core says of the flow; None: all of it is under way."""
         rows = self._core.explain(self._clock.now_ns(), flow.tenant_handle, flow.campaign_handle)
         return next((row for row in rows if row[:2] == (flow.tier, flow.account_handle)), None)
 
-    def _hold(self, flow: Flow, row: tuple[int, int, int, int, int, int | None, int], send: str | None) -> Hold:
-        _, _, ready, why, scope, limit, until = row
+    def _hold(self, flow: Flow, row: Row, send: str | None) -> Hold:
+        _, _, ready, why, scope, limit, until, rate = row
         held = HELD[why]
         on = self._target(flow, scope) if held in OWNED else None
         until_ms = None if until == schedule.NEVER else (until - self._clock.offset_ns()) // NS_PER_MS
@@ -95,6 +97,7 @@ class Why:
             held=held,
             on=on,
             limit=None if limit is None else self._told(limit),
+            rate=rate / schedule.CALL_A_SECOND if held == "pacing" else None,
             until=self._paused.get(on) if held == "pause" and on is not None else until_ms,
         )
 

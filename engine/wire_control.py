@@ -85,9 +85,10 @@ class Command(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 class Hold(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """Why the recipients of one campaign, in one tier and account, have not left a worker yet.
 
-    ``held``: turn (nothing holds them), pause, slot, block, limit, grant, linger, time. ``on``: whose pause, block,
-    limit or slot it is. ``until``: ms since the epoch; None: not known. ``sends``: open ones, calls under way included;
-    ``ready``: their recipients that are queued and not held by time. ``send``: the one asked for.
+    ``held``: turn (nothing holds them), pause, slot, block, limit, grant, linger, time, pacing. ``on``: whose pause,
+    block, limit, slot or rate it is. ``rate``: of pacing, calls a second. ``until``: ms since the epoch; None: not
+    known. ``sends``: open ones, calls under way included; ``ready``: their recipients that are queued and not held by
+    time. ``send``: the one asked for.
     """
 
     tier: str
@@ -101,18 +102,22 @@ class Hold(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     held: str
     on: Target | None = None
     limit: str | None = None
+    rate: float | None = None
     until: int | None = None
 
 
-class LimitUse(msgspec.Struct, frozen=True, kw_only=True):
+class LimitUse(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """One limit of a worker, which may have a share of the configured number. ``used``: in the window that ends now, or
-    the period; ``in_flight``: by calls under way, which count too."""
+    the period; ``in_flight``: by calls under way, which count too. ``full``: `template` and `basic` can use no more
+    until ``until``, ms since the epoch; None: that hangs on calls under way."""
 
     on: Target
     limit: str
     number: Count
     used: Count
     in_flight: Count
+    full: bool = False
+    until: int | None = None
 
 
 class Reply(msgspec.Struct, frozen=True, gc=False, kw_only=True):

@@ -44,6 +44,7 @@ cdef extern from "limit.h" nogil:
     void limit_roll(Limit* limit, int64_t now)
     void limit_count(Limit* limit, int64_t at, uint64_t n)
     void limit_period(Limit* limit, int64_t now, int64_t period, int64_t ends, int64_t ends_next)
+    int64_t limit_when(Limit* limit, int64_t now, uint64_t n, uint64_t held, uint64_t ceiling)
     uint64_t limit_wants(Limit* limit)
     void limit_grant(Limit* limit, uint64_t n)
     void scope_make(Scope* scope, Limit** asking)

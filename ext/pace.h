@@ -378,6 +378,30 @@ static inline int64_t pace_when(Pace *pace, int64_t now_ns) {
     return pace->stale && pace->read_at < when ? pace->read_at : when;
 }
 
+/* Calls that are due before a slot; of one that has passed nobody knows the order, so 0. Reads the slots in use. */
+static inline uint64_t pace_before(const Pace *pace, uint32_t slot) {
+    uint32_t far = (pace->base + PACE_SLOTS + 63) >> PACE_FAR_BITS;
+    uint32_t near = pace_is_near(pace, slot) ? slot - pace->base : PACE_SLOTS;
+    uint32_t fars = pace_is_near(pace, slot) ? 0 : (slot - (far << PACE_FAR_BITS)) >> PACE_FAR_BITS;
+    uint64_t calls = pace->late;
+    if (pace_has_passed(pace, slot)) return 0;
+    for (uint32_t seen = 0; (seen += pace_seek(pace->near.used, pace->base + seen, near - seen)) < near; seen++)
+        calls += pace->near.calls[(pace->base + seen) % PACE_SLOTS];
+    for (uint32_t seen = 0; (seen += pace_seek(pace->far.used, far + seen, fars - seen)) < fars; seen++)
+        calls += pace->far.calls[(far + seen) % PACE_SLOTS];
+    return calls;
+}
+
+/* About when the first call of a slot leaves: when those due before it have, at the rate of now, but by the slot's own
+   time; not before the next call. For who asks why something waits: nothing changes by it. */
+static inline int64_t pace_expects(const Pace *pace, uint32_t slot) {
+    int64_t own = pace->base_ns + ((int64_t)(int32_t)(slot - pace->base) << PACE_NEAR_BITS);
+    int64_t next = pace->left + pace_interval(pace);
+    __int128 when = pace->left + (__int128)pace_interval(pace) * (pace_before(pace, slot) + 1);
+    if (when > own) when = own;
+    return when < next ? next : (int64_t)when;
+}
+
 /* Whether all is where it says: counts, bits and rings. For checks: walks everything. */
 static inline int pace_is_sound(const Pace *pace) {
     const PaceSlots *both[2] = {&pace->near, &pace->far};

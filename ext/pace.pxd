@@ -35,6 +35,7 @@ cdef extern from "pace.h" nogil:
     void pace_control(Pace* pace, int64_t now_ns)
     int64_t pace_when(Pace* pace, int64_t now_ns)
     void pace_leave(Pace* pace, int64_t now_ns)
+    int64_t pace_expects(const Pace* pace, uint32_t slot)
     bint pace_is_sound(const Pace* pace)
 
 

@@ -41,6 +41,10 @@ class Pacer:
         """When the next call may leave, or this must be asked again; 0 = now. Reads the slots in use, but not more than
         once in 2**26 ns."""
 
+    def expects(self, slot: int) -> int:
+        """About when the first call of a slot leaves: when those due before it have, at the rate of the last reading,
+        but by the slot's own time; not before the next call. Changes nothing. Steps: the slots in use before it."""
+
     def leave(self, now_ns: int) -> None:
         """A call leaves: the next one waits for its turn. O(1)."""
 

@@ -67,6 +67,9 @@ cdef class Pacer:
     def when(self, int64_t now_ns):
         return pace_when(self.pace, within("now_ns", now_ns, 0, LATEST))
 
+    def expects(self, uint32_t slot):
+        return pace_expects(self.pace, slot)
+
     def leave(self, int64_t now_ns):
         pace_leave(self.pace, within("now_ns", now_ns, 0, LATEST))
 

@@ -280,15 +280,17 @@ cdef enum Why:  # a campaign's recipients have not left yet
     OF_BLOCK, OF_LIMIT, OF_GRANT  # as a scope refuses: REFUSED_...
     OF_LINGER
     OF_TIME  # a not_before, or the wait before a retry
+    OF_RATE  # paced: its lane waits for the time of its next call
 
 cdef struct Reason:  # of one campaign in one leaf
     uint64_t ready  # recipients that may go as far as time is concerned
     int64_t until  # INT64_MAX: not known
+    uint64_t rate  # OF_RATE: at which calls leave
     uint32_t account
     uint32_t limit  # handle + 1; 0: none
     uint8_t tier
     uint8_t why  # Why
-    uint8_t level  # Level of what holds it: whose pause, or whose scope
+    uint8_t level  # Level of what holds it: whose pause, scope or rate
 
 cdef struct Count:  # of one tier; all but flows in recipients
     uint64_t pushed, popped, expired, cancelled

@@ -18,13 +18,13 @@ from libc.string cimport memcpy, memset
 
 from ext.histogram cimport counts_observe
 from ext.limits cimport (
-    LIMIT_CALLS, LIMIT_NEVER, LIMIT_RECIPIENTS, REFUSED_BLOCKED, REFUSED_NOT, Refusal, limit_ceiling, limit_make,
+    LIMIT_CALLS, LIMIT_NEVER, LIMIT_RECIPIENTS, REFUSED_BLOCKED, REFUSED_GRANT, REFUSED_NOT, Refusal, limit_ceiling, limit_make,
     scope_add, scope_free, scope_make, scopes_hold, scopes_most, scopes_refuse, scopes_settle,
 )
 
 from ext.pace cimport (
     PACE_ASAP, PACE_BELOW, PACE_FASTEST, PACE_NEAR_BITS, PACE_OVER, beside_count, beside_rate, capacity_end,
-    capacity_rate, capacity_start, pace_add, pace_first, pace_is_sound, pace_leave, pace_make, pace_rate, pace_remove,
+    capacity_rate, capacity_start, pace_add, pace_expects, pace_first, pace_is_sound, pace_leave, pace_make, pace_rate, pace_remove,
     pace_slot, pace_wait, pace_wait_no_more, pace_waits, pace_when,
 )
 
@@ -1351,9 +1351,32 @@ cdef int64_t earliest(const Queue* queue) noexcept nogil:
     return INT64_MAX if tick > <uint64_t>INT64_MAX >> 20 else <int64_t>(tick << 20)
 
 
+cdef void explain_rate(const Node* campaign, Reason* reason) noexcept nogil:
+    """Its lane is held back: until about when what is due before it has left, at the rate of the lane or of its tier,
+    whichever takes longer. Of its READY queues the first ones are looked at."""
+    cdef const Node* node = campaign.parent.parent.parent
+    cdef const Link* link = campaign.ring.next
+    cdef uint32_t slot = queue_of(<Link*>link).slot
+    cdef int64_t when
+    cdef int _i
+    for _i in range(LOOKED_AT):
+        if link == &campaign.ring:
+            break
+        if <int32_t>(queue_of(<Link*>link).slot - slot) < 0:
+            slot = queue_of(<Link*>link).slot
+        link = link.next
+    reason.why, reason.until = OF_RATE, -1
+    for _i in range(2):
+        when = pace_expects(&node.pacing.pace, slot)
+        if when > reason.until:
+            reason.level, reason.rate, reason.until = node.level, node.pacing.pace.rate, when
+        node = node.parent
+
+
 cdef void explain_node(Queues* q, Node* campaign, Reason* reason) noexcept nogil:
     cdef Node* tenant = campaign.parent
     cdef Node* leaf = tenant.parent
+    cdef bint paced = leaf.parent.state & HELD_BACK
     cdef Scope* path[PATH]
     cdef Queue* queue
     cdef Refusal no
@@ -1368,17 +1391,21 @@ cdef void explain_node(Queues* q, Node* campaign, Reason* reason) noexcept nogil
         return
     if explain_parked(campaign, reason):
         return
-    if not has_slot(leaf.channel, leaf.tier):
+    if paced:
+        explain_rate(campaign, reason)
+    elif not has_slot(leaf.channel, leaf.tier):
         reason.why, reason.level = OF_SLOT, LANE
         return
     queue = queue_of(ring_first(&campaign.ring))
     n = planned(q, tenant, next_batch(q, queue, &content))
     path_of(q, leaf, tenant.group, path)
     no = scopes_refuse(path, PATH, q.now, n, leaf.tier == SYSTEM)
+    if paced and (no.why == REFUSED_GRANT or no.until < reason.until):
+        return  # refused or not, that is over before its time comes
     if no.why != REFUSED_NOT:
         explain_refusal(&no, reason)
-        return
-    reason.why, reason.until = TURN, q.now
+    else:
+        reason.until = q.now  # its turn
 
 
 cdef size_t queues_explain(

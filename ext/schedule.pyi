@@ -26,6 +26,7 @@ HELD_LIMIT: int
 HELD_GRANT: int  # a limit has room, and the grant that is asked for is not there yet
 HELD_LINGER: int  # for others to merge with
 HELD_TIME: int  # a not_before, or the wait before a retry
+HELD_PACING: int  # the time of its channel's next call, at the rate of now, has not come
 CALLS: int
 RECIPIENTS: int
 CLOSED_CAP: int
@@ -156,6 +157,10 @@ class Core:
         """Counted ever; of it in the window or period that ends now; on its way; granted and not used (2**64 - 1:
         everything is granted)."""
 
+    def free_at(self, limit: int, now_ns: int) -> int:
+        """When one more call or recipient of template or basic fits: now, or when enough of the window has gone; NEVER:
+        that hangs on calls under way."""
+
     def push_many(
         self,
         now_ns: int,
@@ -219,15 +224,19 @@ class Core:
         from its next turn on; what it has left of this one, or owes, stays. A tenant or campaign keeps it, be it queued
         or not, until it is 1 again."""
 
-    def explain(self, now_ns: int, tenant: int, campaign: int) -> list[tuple[int, int, int, int, int, int | None, int]]:
+    def explain(
+        self, now_ns: int, tenant: int, campaign: int
+    ) -> list[tuple[int, int, int, int, int, int | None, int, int]]:
         """Why a campaign's recipients have not left yet, a row for each tier and account they are queued in: tier,
         account, recipients that time does not hold, HELD_*, the scope that holds (GLOBAL..OF_CAMPAIGN), the limit or
-        None, until when (NEVER: not known).
+        None, until when (NEVER: not known), and the rate at which calls leave (HELD_PACING; else 0).
 
         Of a pause, the widest; of limits and blocks, the one that refuses next: the one its account or channel is kept
-        by already (for another's batch maybe), or the first that would refuse its next batch. Without anything ready:
-        the earliest end of waiting among its first 64 queues. Steps: accounts and tiers, times limits above them;
-        nothing that is queued is walked. A grant that is missing is asked for.
+        by already (for another's batch maybe), or the first that would refuse its next batch. Of pacing: the channel's
+        rate or the tier's, whichever takes longer for the calls due before its own, and until about when that is, by
+        its due time at the latest; a limit that refuses for longer comes before it. Without anything ready: the
+        earliest end of waiting among its first 64 queues. Steps: accounts and tiers, times limits above them and the
+        slots of pacing; nothing that is queued is walked. A grant that is missing is asked for.
         """
 
     def block(self, scope: int, handle: int, until_ns: int) -> None:

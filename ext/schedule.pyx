@@ -16,13 +16,13 @@ from libc.string cimport memcpy
 
 from ext.histogram cimport Histogram
 from ext.limits cimport (
-    LIMIT_CALLS, LIMIT_RECIPIENTS, Limit, Scope, limit_count, limit_grant, limit_period, limit_roll,
-    limit_wants, scope_limit,
+    LIMIT_CALLS, LIMIT_RECIPIENTS, Limit, Scope, limit_ceiling, limit_count, limit_grant, limit_period,
+    limit_roll, limit_wants, limit_when, scope_limit,
 )
 from ext.pace cimport PACE_ASAP, PACE_CALL_A_SECOND, PACE_EVEN, PACE_FASTEST, PACE_PACED, Pace
 from ext.queues cimport (
     BASIC, CAMPAIGN_, CANCELLED_, CAP, CUT, DUE, EXPIRED_, LINGER_OVER, SYSTEM, TEMPLATE, TIERS,
-    OF_BLOCK, OF_GRANT, OF_LIMIT, OF_LINGER, OF_PAUSE, OF_SLOT, OF_TIME, TURN,
+    OF_BLOCK, OF_GRANT, OF_LIMIT, OF_LINGER, OF_PAUSE, OF_RATE, OF_SLOT, OF_TIME, TURN,
     BatchRow, EndedRow, Group, Kept, Node, Output, Queues, Reason, Row,
     queues_add_account, queues_add_channel, queues_add_limit, queues_advance, queues_cancel, queues_due, queues_free,
     queues_explain, queues_has_ended, queues_has_work, queues_kept, queues_make, queues_make_tenant, queues_memory,
@@ -36,9 +36,9 @@ NEVER = INT64_MAX
 TICK_NS = 1 << 20
 GLOBAL, CHANNEL, ACCOUNT, WHOLE_TIER, OF_TENANT, OF_CAMPAIGN = 0, 1, 2, 3, 4, 5
 CALLS, RECIPIENTS = LIMIT_CALLS, LIMIT_RECIPIENTS
-# What holds a campaign, and (by level of the tree) whose pause or scope it is.
-HELD_TURN, HELD_PAUSE, HELD_SLOT, HELD_BLOCK, HELD_LIMIT, HELD_GRANT, HELD_LINGER, HELD_TIME = (
-    TURN, OF_PAUSE, OF_SLOT, OF_BLOCK, OF_LIMIT, OF_GRANT, OF_LINGER, OF_TIME,
+# What holds a campaign, and (by level of the tree) whose pause, scope or rate it is.
+HELD_TURN, HELD_PAUSE, HELD_SLOT, HELD_BLOCK, HELD_LIMIT, HELD_GRANT, HELD_LINGER, HELD_TIME, HELD_PACING = (
+    TURN, OF_PAUSE, OF_SLOT, OF_BLOCK, OF_LIMIT, OF_GRANT, OF_LINGER, OF_TIME, OF_RATE,
 )
 cdef tuple SCOPE_OF = (GLOBAL, WHOLE_TIER, CHANNEL, ACCOUNT, OF_TENANT, OF_CAMPAIGN)
 CLOSED_CAP, CLOSED_LINGER, CLOSED_DUE, CLOSED_CUT = CAP, LINGER_OVER, DUE, CUT
@@ -481,6 +481,11 @@ cdef class Core:
         limit_roll(of, self.q.now)
         return of.total, of.total - of.gone, of.scope.held[of.unit], of.granted
 
+    def free_at(self, limit, now_ns):
+        cdef Limit* of = self.limit(limit)
+        self.advance(now_ns)
+        return max(self.q.now, limit_when(of, self.q.now, 1, of.scope.held[of.unit], limit_ceiling(of, False)))
+
     def push_many(
         self, now_ns, send, tier, account, tenant, campaign, content, attempt, not_before, due, deadline, linger,
         pushed, count, position, id_length, bytes ids not None,
@@ -610,6 +615,7 @@ cdef class Core:
                 (
                     reasons[i].tier, reasons[i].account, reasons[i].ready, reasons[i].why, SCOPE_OF[reasons[i].level],
                     <int64_t>reasons[i].limit - 1 if reasons[i].limit else None, reasons[i].until,
+                    reasons[i].rate,
                 )
                 for i in range(n)
             ]

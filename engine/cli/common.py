@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import click
@@ -42,6 +43,14 @@ def duration(text: str) -> Duration:
         return Duration.parse(str(text))
     except ValueError:
         raise click.BadParameter(f'{text!r} is not a duration such as "10s" (ns, us, ms, s, m, h, d)') from None
+
+
+def utc(at_ms: int) -> str:
+    """To the second; a time nobody will see is "for ever"."""
+    try:
+        return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    except (OverflowError, ValueError, OSError):
+        return "for ever"
 
 
 @asynccontextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from engine.cli.ask import ask, timeout_option
-from engine.cli.common import config_option, json_option, tell
+from engine.cli.common import config_option, json_option, tell, utc
 from engine.config import Duration, load
 from engine.wire_control import LimitUse
 
@@ -37,4 +37,5 @@ def limits(ctx: click.Context, config_path: str, timeout: Duration, as_json: boo
 
 def line(use: LimitUse) -> str:
     """One limit, for people."""
-    return f"{use.on}: {use.limit}: {use.used:,} used, {use.in_flight:,} in flight, of {use.number:,}"
+    full = "" if not use.full else f"; full until {'a call ends' if use.until is None else utc(use.until)}"
+    return f"{use.on}: {use.limit}: {use.used:,} used, {use.in_flight:,} in flight, of {use.number:,}{full}"

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
 
 import click
 
 from engine.cli.ask import answered, ask, timeout_option
-from engine.cli.common import config_option, json_option, tell
+from engine.cli.common import config_option, json_option, tell, utc
 from engine.config import Duration, load
 from engine.wire_control import Hold, Reply, Target
 
@@ -22,6 +21,7 @@ WORDS = {
     "grant": "the limit waits for its grant to be written",
     "linger": "waits for more to share a call with",
     "time": "not before its time, or waits for a retry",
+    "pacing": "paced: has time, and leaves at the lowest rate that is in time",
 }
 
 
@@ -69,16 +69,10 @@ def _text(found: Mapping[str, Reply], what: str, timeout: Duration) -> str:
 def line(hold: Hold) -> str:
     """One Hold, for people."""
     whose = f"{hold.tier}, {hold.channel}/{hold.account}, tenant {hold.tenant}"
-    facts = [hold.limit, None if hold.on is None else str(hold.on)]
+    rate = None if hold.rate is None else f"{hold.rate:.4g} calls/s now"
+    facts = [hold.limit, rate, None if hold.on is None else str(hold.on)]
     said = ", ".join(fact for fact in facts if fact)
-    until = "" if hold.held == "turn" or hold.until is None else f" until {_time(hold.until)}"
+    about = " about" if hold.held == "pacing" else ""
+    until = "" if hold.held == "turn" or hold.until is None else f" until{about} {utc(hold.until)}"
     have = f"{hold.sends:,} sends, {hold.ready:,} recipients ready"
     return f"{whose}: {have}: {WORDS[hold.held]}{f' ({said})' if said else ''}{until}"
-
-
-def _time(at_ms: int) -> str:
-    """UTC, to the second; a time nobody will see is "for ever"."""
-    try:
-        return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-    except (OverflowError, ValueError, OSError):
-        return "for ever"

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from tests.property.pace_model import CapacityModel, PaceModel
 from tests.property.paced_model import Beside, Paced, Pacing, by_due
+from tests.property.why_model import Explained
 
 NEVER = 2**63 - 1
 TICK_NS = 2**20
@@ -136,6 +137,13 @@ class Queue:
         return self.leaf, (*self.key[:2], content)
 
 
+@dataclass
+class Refusal:
+    scope: int  # which of the path
+    limit: Limit | None  # None: the scope is blocked
+    until: int
+
+
 @dataclass(eq=False)
 class Node:
     """Everything, a tier, a lane (tier x channel), a leaf (tier x account), a tenant or a campaign in a leaf."""
@@ -159,6 +167,7 @@ class Node:
     pacing: Pacing | None = None  # a tier's or a lane's
     aside: list[Queue] = field(default_factory=list)
     newcomer: bool = True
+    kept: Refusal | None = None  # of the last time it was parked
 
     def above(self, levels: int) -> Node:
         node = self
@@ -185,6 +194,7 @@ class Limit:
     per: int
     reserved: int
     entries: list[list[int]] = field(default_factory=list)  # begun, at, n
+    handle: int = 0  # the core's
 
     def ceiling(self, tier: int) -> int:
         return self.number if tier == SYSTEM else self.number - self.reserved
@@ -249,7 +259,7 @@ def tick_up(at: int) -> int:
     return max(0, -(-at // TICK_NS))
 
 
-class Model(Paced):
+class Model(Explained, Paced):
     def __init__(
         self,
         template_weight: int,
@@ -378,11 +388,12 @@ class Model(Paced):
         else:
             self.free_if_idle(node)
 
-    def park(self, node: Node, scope: Scope, until: int) -> None:
+    def park(self, node: Node, scope: Scope, no: Refusal) -> None:
         self.hold(node, "parked")
+        node.kept = no
         scope.parked.append(node)
-        if until != NEVER:
-            self.arm(node.timer, until, lambda: self.unpark(node, scope))
+        if no.until != NEVER:
+            self.arm(node.timer, no.until, lambda: self.unpark(node, scope))
 
     def unpark(self, node: Node, scope: Scope) -> None:
         self.disarm(node.timer)
@@ -630,16 +641,10 @@ class Model(Paced):
         path = self.path(leaf, queue.branch.above(1))
         content, there = self.next_batch(queue, channel.cap)
         most = self.planned(there, path, tier.tier)
-        for node, scope in path:
-            if scope.blocked > self.now:
-                self.park(node, scope, scope.blocked)
-                return None
-        for node, scope in path:
-            for limit in scope.limits:
-                until = limit.when(self.now, scope.uses(limit, most), tier.tier, scope.held[limit.recipients])
-                if until > self.now:
-                    self.park(node, scope, until)
-                    return None
+        no = self.refusal(path, most, tier.tier)
+        if no is not None:
+            self.park(path[no.scope][0], path[no.scope][1], no)
+            return None
         return self.send(queue, content, most, most < there, path, channel)
 
     def choose(self, lane: Node) -> Queue | None:
@@ -648,6 +653,18 @@ class Model(Paced):
         tenant = self.turn_of(lane.ring[0])
         campaign = self.turn_of(tenant) if tenant else None
         return campaign.ready[0] if campaign else None
+
+    def refusal(self, path: list[tuple[Node, Scope]], n: int, tier: int) -> Refusal | None:
+        """The first that refuses a batch of n now."""
+        for at, (_, scope) in enumerate(path):
+            if scope.blocked > self.now:
+                return Refusal(at, None, scope.blocked)
+        for at, (_, scope) in enumerate(path):
+            for limit in scope.limits:
+                until = limit.when(self.now, scope.uses(limit, n), tier, scope.held[limit.recipients])
+                if until > self.now:
+                    return Refusal(at, limit, until)
+        return None
 
     def path(self, leaf: Node, tenant: Node) -> list[tuple[Node, Scope]]:
         """What waits when a scope refuses, and the scope; the widest first."""

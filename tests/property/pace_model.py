@@ -128,6 +128,11 @@ class PaceModel:
             return 0
         return min(when, self.read_at) if self.stale else when
 
+    def expects(self, slot: int) -> int:
+        before = sum(n for at, n in self.calls.items() if at < slot) if slot >= self.base else 0
+        interval = NS // self.rate
+        return max(self.left + interval, min(self.left + interval * (before + 1), (slot - 1) * SLOT_NS))
+
     def leave(self, now: int) -> None:
         self.left = min(max(self.left + NS // self.rate, now - SLACK_NS), now)
 

@@ -116,6 +116,8 @@ class PaceMachine(RuleBasedStateMachine):
         assert self.pacer.first() is self.model.first()
         for name in ("work", "need", "rate", "state", "ceiling"):
             assert getattr(self.pacer, name) == getattr(self.model, name), name
+        for slot, _ in self.added[-3:]:
+            assert self.pacer.expects(slot % 2**32) == self.model.expects(slot)
 
 
 TestPace = PaceMachine.TestCase

@@ -31,7 +31,7 @@ from ext.schedule import (
     Core,
 )
 from tests.property.columns import columns, rows
-from tests.property.model import SYSTEM, Batch, Limit, Model, Run
+from tests.property.model import BASIC, SYSTEM, Batch, Limit, Model, Run
 from tests.property.windows import most_in_a_window
 
 NS_PER_S = 1_000_000_000
@@ -134,7 +134,7 @@ class CoreMachine(RuleBasedStateMachine):
         here = self.model.scope(scope, handle)
         if any((other.recipients, other.per) == (limit.recipients, per) for other in here.limits):
             return  # set_limit would not know which is meant
-        self.core.add_limit(scope, handle, unit, number, per, limit.reserved)
+        limit.handle = self.core.add_limit(scope, handle, unit, number, per, limit.reserved)
         here.limits.append(limit)
         self.model.reconsider(here)
         self.limits.append((scope, handle, limit, len(self.left)))
@@ -215,6 +215,16 @@ class CoreMachine(RuleBasedStateMachine):
         self.model.reconsider(self.model.scope(scope, handle))
         self.limits = [(*one[:3], len(self.left)) if one[2] is limit else one for one in self.limits]
 
+    @precondition(lambda self: self.limits)
+    @rule(step=STEPS)
+    def free_at(self, step: int) -> None:
+        self.now += step
+        self.model.advance(self.now)
+        for scope, handle, limit, _ in self.limits:
+            held = self.model.scope(scope, handle).held[limit.recipients]
+            free = max(self.now, limit.when(self.now, 1, BASIC, held))
+            assert self.core.free_at(limit.handle, self.now) == free
+
     @rule(tenant=st.integers(0, 1), campaign=st.integers(0, 1))
     def cancel(self, tenant: int, campaign: int) -> None:
         assert self.core.cancel(tenant, campaign) == self.model.cancel(tenant, campaign)
@@ -263,7 +273,10 @@ class CoreMachine(RuleBasedStateMachine):
         self.model.advance(self.now)
         free, held = set(), {}
         for tenant, campaign in ((0, 0), (0, 1), (1, 0), (1, 1)):
-            for tier, account, ready, why, _, _, until in self.core.explain(self.now, tenant, campaign):
+            rows = self.core.explain(self.now, tenant, campaign)
+            expected = self.model.explain(tenant, campaign)
+            assert rows == [one._replace(limit=one.limit and one.limit.handle) for one in expected]
+            for tier, account, ready, why, _, _, until, _ in rows:
                 at = (tier, account, tenant, campaign)
                 assert ready == self.model.ready_of(*at)
                 assert until >= self.now

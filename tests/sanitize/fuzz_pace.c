@@ -111,6 +111,11 @@ static void leave(void) {
         int64_t when = pace_when(pace, now);
         CHECK(when == 0 || when > now);
         CHECK(pace->rate >= pace->floor && pace->rate >= pace->need && pace->rate <= PACE_FASTEST);
+        if (count) {
+            uint32_t slot = calls[pick(count)].slot;
+            CHECK(pace_before(pace, slot) < work);
+            CHECK(pace_expects(pace, slot) >= pace->left + pace_interval(pace));
+        }
         if (when == 0) {
             pace_leave(pace, now);
             CHECK(pace->left <= now && pace->left >= now - PACE_SLACK_NS);

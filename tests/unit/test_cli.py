@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ from click.testing import CliRunner, Result
 from engine import wire_control
 from engine.cli import main
 from engine.cli.ask import replies
+from engine.cli.limits import line as limit_line
 from engine.cli.why import line as why_line
 from engine.config import load
 from engine.logs import Record
 from engine.logs.open import open_log
 from engine.topics import topic_specs
-from engine.wire_control import Hold, Target
+from engine.wire_control import Hold, LimitUse, Target
 
 CONFIG = """
 [log]
@@ -361,10 +363,28 @@ def test_a_question_nobody_answers_is_taken_back(config: Path) -> None:
             Hold(**WHOSE, ready=0, held="time", until=2**60),
             "0 recipients ready: not before its time, or waits for a retry until for ever",
         ),
+        (
+            Hold(**WHOSE, ready=7, held="pacing", on=Target(channel="c"), rate=0.25, until=60_000),
+            "7 recipients ready: paced: has time, and leaves at the lowest rate that is in time (0.25 calls/s now, "
+            "channel c) until about 1970-01-01T00:01:00Z",
+        ),
     ],
 )
 def test_why_in_words(hold: Hold, said: str) -> None:
     assert why_line(hold) == f"basic, c/a, tenant t: 3 sends, {said}"
+
+
+@pytest.mark.parametrize(
+    ("full", "said"),
+    [
+        ({}, ""),
+        ({"full": True, "until": 1_000}, "; full until 1970-01-01T00:00:01Z"),
+        ({"full": True}, "; full until a call ends"),
+    ],
+)
+def test_a_limit_in_words(full: Mapping[str, Any], said: str) -> None:
+    use = LimitUse(on=Target(tenant="t"), limit="9 calls per 1h", number=9, used=8, in_flight=1, **full)
+    assert limit_line(use) == f"tenant t: 9 calls per 1h: 8 used, 1 in flight, of 9{said}"
 
 
 def test_cancel_without_an_answer_leaves_the_command_standing(config: Path) -> None:

@@ -236,7 +236,7 @@ def test_a_call_of_another_tenant_cannot_be_released() -> None:
 
 def why(channel: Channel, now: int, tenant: int = 0, campaign: int = 0) -> tuple[int, ...]:
     """What explains the only account it is queued for: HELD_*, scope, limit, until."""
-    ((_, _, _, held, scope, limit, until),) = channel.core.explain(now, tenant, campaign)
+    ((_, _, _, held, scope, limit, until, _),) = channel.core.explain(now, tenant, campaign)
     return held, scope, -1 if limit is None else limit, until
 
 

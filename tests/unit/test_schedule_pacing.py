@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from ext.schedule import ACCOUNT, ASAP, NEVER, PACED
+from ext.schedule import ACCOUNT, ASAP, CALLS, CHANNEL, HELD_LIMIT, HELD_PACING, NEVER, PACED, WHOLE_TIER
 from tests.property.model import BASIC, SYSTEM, Batch
 from tests.unit.test_schedule import Channel
 
@@ -73,6 +73,46 @@ def test_system_leaves_at_once_beside_what_is_held_back() -> None:
     assert at.stat("paced") > 90
     at.push(S, 1, tier=SYSTEM)
     assert [batch.tier for batch in at.pop(S)][:1] == [SYSTEM]
+
+
+def test_what_is_held_back_is_explained_and_the_forecast_comes_true() -> None:
+    """Sixty calls due in a minute, and one that is due later: it goes when they have gone."""
+    at = channel(cap=1)
+    at.push(0, 60, due=60 * S)
+    last = at.push(0, 1, campaign=1, due=100 * S)
+    run(at, 0, 5 * S)
+    work = at.core.pace(BASIC, 0)
+    ((tier, account, ready, held, scope, limit, until, rate),) = at.core.explain(5 * S, 0, 1)
+    assert (tier, account, ready, held, scope, limit) == (BASIC, 0, 1, HELD_PACING, CHANNEL, None)
+    assert work is not None
+    assert rate == work[2]
+    assert until <= 100 * S
+    (left,) = [now for now, batch in run(at, 5 * S, 100 * S) if batch.items[0][0] == last]
+    assert abs(left - until) < 6 * S
+    assert at.core.explain(100 * S, 0, 1) == []
+
+
+def test_the_tiers_rate_is_named_where_it_holds_longer() -> None:
+    at = channel(cap=1)
+    at.core.add_channel(100, 0, 1)
+    at.core.add_account(1)
+    at.push(0, 300, due=60 * S)
+    at.push(0, 1, tenant=1, account=1, due=59 * S)
+    at.push(0, 1, tenant=1, account=1, due=100 * S)
+    run(at, 0, 30 * S)
+    ((*_, held, scope, _, until, _),) = at.core.explain(30 * S, 1, 0)
+    assert (held, scope) == (HELD_PACING, WHOLE_TIER)
+    assert 55 * S < until < 65 * S
+
+
+def test_a_limit_that_lasts_longer_than_pacing_is_what_holds() -> None:
+    at = channel(cap=1)
+    limit = at.core.add_limit(ACCOUNT, 0, CALLS, 2, 1000 * S)
+    at.push(0, 10, due=60 * S)
+    assert len(run(at, 0, 2 * S)) == 2
+    ((*_, held, scope, of, until, rate),) = at.core.explain(2 * S, 0, 0)
+    assert (held, scope, of, rate) == (HELD_LIMIT, ACCOUNT, limit, 0)
+    assert 1000 * S <= until <= 1002 * S
 
 
 def test_what_is_cancelled_hurries_nobody() -> None:
