@@ -250,6 +250,32 @@ class TierConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = None
 
 
+class Rate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """So many calls every ``per``, evenly."""
+
+    calls: Annotated[int, about("Calls every `per`.", 1, 1_000_000)]
+    per: Annotated[Duration, about("How long it takes them to leave.", NS["s"], NS["d"])]
+
+
+class Pacing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How tiers are paced that are."""
+
+    tau: Annotated[
+        Duration,
+        about(
+            "How slowly a past peak is forgotten. Meanwhile calls leave up to half as fast again as needed, and no "
+            "faster than at that peak, so that what comes next finds less left to do; `0s`: always at the rate needed, "
+            "which is smoothest now and makes later peaks higher.",
+            0,
+            30 * NS["d"],
+        ),
+    ] = Duration(3_600_000_000_000)
+    floor: Annotated[
+        Rate,
+        about("While it has something to send, a paced tier is never held below this. Not given: one call a second."),
+    ] = Rate(1, Duration(1_000_000_000))
+
+
 class Overload(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What happens when a channel cannot keep up."""
 
@@ -351,6 +377,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     state: Annotated[str, about("Directory of what outlives the process: ids seen, and the embedded log.")] = "var"
     log: Annotated[LogConfig, about("Where sends come from and receipts go to.")] = LogConfig()
     tiers: Annotated[dict[str, TierConfig], about("The three tiers: `system`, `template`, `basic`.")] = {}
+    pacing: Annotated[Pacing, about("How tiers with `pacing` are paced.")] = Pacing()
     channels: Annotated[dict[str, ChannelConfig], about("The channels, by name; at least one.")] = {}
     limits: Annotated[tuple[Limit, ...], about("Limits over all channels together.")] = ()
     tenants: Annotated[dict[str, TenantConfig], about("Tenants with a weight or limits of their own, by name.")] = {}

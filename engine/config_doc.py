@@ -19,6 +19,8 @@ from engine.config import (
     Limit,
     LogConfig,
     Overload,
+    Pacing,
+    Rate,
     Retry,
     Security,
     Size,
@@ -63,6 +65,12 @@ TABLES: tuple[tuple[str, type[msgspec.Struct], str], ...] = (
         "`[tiers.system]`. A send that is more than is left of its tenant's is moved to the topic of `template` and is "
         "served as any send there ([how](scheduler.md#the-allowance-of-system)). Each process counts for itself.",
     ),
+    (
+        "[pacing]",
+        Pacing,
+        "For tiers whose `pacing` is not `asap` ([how](scheduler.md#pacing)). Each worker process paces for itself.",
+    ),
+    ("floor of pacing", Rate, 'Written as `floor = { calls = 1, per = "1s" }`.'),
     ("[channels.NAME]", ChannelConfig, "A channel; `NAME` is what a send gives as its `channel`."),
     ("retry of a channel", Retry, 'Written as `retry = { attempts = 8, first = "500ms", most = "1m" }`.'),
     (

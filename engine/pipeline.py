@@ -23,7 +23,7 @@ from engine.attempts import Attempts
 from engine.backoff import Backoff
 from engine.clock import NS_PER_MS, NS_PER_S, Clock
 from engine.commit import Committer
-from engine.config import Config, account_limits, tier_policy
+from engine.config import Config, Rate, account_limits, tier_policy
 from engine.consume import Intake
 from engine.content import Contents
 from engine.control import Control
@@ -54,7 +54,7 @@ from engine.state.seen import Seen
 from engine.state.uses import Uses
 from engine.topics import MAX_MAP_BYTES, topic_specs
 from engine.why import Why
-from ext.schedule import ACCOUNT, ASAP, CHANNEL, EVEN, GLOBAL, OF_TENANT, PACED, WHOLE_TIER, Core
+from ext.schedule import ACCOUNT, ASAP, CALL_A_SECOND, CHANNEL, EVEN, GLOBAL, OF_TENANT, PACED, WHOLE_TIER, Core
 
 logger = structlog.get_logger("surgetank.pipeline")
 GC_EVERY = 50_000  # objects
@@ -341,12 +341,19 @@ def _tenants(config: Config, core: Core, limits: Limits, opens: OpenSends) -> No
             limits.add(OF_TENANT, handle, ["tenant", name], rule)
 
 
+def _rate(rate: Rate) -> int:
+    """As the core has rates."""
+    return rate.calls * CALL_A_SECOND * NS_PER_S // rate.per
+
+
 def _core(config: Config) -> Core:
     policies = [tier_policy(config, tier) for tier in Tier]
     return Core(
         policies[Tier.TEMPLATE].weight,
         policies[Tier.BASIC].weight,
         pacing=[PACING[policy.pacing] for policy in policies],
+        tau_ns=config.pacing.tau,
+        floor=_rate(config.pacing.floor),
     )
 
 

@@ -50,3 +50,6 @@ class Limits:
 
     def use(self, handle: int, now_ns: int) -> tuple[int, int, int, int]:
         """Counted ever; of it in the window or period that ends now; held; granted and not used."""
+
+    def free_at(self, handle: int, now_ns: int) -> int:
+        """When one more call or recipient of the other tiers than system fits; NEVER: that hangs on calls held."""

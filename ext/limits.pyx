@@ -10,9 +10,9 @@ from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport malloc
 
 from ext.limits cimport (
-    LIMIT_NEVER, REFUSED_BLOCKED, REFUSED_FULL, REFUSED_GRANT, REFUSED_NOT, Limit, Refusal, Scope, limit_count,
-    limit_grant, limit_make, limit_period, limit_roll, limit_wants, scope_add, scope_free, scope_make, scopes_hold,
-    scopes_most, scopes_refuse, scopes_settle,
+    LIMIT_NEVER, REFUSED_BLOCKED, REFUSED_FULL, REFUSED_GRANT, REFUSED_NOT, Limit, Refusal, Scope, limit_ceiling,
+    limit_count, limit_grant, limit_make, limit_period, limit_roll, limit_wants, limit_when, scope_add, scope_free,
+    scope_make, scopes_hold, scopes_most, scopes_refuse, scopes_settle,
 )
 
 NEVER = LIMIT_NEVER
@@ -103,3 +103,7 @@ cdef class Limits:
         limit = self.limit(handle)
         limit_roll(limit, now_ns)
         return limit.total, limit.total - limit.gone, limit.scope.held[limit.unit], limit.granted
+
+    def free_at(self, handle, int64_t now_ns):
+        limit = self.limit(handle)
+        return max(now_ns, limit_when(limit, now_ns, 1, limit.scope.held[limit.unit], limit_ceiling(limit, False)))

@@ -10,6 +10,7 @@ cdef extern from "pace.h" nogil:
     ctypedef struct Pace:
         uint8_t mode
         uint8_t state
+        uint8_t stale
         uint32_t base
         int64_t read_at
         uint64_t work

@@ -18,14 +18,14 @@ from libc.string cimport memcpy, memset
 
 from ext.histogram cimport counts_observe
 from ext.limits cimport (
-    LIMIT_CALLS, LIMIT_NEVER, LIMIT_RECIPIENTS, REFUSED_BLOCKED, REFUSED_GRANT, REFUSED_NOT, Refusal, limit_ceiling, limit_make,
-    scope_add, scope_free, scope_make, scopes_hold, scopes_most, scopes_refuse, scopes_settle,
+    LIMIT_CALLS, LIMIT_NEVER, LIMIT_RECIPIENTS, REFUSED_BLOCKED, REFUSED_GRANT, REFUSED_NOT, Refusal, limit_ceiling,
+    limit_make, scope_add, scope_free, scope_make, scopes_hold, scopes_most, scopes_refuse, scopes_settle,
 )
 
 from ext.pace cimport (
     PACE_ASAP, PACE_BELOW, PACE_FASTEST, PACE_NEAR_BITS, PACE_OVER, beside_count, beside_rate, capacity_end,
-    capacity_rate, capacity_start, pace_add, pace_expects, pace_first, pace_is_sound, pace_leave, pace_make, pace_rate, pace_remove,
-    pace_slot, pace_wait, pace_wait_no_more, pace_waits, pace_when,
+    capacity_rate, capacity_start, pace_add, pace_expects, pace_first, pace_is_sound, pace_leave, pace_make, pace_rate,
+    pace_remove, pace_slot, pace_wait, pace_wait_no_more, pace_waits, pace_when,
 )
 
 cdef enum:
@@ -1302,7 +1302,7 @@ cdef bint explain_pause(const Node* campaign, Reason* reason) noexcept nogil:
 cdef void explain_refusal(const Refusal* no, Reason* reason) noexcept nogil:
     reason.why = OF_BLOCK + <uint8_t>(no.why - REFUSED_BLOCKED)
     reason.level = <uint8_t>no.scope  # ROOT is everything's, and so on down
-    reason.until = no.until
+    reason.until, reason.rate = no.until, 0
     reason.limit = 0 if no.limit == NULL else no.limit.handle + 1
 
 
@@ -1353,11 +1353,13 @@ cdef int64_t earliest(const Queue* queue) noexcept nogil:
 
 cdef void explain_rate(const Node* campaign, Reason* reason) noexcept nogil:
     """Its lane is held back: until about when what is due before it has left, at the rate of the lane or of its tier,
-    whichever takes longer. Of its READY queues the first ones are looked at."""
-    cdef const Node* node = campaign.parent.parent.parent
+    whichever takes longer; a tier's is read when its lanes ask, and says nothing when more has come since. Of its READY
+    queues the first ones are looked at."""
+    cdef const Node* lane = campaign.parent.parent.parent
+    cdef const Pace* pace = &lane.pacing.pace
+    cdef const Pace* tier = &lane.parent.pacing.pace
     cdef const Link* link = campaign.ring.next
     cdef uint32_t slot = queue_of(<Link*>link).slot
-    cdef int64_t when
     cdef int _i
     for _i in range(LOOKED_AT):
         if link == &campaign.ring:
@@ -1365,12 +1367,10 @@ cdef void explain_rate(const Node* campaign, Reason* reason) noexcept nogil:
         if <int32_t>(queue_of(<Link*>link).slot - slot) < 0:
             slot = queue_of(<Link*>link).slot
         link = link.next
-    reason.why, reason.until = OF_RATE, -1
-    for _i in range(2):
-        when = pace_expects(&node.pacing.pace, slot)
-        if when > reason.until:
-            reason.level, reason.rate, reason.until = node.level, node.pacing.pace.rate, when
-        node = node.parent
+    reason.why, reason.level = OF_RATE, LANE
+    reason.rate, reason.until = pace.rate, pace_expects(pace, slot)
+    if not tier.stale and pace_expects(tier, slot) > reason.until:
+        reason.level, reason.rate, reason.until = TIER_, tier.rate, pace_expects(tier, slot)
 
 
 cdef void explain_node(Queues* q, Node* campaign, Reason* reason) noexcept nogil:

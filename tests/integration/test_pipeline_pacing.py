@@ -14,16 +14,17 @@ import pytest
 
 from engine.clock import NS_PER_S
 from engine.send import Tier
+from ext.schedule import CALL_A_SECOND
 from tests.integration.support import Gateway, Worker, busiest, channel, configured, gateway, send, working
 
 CALLS, DUE_S = 60, 8
 
 
 @asynccontextmanager
-async def paced(folder: Path, pacing: str) -> AsyncIterator[tuple[Gateway, Worker]]:
+async def paced(folder: Path, pacing: str, more: str = "") -> AsyncIterator[tuple[Gateway, Worker]]:
     tiers = f'[tiers.basic]\npacing = "{pacing}"\nlinger = "0s"\ndue_after = "{DUE_S}s"\n'
     async with gateway() as partner:
-        config = configured(folder, channel("partner", partner.url, "batch = 1\nin_flight = 16"), tiers=tiers)
+        config = configured(folder, channel("partner", partner.url, "batch = 1\nin_flight = 16"), more, tiers=tiers)
         async with working(config) as worker:
             await worker.send("basic", *(send(f"b{n}", f"b{n}") for n in range(CALLS)))
             yield partner, worker
@@ -45,6 +46,17 @@ async def test_a_burst_leaves_spread_out_and_in_time_and_system_passes_it(tmp_pa
         late = worker.pipeline.core.lateness(Tier.BASIC)
         counts, _ = late.snapshot()
         assert counts[late.edges.index(5 * NS_PER_S)] == CALLS, "late by more than a machine may stand still"
+
+
+async def test_the_floor_is_the_configurations(tmp_path: Path) -> None:
+    """Thirty a second, though eight would do."""
+    pacing = '[pacing]\ntau = "0s"\nfloor = { calls = 30, per = "1s" }\n'
+    async with paced(tmp_path, "paced", pacing) as (partner, worker):
+        await worker.until(lambda: len(partner.calls) > 1)
+        stats = worker.pipeline.core.stats()
+        assert stats["pacing_floor"] == [0, 0, 30 * CALL_A_SECOND]
+        assert stats["pacing_rate"][Tier.BASIC] >= 30 * CALL_A_SECOND
+        await worker.judged()
 
 
 async def test_without_pacing_it_leaves_at_once(tmp_path: Path) -> None:

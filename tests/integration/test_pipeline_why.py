@@ -13,16 +13,21 @@ from engine.clock import NS_PER_S
 from engine.deliver import MISSES
 from engine.logs import Record
 from engine.wire_control import Hold, Target
+from ext.schedule import CALL_A_SECOND
 from tests.integration.support import (
     DEADLINE_S,
     Ahead,
     Arrived,
     Worker,
     cancel,
+    channel,
+    configured,
+    gateway,
     now_ms,
     order,
     partnered,
     send,
+    working,
 )
 
 HOUR_MS = 3_600_000
@@ -101,3 +106,27 @@ async def test_a_rest_the_platform_asked_for_is_explained_and_counted(tmp_path: 
         await worker.until(lambda: partner.ids["v"] == 1, "the other account does not rest")
         clock.ahead_ns += 301 * NS_PER_S
         await worker.judged()
+
+
+async def test_what_pacing_holds_is_told_with_its_rate_and_until_about_when(tmp_path: Path) -> None:
+    """A call a minute or so: forty in half an hour."""
+    tiers = '[tiers.basic]\nlinger = "0s"\ndue_after = "30m"\n[pacing]\nfloor = { calls = 1, per = "1h" }\n'
+    async with gateway() as partner:
+        config = configured(tmp_path, channel("partner", partner.url, "batch = 1"), tiers=tiers)
+        async with working(config) as worker:
+            at = now_ms()
+            await worker.send("basic", *(send(f"i{n}", f"u{n}", campaign="k") for n in range(40)))
+            await worker.until(lambda: len(worker.pipeline.opens) and partner.calls, "one has left")
+            await worker.until(lambda: worker.pipeline.core.stats()["paced"][2] > 30, "the others are held back")
+            await worker.until(
+                lambda: (worker.pipeline.core.pace(2, 0) or [0, 0])[1] > CALL_A_SECOND // 60, "and counted"
+            )
+            (hold,) = await asked(worker, "q", campaign="k")
+            assert (hold.held, hold.limit, hold.tier) == ("pacing", None, "basic")
+            assert hold.on in (Target(channel="partner"), Target(tier="basic"))
+            assert hold.rate is not None
+            assert 1 / 60 < hold.rate < 1
+            assert hold.until is not None
+            assert now_ms() < hold.until < at + 1_800_000
+            await worker.append(cancel("k", now_ms()))
+            await worker.judged()

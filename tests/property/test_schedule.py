@@ -20,6 +20,7 @@ from ext.schedule import (
     CHANNEL,
     EVEN,
     GLOBAL,
+    HELD_LIMIT,
     HELD_TURN,
     NEVER,
     OF_CAMPAIGN,
@@ -268,14 +269,15 @@ class CoreMachine(RuleBasedStateMachine):
 
     @rule(step=STEPS)
     def explain(self, step: int) -> None:
-        """What is held does not leave, whatever else does; what is said to be free can be popped, or has expired."""
+        """What is held does not leave, whatever else does; what is said to be free can be popped, or has expired, but
+        where another's batch is first, does not fit, and keeps all there waiting."""
         self.now += step
         self.model.advance(self.now)
         free, held = set(), {}
         for tenant, campaign in ((0, 0), (0, 1), (1, 0), (1, 1)):
             rows = self.core.explain(self.now, tenant, campaign)
             expected = self.model.explain(tenant, campaign)
-            assert rows == [one._replace(limit=one.limit and one.limit.handle) for one in expected]
+            assert rows == [(*one[:5], one.limit and one.limit.handle, *one[6:]) for one in expected]
             for tier, account, ready, why, _, _, until, _ in rows:
                 at = (tier, account, tenant, campaign)
                 assert ready == self.model.ready_of(*at)
@@ -287,7 +289,11 @@ class CoreMachine(RuleBasedStateMachine):
         before = sum(self.model.counts["popped"]) + sum(self.model.counts["expired"])
         left = {(b.tier, b.account, *b.key[:2]) for b in self.popped(10_000)}
         assert not left & held.keys(), held
-        assert not free or sum(self.model.counts["popped"]) + sum(self.model.counts["expired"]) > before
+        assert (
+            not free
+            or HELD_LIMIT in held.values()
+            or sum(self.model.counts["popped"]) + sum(self.model.counts["expired"]) > before
+        )
 
     @rule(step=STEPS, budget=st.sampled_from([1, 3, 100]))
     def reap(self, step: int, budget: int) -> None:

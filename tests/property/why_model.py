@@ -41,10 +41,10 @@ class Explained:
 
     def explain(self, tenant: int, campaign: int) -> list[Reason]:
         nodes = [node for node in self.branches if node.level == "campaign" and node.queues]
-        found = [self.why(node) for node in nodes if (node.above(1).handle, node.handle) == (tenant, campaign)]
+        found = [self.explain_node(node) for node in nodes if (node.above(1).handle, node.handle) == (tenant, campaign)]
         return [reason._replace(until=max(reason.until, self.now)) for reason in found]
 
-    def why(self, campaign: Node) -> Reason:
+    def explain_node(self, campaign: Node) -> Reason:
         leaf = campaign.above(2)
         ready = sum(len(queue.fifo.of) for queue in campaign.ready)
         reason = Reason(leaf.tier, leaf.handle, ready, TURN, until=self.now)
@@ -53,19 +53,19 @@ class Explained:
             if "paused" in node.held:
                 return reason._replace(why=PAUSE, scope=SCOPES[node.level], until=NEVER)
         if not campaign.ready:
-            why, until = self.time(campaign)
+            why, until = self.explain_time(campaign)
             return reason._replace(why=why, until=until)
         parked = [node.kept for node in above if "parked" in node.held and node.kept is not None]
         if parked:
             return refused(reason, max(parked, key=lambda no: no.until))
-        return self.soon(campaign, reason)
+        return self.explain_soon(campaign, reason)
 
-    def soon(self, campaign: Node, reason: Reason) -> Reason:
+    def explain_soon(self, campaign: Node, reason: Reason) -> Reason:
         """Nothing has refused yet."""
         tenant, leaf, lane = (campaign.above(levels) for levels in (1, 2, 3))
         channel = self.channels[lane.handle]
         if "held back" in lane.held:
-            reason = self.pacing(campaign, reason)
+            reason = self.explain_pacing(campaign, reason)
         elif not channel.has_slot(leaf.tier):
             return reason._replace(why=SLOT, scope=SCOPES["lane"], until=NEVER)
         path = self.path(leaf, tenant)
@@ -75,17 +75,17 @@ class Explained:
             return reason
         return refused(reason, no)
 
-    def pacing(self, campaign: Node, reason: Reason) -> Reason:
+    def explain_pacing(self, campaign: Node, reason: Reason) -> Reason:
         slot = min(queue.slot for queue in campaign.ready[:LOOKED_AT])
         lane, tier = campaign.above(3), campaign.above(4)
         assert lane.pacing is not None
         assert tier.pacing is not None
-        node = lane if lane.pacing.pace.expects(slot) >= tier.pacing.pace.expects(slot) else tier
-        assert node.pacing is not None
-        pace = node.pacing.pace
-        return reason._replace(why=PACING, scope=SCOPES[node.level], until=pace.expects(slot), rate=pace.rate)
+        pace, scope, of_tier = lane.pacing.pace, SCOPES["lane"], tier.pacing.pace
+        if not of_tier.stale and of_tier.expects(slot) > pace.expects(slot):
+            pace, scope = of_tier, SCOPES["tier"]
+        return reason._replace(why=PACING, scope=scope, until=pace.expects(slot), rate=pace.rate)
 
-    def time(self, campaign: Node) -> tuple[int, int]:
+    def explain_time(self, campaign: Node) -> tuple[int, int]:
         """Nothing is ready: the earliest of what is waited for."""
         found = []
         for queue in campaign.queues[:LOOKED_AT]:

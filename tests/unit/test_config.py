@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from engine import pipeline
 from engine.config import (
     ChannelConfig,
     Config,
     Duration,
+    Pacing,
+    Rate,
     Size,
     TierConfig,
     default_tiers,
@@ -17,6 +20,7 @@ from engine.config import (
     tier_policy,
 )
 from engine.send import Tier
+from ext.schedule import ASAP, CALL_A_SECOND, PACED
 
 
 @pytest.mark.parametrize(
@@ -84,3 +88,13 @@ def test_the_values_to_keep_out_of_the_log() -> None:
         secret_keys=frozenset({"pin"}),
     )
     assert secret_values(Config(channels={"c": channel})) == {"s1", "s2", "s3"}
+
+
+def test_the_core_paces_as_the_configuration_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, object] = {}
+    monkeypatch.setattr(pipeline, "Core", lambda *_, **keys: given.update(keys))
+    pipeline._core(Config(pacing=Pacing(tau=Duration.parse("2h"), floor=Rate(3, Duration.parse("1m")))))
+    assert (given["tau_ns"], given["floor"]) == (7_200 * 10**9, 50_000)
+    assert given["pacing"] == [ASAP, ASAP, PACED]
+    pipeline._core(Config())
+    assert (given["tau_ns"], given["floor"]) == (3_600 * 10**9, CALL_A_SECOND)

@@ -303,7 +303,7 @@ VALUES = st.recursive(
     max_leaves=8,
 )
 KEYS = (
-    "state", "log", "log.kind", "tiers", "tiers.basic", "tiers.basic.budget", "tiers.basic.topics", "channels",
+    "state", "log", "log.kind", "tiers", "tiers.basic", "tiers.basic.budget", "tiers.basic.topics", "pacing", "pacing.floor", "channels",
     "channels.p", "channels.p.driver", "tiers.system.allowance", "channels.p.overload", "channels.p.limits", "channels.p.frequency", "channels.p.accounts", "channels.p.accounts.a",
     "channels.p.accounts.a.limits", "channels.p.retry", "limits", "workers", "http", "max_ids", "dedupe_window",
 )  # fmt: skip
