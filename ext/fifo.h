@@ -189,6 +189,28 @@ static inline void fifo_expect(const Store *store, Fifo *fifo, uint32_t handle, 
     if (facts->deadline < fifo->deadline) fifo->deadline = facts->deadline;
 }
 
+/* Most ids are short: no call, and no loop. length > 0. */
+static inline void id_copy(void *to, const void *from, size_t length) {
+    char *at = to, *end = at + length;
+    const char *of = from, *of_end = of + length;
+    if (length > 32) {
+        memcpy(at, of, length);
+    } else if (length >= 16) {
+        memcpy(at, of, 16);
+        memcpy(end - 16, of_end - 16, 16);
+    } else if (length >= 8) {
+        memcpy(at, of, 8);
+        memcpy(end - 8, of_end - 8, 8);
+    } else if (length >= 4) {
+        memcpy(at, of, 4);
+        memcpy(end - 4, of_end - 4, 4);
+    } else {
+        at[0] = of[0];
+        at[length / 2] = of[length / 2];
+        end[-1] = of_end[-1];
+    }
+}
+
 static inline uint32_t rec_bytes(const Rec *rec, int mixed) {
     return (uint32_t)(sizeof(Rec) + (mixed ? sizeof(uint32_t) : 0)) + rec->length;
 }
@@ -204,7 +226,7 @@ static inline void fifo_append(Store *store, Fifo *fifo, const Rec *rec, const u
         memcpy(at, content, sizeof *content);
         at += sizeof *content;
     }
-    memcpy(at, id, rec->length);
+    if (rec->length) id_copy(at, id, rec->length);
     fifo->tail_at += (uint16_t)bytes;
     fifo->count++;
 }
@@ -239,6 +261,12 @@ static inline void fifo_step(const Store *store, Fifo *copy, const Rec *rec, int
     copy->head_at = sizeof(Chunk);
 }
 
+/* The chunk behind the first one is on its way. */
+static inline void fifo_foresee(const Store *store, const Fifo *fifo) {
+    if (fifo->head == fifo->tail) return;
+    foresee_lines(chunk_at(store, ((const Chunk *)chunk_at(store, fifo->head))->next), 4);
+}
+
 /* Removes the first record; its facts are the caller's to drop. */
 static inline void fifo_skip(Store *store, Fifo *fifo, const Rec *rec, int mixed) {
     uint32_t chunk = fifo->head;
@@ -249,6 +277,7 @@ static inline void fifo_skip(Store *store, Fifo *fifo, const Rec *rec, int mixed
     if (fifo->count) {
         fifo->head = head->next;
         fifo->head_at = sizeof(Chunk);
+        fifo_foresee(store, fifo);
     } else {
         fifo_make(fifo);
     }

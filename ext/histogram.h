@@ -9,10 +9,11 @@ typedef struct Counts {
     size_t size;      /* of edges; counts has one more, for what is above all of them */
     int64_t *edges;   /* owned */
     uint64_t *counts; /* owned */
+    size_t last;      /* where a value was counted last: often the next one belongs there too */
     __int128 sum;     /* nanoseconds of many recipients leave 64 bits within hours */
 } Counts;
 
-static inline void counts_observe(Counts *counts, int64_t value, uint64_t n) {
+static inline size_t counts_find(const Counts *counts, int64_t value) {
     size_t low = 0, high = counts->size;
     while (low < high) {
         size_t middle = (low + high) / 2;
@@ -21,7 +22,14 @@ static inline void counts_observe(Counts *counts, int64_t value, uint64_t n) {
         else
             high = middle;
     }
-    counts->counts[low] += n;
+    return low;
+}
+
+static inline void counts_observe(Counts *counts, int64_t value, uint64_t n) {
+    size_t at = counts->last;
+    if ((at && value <= counts->edges[at - 1]) || (at < counts->size && value > counts->edges[at]))
+        at = counts->last = counts_find(counts, value);
+    counts->counts[at] += n;
     counts->sum += (__int128)value * (__int128)n;
 }
 

@@ -22,6 +22,7 @@ cdef extern from "pace.h" nogil:
         uint64_t rate
 
     ctypedef struct PaceLink:
+        PaceLink* next
         void* owner
 
     uint64_t pace_rate(uint64_t calls, uint64_t ns)

@@ -15,7 +15,7 @@ cdef int64_t BOUNDING_NS = <int64_t>1 << 36  # limits of such windows, or shorte
 
 cdef inline Node* lane_of(Queues* q, const Queue* queue) noexcept nogil:
     """Of a dead queue too."""
-    return q.accounts[queue.account].leaves[queue.tier].parent
+    return q.accounts[account_of(queue)].leaves[tier_of(queue)].parent
 
 
 cdef inline Node* lane_above(Node* node) noexcept nogil:
@@ -58,7 +58,7 @@ cdef uint32_t first_slot(Queues* q, Queue* queue, const Facts* facts) noexcept n
     many that come at once would be a peak."""
     cdef Node* tenant = queue.branch.parent
     cdef int64_t due = must_close(q, facts.due, facts.deadline), soon = later(q.now, NEWCOMER_NS)
-    cdef uint64_t key = mix64(<uint64_t>queue.account << 2 | queue.tier, queue.tenant)
+    cdef uint64_t key = mix64(queue.place, queue.tenant)
     cdef Early* early = &q.early[key % EARLY]
     if not tenant.newcomer:
         return facts.slot
@@ -214,6 +214,7 @@ cdef Queue* due_first(Queues* q, Node* lane) noexcept nogil:
     cdef Queue* queue = <Queue*>pace_first(&lane.pacing.pace)
     cdef Node* holds = held_above(queue)
     if holds == NULL:
+        foresee_due(q, queue)
         return queue
     stand_down(q, queue)
     ring_append(&holds.aside, &queue.aside)

@@ -13,11 +13,9 @@ from ext.limits cimport Limit, Link, Refusal, Scope
 from ext.pace cimport Beside, Capacity, Pace, PaceLink
 
 
-cdef extern from *:
-    """
-    #define prefetch(at) __builtin_prefetch(at)
-    """
-    void prefetch(const void* at) noexcept nogil
+cdef extern from "foresee.h" nogil:
+    void foresee(const void* at)
+    void foresee_lines(const void* at, size_t lines)
 
 
 cdef extern from "ring.h" nogil:
@@ -32,7 +30,8 @@ cdef extern from "ring.h" nogil:
 
 cdef extern from "wheel.h" nogil:
     ctypedef struct Timer:
-        pass
+        Timer* prev
+        Timer* next
     ctypedef struct Wheel:
         pass
 
@@ -89,11 +88,13 @@ cdef extern from "fifo.h" nogil:
     uint32_t facts_hold(Store* store, const Facts* like, uint32_t n)
     bint facts_refs(const Store* store, uint64_t* refs)
     void facts_drop(Store* store, uint32_t handle, uint32_t n)
+    void id_copy(void* to, const void* from_, size_t length)
     void fifo_make(Fifo* fifo)
     void fifo_expect(const Store* store, Fifo* fifo, uint32_t handle, const Facts* facts)
     void fifo_append(Store* store, Fifo* fifo, const Rec* rec, const uint32_t* content, const uint8_t* id)
     const char* fifo_first(const Store* store, const Fifo* fifo, Rec* rec)
     void fifo_step(const Store* store, Fifo* fifo, const Rec* rec, bint mixed)
+    void fifo_foresee(const Store* store, const Fifo* fifo)
     void fifo_skip(Store* store, Fifo* fifo, const Rec* rec, bint mixed)
     void fifo_mark(Store* store, Fifo* fifo, bint opens)
     void fifo_renew(const Store* store, Fifo* fifo)
@@ -175,30 +176,30 @@ cdef struct Parcel:  # what waits in one queue for one tick
     uint32_t self
 
 cdef struct Queue:
-    # A push touches these 64 bytes only.
+    # Line by line of the cache. A push touches the first one only, a batch the first two.
     Fifo fifo
-    uint32_t account, tenant, campaign, content
+    uint32_t place  # place_of its account and tier
+    uint32_t tenant, campaign, content
     uint32_t node  # its campaign's
-    uint8_t tier
     uint8_t state  # QueueState
     uint8_t mixed
-    uint8_t counted  # paced: its first record's call is counted in `counted_in`
-    # The others.
-    Link link  # READY: in its campaign's ring; DEAD: in the list of the dead
-    Link sibling  # among its campaign's queues, oldest first
-    Link sweep  # in the list of those whose first record has expired
-    Timer timer  # not after the end of lingering and the earliest deadline
-    Node* branch  # its campaign
-    Parcel* parcels  # the oldest
-    uint32_t self
-    uint32_t retries  # recipients waiting, attempt > 0
-    uint32_t scheduled  # recipients waiting, attempt 0
-    uint32_t pins  # rows of the running push that want it
     uint8_t haste  # paced: of all its records
+    uint8_t counted  # paced: its first record's call is counted in `counted_in`
+    # --
+    Link link  # READY: in its campaign's ring; DEAD: in the list of the dead
+    Node* branch  # its campaign
+    PaceLink turn  # paced: in its lane's rings while READY, and not set aside
     uint32_t counted_in  # paced: the slot of its first call
     uint32_t slot  # paced: where it stands in its lane's rings; the same, or sooner
     uint32_t opens  # paced: records with REC_OPENS in its FIFO
-    PaceLink turn  # paced: in its lane's rings while READY, and not set aside
+    uint32_t self
+    # --
+    Timer timer  # not after the end of lingering and the earliest deadline
+    Link sibling  # among its campaign's queues, oldest first
+    Parcel* parcels  # the oldest
+    uint32_t retries  # recipients waiting, attempt > 0
+    uint32_t scheduled  # recipients waiting, attempt 0
+    Link sweep  # in the list of those whose first record has expired
     Link aside  # paced: among those set aside at a node, or returning to their lane
 
 cdef struct Group:  # a tenant, or a tenant's campaign, over all leaves
@@ -212,27 +213,18 @@ cdef struct Group:  # a tenant, or a tenant's campaign, over all leaves
     uint8_t paused
 
 cdef struct Node:
+    # Line by line of the cache. A push touches the first one only, a batch the first two.
     Link link  # its place in its parent's ring
     Link ring  # its children that take turns (a campaign's: READY queues)
     Link fresh  # its children that came anew and go first
-    Link sibling  # a tenant or campaign: among its group's members
-    Link queues  # a campaign: all of its queues
-    Link halt  # while PARKED: its place among what a scope keeps
-    Link held  # a tenant or campaign that is not open: its place among all of these
-    Link aside  # paced queues below that are READY and whose turn came while it was held
-    Timer timer  # armed while PARKED
     Node* parent
-    Scope* scope  # of a lane its channel's, of a leaf its account's
-    Refusal kept  # while PARKED: what its scope said
+    uint64_t queued  # recipients in READY queues, of a leaf, tenant or campaign; in all FIFOs, of a lane or tier
+    # --
+    int64_t deficit
     Channel* channel  # NULL: a tier
     Group* group  # of a tenant or campaign
-    Queue* mixed  # of a campaign, NULL: none
+    Scope* scope  # of a lane its channel's, of a leaf its account's
     Pacing* pacing  # of a paced tier and its lanes
-    uint64_t key_hash
-    uint64_t turn  # a tier's virtual time
-    uint64_t queued  # recipients in READY queues, of a leaf, tenant or campaign; in all FIFOs, of a lane or tier
-    uint64_t lingering  # a leaf's in queues that linger
-    int64_t deficit
     uint32_t ready  # READY queues below that nothing below holds
     uint32_t children  # a tenant's campaigns, a campaign's queues, at work or not
     uint32_t handle  # channel, account, tenant or campaign
@@ -243,6 +235,18 @@ cdef struct Node:
     uint8_t is_fresh  # it stands in the ring of the fresh
     uint8_t newcomer  # a tenant that came anew, of which no call was counted yet
     uint8_t fresh_had  # so many last turns in a row were of its fresh ring, FRESH_RUN at most
+    # --
+    Link queues  # a campaign: all of its queues
+    Queue* mixed  # of a campaign, NULL: none
+    Link sibling  # a tenant or campaign: among its group's members
+    uint64_t key_hash
+    Link aside  # paced queues below that are READY and whose turn came while it was held
+    Link halt  # while PARKED: its place among what a scope keeps
+    Link held  # a tenant or campaign that is not open: its place among all of these
+    Timer timer  # armed while PARKED
+    Refusal kept  # while PARKED: what its scope said
+    uint64_t turn  # a tier's virtual time
+    uint64_t lingering  # a leaf's in queues that linger
 
 cdef struct Pacing:  # of a lane, or of a tier over all its lanes
     Pace pace  # who waits in its rings: queues, or lanes

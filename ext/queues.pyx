@@ -32,9 +32,6 @@ cdef enum:
     OF_NODE, OF_QUEUE, OF_PARCEL, OF_PACING  # whose timer it is
 
 cdef enum:
-    AHEAD = 8  # rows that a push looks forward, twice
-
-cdef enum:
     LOOKED_AT = 64  # queues of a campaign, when it is explained
 
 cdef enum:
@@ -77,6 +74,10 @@ cdef inline Queue* swept_queue(Link* link) noexcept nogil:
 
 cdef inline Queue* aside_queue(Link* link) noexcept nogil:
     return <Queue*>(<char*>link - (<size_t>&(<Queue*>SOMEWHERE).aside - SOMEWHERE))
+
+
+cdef inline const Queue* turning_queue(const PaceLink* link) noexcept nogil:
+    return <const Queue*>(<const char*>link - (<size_t>&(<Queue*>SOMEWHERE).turn - SOMEWHERE))
 
 
 cdef inline Node* timed_lane(Timer* timer) noexcept nogil:
@@ -349,21 +350,34 @@ cdef void free_if_idle(Queues* q, Node* node) noexcept nogil:
         node = parent
 
 
+cdef inline uint32_t place_of(uint32_t account, uint8_t tier) noexcept nogil:
+    return account << 2 | tier
+
+
+cdef inline uint32_t account_of(const Queue* queue) noexcept nogil:
+    return queue.place >> 2
+
+
+cdef inline uint8_t tier_of(const Queue* queue) noexcept nogil:
+    return queue.place & 3
+
+
 cdef inline uint64_t queue_hash(
-    uint32_t account, uint8_t tier, uint32_t tenant, uint32_t campaign, uint32_t content
+    uint32_t place, uint32_t tenant, uint32_t campaign, uint32_t content
 ) noexcept nogil:
-    return mix64(mix64(<uint64_t>account << 2 | tier, content), <uint64_t>tenant << 32 | campaign)
+    return mix64(<uint64_t>place << 32 | content, <uint64_t>tenant << 32 | campaign)
 
 
-cdef Queue* find_queue(Queues* q, const Row* row, uint64_t key) noexcept nogil:
+cdef inline Queue* find_queue(Queues* q, const Row* row, uint64_t key) noexcept nogil:
     cdef size_t cursor = 0
+    cdef uint32_t place = place_of(row.account, row.tier)
     cdef uint8_t haste = haste_of(q, row)
     cdef Queue* found
     while True:
         found = <Queue*>table_next(&q.by_key, key, &cursor)
         if found == NULL or (
             found.content == row.content and found.campaign == row.campaign and found.tenant == row.tenant
-            and found.account == row.account and found.tier == row.tier and found.haste == haste
+            and found.place == place and found.haste == haste
         ):
             return found
 
@@ -381,8 +395,8 @@ cdef Queue* make_queue(Queues* q, Node* branch, const Row* row, uint64_t key, bi
     memset(queue, 0, sizeof(Queue))
     fifo_make(&queue.fifo)
     timer_make(&queue.timer, OF_QUEUE)
-    queue.account, queue.tenant, queue.campaign, queue.content = row.account, row.tenant, row.campaign, row.content
-    queue.tier, queue.mixed, queue.self = row.tier, mixed, made
+    queue.tenant, queue.campaign, queue.content = row.tenant, row.campaign, row.content
+    queue.place, queue.mixed, queue.self = place_of(row.account, row.tier), mixed, made
     queue.branch, queue.node = branch, branch.self
     queue.haste = haste_of(q, row)
     queue.turn.owner = queue
@@ -403,13 +417,13 @@ cdef void forget_queue(Queues* q, Queue* queue) noexcept nogil:
         table_remove(&q.by_key, hash_of(queue, queue.content), queue)
     ring_remove(&queue.sibling)
     queue.branch = NULL
-    q.counts[queue.tier].flows -= 1
+    q.counts[tier_of(queue)].flows -= 1
     branch.children -= 1
     free_if_idle(q, branch)
 
 
 cdef inline uint64_t hash_of(const Queue* queue, uint32_t content) noexcept nogil:
-    return queue_hash(queue.account, queue.tier, queue.tenant, queue.campaign, content)
+    return queue_hash(queue.place, queue.tenant, queue.campaign, content)
 
 
 cdef Queue* queue_for(Queues* q, const Row* row, Target* target) noexcept nogil:
@@ -473,7 +487,7 @@ cdef inline void count_state(Queues* q, const Queue* queue, Node* leaf, int64_t 
 
 cdef inline void count_queued(Queues* q, const Queue* queue, Node* leaf, int64_t n) noexcept nogil:
     """n recipients more in its FIFO, or less."""
-    q.counts[queue.tier].queued += n
+    q.counts[tier_of(queue)].queued += n
     leaf.parent.queued += n
     leaf.parent.parent.queued += n
     count_state(q, queue, leaf, n)
@@ -482,8 +496,8 @@ cdef inline void count_queued(Queues* q, const Queue* queue, Node* leaf, int64_t
 cdef inline void count_waiting(Queues* q, Queue* queue, int64_t retries, int64_t scheduled) noexcept nogil:
     queue.retries += <uint32_t>retries
     queue.scheduled += <uint32_t>scheduled
-    q.counts[queue.tier].retries += retries
-    q.counts[queue.tier].scheduled += scheduled
+    q.counts[tier_of(queue)].retries += retries
+    q.counts[tier_of(queue)].scheduled += scheduled
 
 
 cdef void arm(Queues* q, Queue* queue) noexcept nogil:
@@ -540,7 +554,7 @@ cdef void rest_if_empty(Queues* q, Queue* queue) noexcept nogil:
     if queue.fifo.count:
         return
     rest(q, queue)
-    if queue.parcels == NULL and queue.pins == 0:
+    if queue.parcels == NULL:
         if ring_holds(&queue.sweep):
             ring_remove(&queue.sweep)
         wheel_disarm(&q.wheel, &queue.timer)
@@ -667,7 +681,6 @@ cdef void put(Queues* q, const Row* row, Target* target) noexcept nogil:
     if queue == NULL:
         end_at_once(q, row)
         return
-    queue.pins = 0
     facts.pushed, facts.due, facts.deadline, facts.not_before = row.pushed, row.due, row.deadline, row.not_before
     facts.close = min(later(max(q.now, row.not_before), row.linger), must_close(q, row.due, row.deadline))
     facts.slot = 0 if leaf.parent.pacing == NULL else slot_of(q, leaf.parent, row)
@@ -681,18 +694,24 @@ cdef void put(Queues* q, const Row* row, Target* target) noexcept nogil:
         settle(q, queue)
 
 
-cdef void unpin(Queues* q, const Row* rows, size_t n) noexcept nogil:
-    """Undoes what ``aim`` did for the first n rows."""
+cdef void aim_no_more(Queues* q, size_t n) noexcept nogil:
+    """Undoes what ``aim`` did for the first n rows: queues that have nothing were made by it, each once."""
+    cdef Link made
+    cdef Queue* queue
     cdef size_t i
-    cdef Target* target
+    ring_make(&made)
     for i in range(n):
-        target = &q.targets[i]
-        if target.queue == NULL:
+        queue = q.targets[i].queue
+        if queue == NULL:
             continue
-        if target.first:
-            prints_remove(&q.once, target.key_hash)
-        target.queue.pins -= 1
-        rest_if_empty(q, target.queue)
+        if q.targets[i].first:
+            prints_remove(&q.once, q.targets[i].key_hash)
+        if not queue.fifo.count and queue.parcels == NULL and not ring_holds(&queue.link):
+            ring_append(&made, &queue.link)
+    while ring_first(&made) != NULL:
+        queue = queue_of(ring_first(&made))
+        ring_remove(&queue.link)
+        rest_if_empty(q, queue)
 
 
 cdef int aim(Queues* q, const Row* rows, size_t n) noexcept nogil:
@@ -705,30 +724,20 @@ cdef int aim(Queues* q, const Row* rows, size_t n) noexcept nogil:
             target = &q.targets[i]
             target.queue = NULL
             target.key_hash = queue_hash(
-                rows[i].account, rows[i].tier, rows[i].tenant, rows[i].campaign, rows[i].content
+                place_of(rows[i].account, rows[i].tier), rows[i].tenant, rows[i].campaign, rows[i].content
             )
-            prefetch(table_home(&q.by_key, target.key_hash))
+            foresee(table_home(&q.by_key, target.key_hash))
         if AHEAD <= i < n + AHEAD:
-            foresee(q, &q.targets[i - AHEAD])
+            foresee_queue(q, &q.targets[i - AHEAD])
         if i < 2 * AHEAD or rows[i - 2 * AHEAD].deadline <= q.now:
             continue
         target = &q.targets[i - 2 * AHEAD]
         queue = queue_for(q, &rows[i - 2 * AHEAD], target)
         if queue == NULL:
-            unpin(q, rows, i - 2 * AHEAD)
+            aim_no_more(q, i - 2 * AHEAD)
             return -1
         target.queue = queue
-        queue.pins += 1
-        prefetch(&campaign_of(q, queue).queued)
-        if queue.fifo.tail:
-            prefetch(chunk_at(&q.store, queue.fifo.tail) + queue.fifo.tail_at)
     return 0
-
-
-cdef inline void foresee(Queues* q, Target* target) noexcept nogil:
-    cdef TableSlot* slot = table_home(&q.by_key, target.key_hash)
-    if slot != NULL and slot.item != NULL:
-        prefetch(slot.item)
 
 
 cdef int queues_push(Queues* q, const Row* rows, size_t n) noexcept nogil:
@@ -741,8 +750,13 @@ cdef int queues_push(Queues* q, const Row* rows, size_t n) noexcept nogil:
         or more_room(<void**>&q.targets, &q.targets_room, n, sizeof(Target)) < 0 or aim(q, rows, n) < 0
     ):
         return -1
-    for i in range(n):
-        put(q, &rows[i], &q.targets[i])
+    for i in range(n + 2 * AHEAD):
+        if i < n:
+            foresee(q.targets[i].queue)
+        if AHEAD <= i < n + AHEAD and q.targets[i - AHEAD].queue != NULL:
+            foresee_tail(q, q.targets[i - AHEAD].queue, rows[i - AHEAD].id_bytes)
+        if i >= 2 * AHEAD:
+            put(q, &rows[i - 2 * AHEAD], &q.targets[i - 2 * AHEAD])
     return 0
 
 
@@ -821,7 +835,7 @@ cdef int columns_room(Output* out, size_t rows) noexcept nogil:
 
 cdef void expire_first(Queues* q, Queue* queue, const Rec* rec) noexcept nogil:
     """There must be room for a record."""
-    tell_expired(q, rec.send, rec.position, rec.attempt, queue.tier)
+    tell_expired(q, rec.send, rec.position, rec.attempt, tier_of(queue))
     remove_first(q, queue, rec)
     count_queued(q, queue, leaf_of(queue), -1)
     facts_drop(&q.store, rec.facts & REC_FACTS, 1)
@@ -840,7 +854,7 @@ cdef inline void remove_first(Queues* q, Queue* queue, const Rec* rec) noexcept 
 
 cdef inline void emit(Output* out, const Rec* rec, const uint8_t* name, int64_t pushed) noexcept nogil:
     cdef size_t i = out.items_used
-    memcpy(out.ids + out.ids_used, name, rec.length)
+    id_copy(out.ids + out.ids_used, name, rec.length)
     out.ids_used += rec.length
     out.pushed[i], out.send[i], out.position[i], out.attempt[i] = pushed, rec.send, rec.position, rec.attempt
     out.id_end[i] = <uint32_t>out.ids_used
@@ -871,10 +885,10 @@ cdef void account_for(Queues* q, Forming* forming) noexcept nogil:
             forming.due = True
         if forming.alike > forming.retries:
             counts_observe(
-                channel.queue_wait[forming.queue.tier], since(q.now, max(facts.pushed, facts.not_before)),
+                channel.queue_wait[tier_of(forming.queue)], since(q.now, max(facts.pushed, facts.not_before)),
                 forming.alike - forming.retries,
             )
-        counts_observe(q.lateness[forming.queue.tier], since(q.now, facts.due), forming.alike)
+        counts_observe(q.lateness[tier_of(forming.queue)], since(q.now, facts.due), forming.alike)
         facts_drop(&q.store, forming.facts, forming.alike)
     forming.facts = forming.alike = forming.retries = 0
 
@@ -888,6 +902,7 @@ cdef uint32_t form(Queues* q, Forming* forming) noexcept nogil:
     cdef const Facts* facts = NULL
     cdef const uint8_t* name
     idset_clear(&q.seen)
+    fifo_foresee(&q.store, &queue.fifo)
     while taken < forming.most and queue.fifo.count:
         name = <const uint8_t*>fifo_first(&q.store, &queue.fifo, &rec)
         if rec.facts & REC_FACTS != forming.facts:
@@ -1044,7 +1059,10 @@ cdef Queue* choose(Queues* q, Node* lane) noexcept nogil:
     cdef Node* leaf = node_of(ring_first(&lane.ring))
     cdef Node* tenant = turn_of(q, leaf)
     cdef Node* campaign = NULL if tenant == NULL else turn_of(q, tenant)
-    return NULL if campaign == NULL else queue_of(ring_first(&campaign.ring))
+    if campaign == NULL:
+        return NULL
+    foresee_turns(q, tenant, campaign)
+    return queue_of(ring_first(&campaign.ring))
 
 
 cdef void after_batch(Queues* q, Queue* queue, uint32_t n) noexcept nogil:
@@ -1429,7 +1447,7 @@ cdef size_t queues_explain(
 
 cdef void cancel_queue(Queues* q, Queue* queue) noexcept nogil:
     """It goes to the dead as it is: its records where they stand, its parcels' timers still armed."""
-    cdef Count* count = &q.counts[queue.tier]
+    cdef Count* count = &q.counts[tier_of(queue)]
     cdef uint64_t n = <uint64_t>queue.fifo.count + queue.retries + queue.scheduled
     cdef Node* leaf = leaf_of(queue)
     rest(q, queue)
@@ -1506,7 +1524,7 @@ cdef uint64_t sweep(Queues* q, Queue* queue, EndedRow* rows, uint64_t most) noex
         remove_first(q, queue, &rec)
         facts_drop(&q.store, rec.facts & REC_FACTS, 1)
         count_queued(q, queue, leaf, -1)
-        q.counts[queue.tier].expired += 1
+        q.counts[tier_of(queue)].expired += 1
         n += 1
     fifo_renew(&q.store, &queue.fifo)
     count_first(q, queue)
@@ -1544,7 +1562,7 @@ cdef uint64_t reap_dead(Queues* q, EndedRow* rows, uint64_t most) noexcept nogil
         fill(&rows[n], &rec, CANCELLED_)
         remove_first(q, queue, &rec)
         facts_drop(&q.store, rec.facts & REC_FACTS, 1)
-        q.counts[queue.tier].ended -= 1
+        q.counts[tier_of(queue)].ended -= 1
         n += 1
     fifo_renew(&q.store, &queue.fifo)
     return n
@@ -1590,8 +1608,8 @@ cdef Queues* queues_make(
     queues_reweight_tier(q, BASIC, basic_weight)
     wheel_make(&q.wheel)
     store_make(&q.store)
-    slab_make(&q.queues, sizeof(Queue) + 63 & ~63)  # its first 64 bytes are a cache line
-    slab_make(&q.nodes, sizeof(Node))
+    slab_make(&q.queues, sizeof(Queue) + 63 & ~63)  # whole lines of the cache
+    slab_make(&q.nodes, sizeof(Node) + 63 & ~63)
     slab_make(&q.groups, sizeof(Group))
     slab_make(&q.parcels, sizeof(Parcel))
     fifo_make(&q.ended)
@@ -1738,5 +1756,6 @@ cdef void queues_free(Queues* q) noexcept nogil:
     free(q)
 
 
+include "foresight.pxi"
 include "pacing.pxi"
 include "soundness.pxi"

@@ -13,6 +13,8 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 
+#include "foresee.h"
+
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
 #define ASAN_IS_POISONED(at) __asan_address_is_poisoned(at)
@@ -134,6 +136,7 @@ static inline uint32_t slab_take(Slab *slab) {
         record = block->base + (size_t)place * slab->size;
         ASAN_UNPOISON_MEMORY_REGION(record, slab->size);
         block->freed = *(uint32_t *)record;
+        if (block->freed) foresee(block->base + (size_t)(block->freed - 1) * slab->size);
     } else {
         place = block->bump++;
         record = block->base + (size_t)place * slab->size;

@@ -130,8 +130,6 @@ cdef const char* unsound_fifos(const Queues* q, const Queue* queue, Walk* walk) 
 
 cdef const char* unsound_queue(const Queues* q, const Queue* queue, Walk* walk) noexcept nogil:
     cdef int64_t wake = INT64_MAX
-    if queue.pins:
-        return "a queue is pinned and no push is running"
     if (queue.state == IDLE) != (queue.fifo.count == 0) or queue.state == DEAD:
         return "a queue is idle and not empty, or the other way round"
     if not queue.fifo.count and queue.parcels == NULL:

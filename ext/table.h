@@ -207,15 +207,24 @@ static inline void idset_clear(IdSet *set) {
     }
 }
 
+/* length > 0. The last two words overlap, so that nothing is copied byte by byte. */
 static inline uint64_t idset_hash(const IdSet *set, const uint8_t *id, size_t length) {
-    uint64_t hash = mix64(set->seed, length), word;
-    for (; length > 8; id += 8, length -= 8) {
-        memcpy(&word, id, 8);
-        hash = mix64(hash ^ word, set->seed);
+    uint64_t hash = set->seed ^ length, first = 0, last = 0;
+    const uint8_t *end = id + length;
+    for (; end - id > 16; id += 8) {
+        memcpy(&first, id, 8);
+        hash = mix64(hash ^ first, set->seed);
     }
-    word = 0;
-    memcpy(&word, id, length);
-    return mix64(hash ^ word, set->seed);
+    if (length >= 8) {
+        memcpy(&first, id, 8);
+        memcpy(&last, end - 8, 8);
+    } else if (length >= 4) {
+        memcpy(&first, id, 4);
+        memcpy(&last, end - 4, 4);
+    } else {
+        first = id[0] | (uint64_t)id[length / 2] << 8 | (uint64_t)end[-1] << 16;
+    }
+    return mix64(hash ^ first, set->seed ^ last);
 }
 
 /* Add the id that is about to stand at ids[at]; 0: it is in the set already. */

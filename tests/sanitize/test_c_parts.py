@@ -30,7 +30,7 @@ STEPS = {  # a few seconds each
     "counts": 400_000,
 }
 HELD = {  # which driver holds which header
-    "slab": ["slab"],
+    "slab": ["slab", "foresee"],
     "fifo": ["fifo"],
     "wheel": ["wheel", "ring"],
     "table": ["table"],

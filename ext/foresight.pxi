@@ -1,0 +1,107 @@
+# Included by queues.pyx: what will be needed soon is on its way from memory while something else is done (group
+# prefetching: Chen, Ailamaki, Gibbons, Mowry, ICDE 2004). With millions queued nearly every line is in no cache, and
+# lines that are fetched together cost a tenth of what they cost one after the other.
+#
+# A push looks up its rows in three stages, AHEAD rows apart: the slot of the table, then the queue, then the places it
+# writes to. A pop looks at the next three turns of the leaf: the campaign of the third, the queue of the second, the
+# records of the first. What is foreseen wrongly costs time and nothing else: nothing here changes anything.
+
+cdef enum:
+    AHEAD = 8  # rows that a push looks forward, twice
+    TURNS = 4  # this one, and those that are foreseen
+    LINES = 4  # of a FIFO's first chunk; what follows the processor fetches by itself
+
+
+# --- push ---
+
+cdef inline void foresee_queue(Queues* q, const Target* target) noexcept nogil:
+    cdef TableSlot* slot = table_home(&q.by_key, target.key_hash)
+    if slot != NULL and slot.item != NULL:
+        foresee(slot.item)
+
+
+cdef inline void foresee_tail(Queues* q, const Queue* queue, uint32_t id_bytes) noexcept nogil:
+    """Where a record goes that is pushed to this queue."""
+    cdef const char* at
+    foresee(campaign_of(q, queue))
+    if queue.fifo.tail:
+        at = chunk_at(&q.store, queue.fifo.tail) + queue.fifo.tail_at
+        foresee(at)
+        foresee(at + sizeof(Rec) + id_bytes - 1)  # mostly in the same line
+
+
+# --- pop ---
+
+cdef inline Node* turn_after(Node* node) noexcept nogil:
+    """Who has a turn after this one, while nothing changes; NULL: nobody but newcomers."""
+    cdef Node* parent = node.parent
+    cdef Link* link = node.link.next
+    if link == &parent.fresh or link == &parent.ring:
+        link = parent.ring.next
+    return NULL if link == &parent.ring else node_of(link)
+
+
+cdef inline Node* first_below(Node* tenant) noexcept nogil:
+    cdef Link* first = ring_first(&tenant.fresh)
+    first = ring_first(&tenant.ring) if first == NULL else first
+    return NULL if first == NULL else node_of(first)
+
+
+cdef inline void foresee_batch(Queues* q, const Queue* queue, uint32_t cap) noexcept nogil:
+    """The queue is here already. If it will be empty then, what it must be taken out of."""
+    if queue.fifo.head:
+        foresee_lines(chunk_at(&q.store, queue.fifo.head) + queue.fifo.head_at, LINES)
+    if queue.fifo.count <= cap:
+        foresee(table_home(&q.by_key, hash_of(queue, queue.content)))
+        foresee(queue.timer.prev)
+        foresee(queue.timer.next)
+
+
+cdef inline void foresee_end(Queues* q, const Node* campaign) noexcept nogil:
+    """It has lost its work, and its turn will be its last."""
+    foresee(table_home(&q.branches, campaign.key_hash))
+    foresee_lines(campaign.group, 2)
+
+
+cdef void foresee_turns(Queues* q, Node* tenant, Node* campaign) noexcept nogil:
+    """After this turn of a tenant and its campaign."""
+    cdef Node* tenants[TURNS]
+    cdef Node* campaigns[TURNS]
+    cdef Link* first
+    cdef int turn, before
+    tenants[0], campaigns[0] = tenant, campaign
+    for turn in range(1, TURNS):
+        tenants[turn] = turn_after(tenants[turn - 1])
+        if tenants[turn] == NULL:
+            return
+        campaigns[turn] = NULL
+        for before in range(turn - 1, -1, -1):
+            if tenants[before] == tenants[turn]:
+                campaigns[turn] = turn_after(campaigns[before])
+                break
+        else:
+            campaigns[turn] = first_below(tenants[turn])
+        if campaigns[turn] == NULL:
+            return
+        first = ring_first(&campaigns[turn].ring) if turn < TURNS - 1 else NULL
+        if turn == TURNS - 1:
+            foresee_lines(campaigns[turn], 3)
+        elif first == NULL:
+            foresee_end(q, campaigns[turn])
+        elif turn == 1:
+            foresee_batch(q, queue_of(first), tenant.channel.cap)
+        else:
+            foresee_lines(queue_of(first), 3)
+
+
+cdef inline void foresee_due(Queues* q, const Queue* queue) noexcept nogil:
+    """After this turn, where turns are by due time."""
+    cdef const PaceLink* link = queue.turn.next
+    cdef const Queue* soon
+    if link == NULL:
+        return
+    soon = turning_queue(link)
+    foresee_batch(q, soon, queue.branch.channel.cap)
+    foresee_lines(soon.branch, 3)
+    if link.next != NULL:
+        foresee_lines(turning_queue(link.next), 3)
