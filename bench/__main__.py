@@ -9,6 +9,7 @@ SCENARIOS = {
     "core": "bench.core",
     "crash": "bench.crash",
     "decode": "bench.decode",
+    "dedupe": "bench.dedupe",
     "kafka": "bench.kafka",
     "path": "bench.path",
     "demo": "bench.demo",

@@ -1,5 +1,5 @@
 """What the scheduling core costs: push and pop by how much is queued, over how many flows and of which distribution,
-beside heapq with tuples; cancel, memory, and urgent sends with millions queued.
+beside heapq with tuples; cancel, memory, and urgent sends with millions queued; and what the ledger costs.
 
 An op is one recipient pushed or popped, in calls of ``batch`` through Python's buffers; a pair is both. So many are
 queued first and churned, then that number is kept. Columns are laid out and calls released outside of the time. heapq
@@ -25,6 +25,7 @@ from bench.core_cases import (
     measure_urgent,
     memory_latency,
 )
+from bench.core_ledger import measure_ledger
 from bench.core_load import DISTRIBUTIONS, Load, Spread, measure_heapq
 from ext.schedule import Core
 
@@ -103,6 +104,7 @@ def measure(most: int) -> dict[str, Any]:
     depths = [10**power for power in range(3, 9) if 10**power <= most]
     flows = min(SAMPLE_FLOWS, depths[-1])
     result: dict[str, Any] = {"machine": stack.machine(), "memory": memory_latency(), "empty_call_ns": empty_call_ns()}
+    result["ledger"] = measure_ledger(depths[-1])
     own, grown = measure_memory(depths[-1], flows)
     result |= {"bytes_per_recipient": round(own, 1), "rss_bytes_per_recipient": round(grown, 1)}
     cancels = measure_cancel(depths[-1])

@@ -8,6 +8,7 @@ from random import Random
 import pytest
 
 from bench.core_cases import slope_interval, urgent_p99
+from bench.core_ledger import measure_ledger
 from bench.core_load import DISTRIBUTIONS, Load, Spread, flows_of
 
 BASIC = 2
@@ -42,6 +43,14 @@ def test_an_urgent_send_is_popped_first_and_the_queue_stays() -> None:
     assert urgent_p99(load, budget=1) > 0
     assert load.core.stats()["popped"][0] == load.core.stats()["pushed"][0] > 0
     assert load.core.stats()["queued"][BASIC] == load.queued
+
+
+def test_the_ledgers_figures_have_their_keys() -> None:
+    figures = measure_ledger(1200)
+    assert set(figures) == {"open_ns", "complete_ns", "encode_us", "all_maps"}
+    assert set(figures["encode_us"]) == {"1000", "10000", "100000"}
+    assert figures["all_maps"]["open_sends"] == 1200
+    assert figures["all_maps"]["bytes"] > 12 * 12
 
 
 def test_a_spread_is_of_the_values_in_order() -> None:
