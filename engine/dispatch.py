@@ -260,7 +260,7 @@ class Dispatcher:
         try:
             if noted is None and flow.channel in self._attempts.wanted:
                 noted = await self._attempts.begin(batch, call)
-            ours = not self._fence.doubtful(flow.tier) or await self._is_ours(batch)
+            ours = (noted is None and not self._fence.doubtful(flow.tier)) or await self._is_ours(batch)
             result = await self._made(flow.channel, call, noted) if ours else NOT_MADE
             if noted is None or not noted.again:
                 self._frequencies.done(batch, held, result)
@@ -283,7 +283,7 @@ class Dispatcher:
         return self._attempts.forbids(noted) or noted.own(await self._deliverers[channel].call(call))
 
     async def _is_ours(self, batch: Batch) -> bool:
-        """Wait until the group has said so; False: some of it is not."""
+        """Wait until the group has said so; False: some of it is not (any more)."""
         while self._fence.doubtful(batch.tier) and not batch.stale():  # noqa: ASYNC110 - the commit does not know us
             await asyncio.sleep(SHUT_NS / NS_PER_S)
         return not batch.stale()
