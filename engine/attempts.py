@@ -13,19 +13,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
 
 import structlog
 
 from engine.admit import Channel
 from engine.backoff import Backoff
+from engine.begun import Begun, Known, Noted, members
 from engine.clock import Clock
 from engine.drivers import Action, Call, CallResult, Verdict
 from engine.errors import LogUnavailable, RecordRefused, Reject
 from engine.logs import Chunk, Log, Partition, Reader, Record
 from engine.send import Origin, Outcome
 from engine.settle import Settlement
-from engine.wire_attempt import Attempt, End, Ended, Member, decode, encode_attempt, encode_end, keys_of
+from engine.wire_attempt import Attempt, Ended, decode, encode_attempt, encode_end, keys_of
 from ext.columns import Batch
 
 logger = structlog.get_logger("surgetank.attempts")
@@ -38,53 +38,6 @@ MS_PER_S = 1_000
 CUT_OFF = Ended(Outcome.UNKNOWN, "", "a worker died during the call")
 LAPSED = CallResult(Verdict(Action.UNKNOWN, "lapsed", "no answer while a repeat was safe"), left=False)
 REFUSED = CallResult(Verdict(Action.DEAD, "attempt", "the log refuses a record of the call"), left=False)
-FINAL = frozenset({Action.ACCEPTED, Action.FAILED, Action.DEAD})
-
-
-class Begun:
-    """A call that was begun, and what is known of its end, by row."""
-
-    __slots__ = ("attempt", "content", "ended", "free", "platform_id", "queued")
-
-    def __init__(self, attempt: Attempt) -> None:
-        self.attempt = attempt
-        self.ended: dict[int, Ended] = {}
-        self.free: set[int] = set()  # surely not delivered
-        self.platform_id = ""
-        self.content: int | None = None  # a handle in the core, its own, while rows of it are there
-        self.queued = 0  # so many
-
-
-class Noted(NamedTuple):
-    """A batch whose call is written down. ``again``: it was made before, with others perhaps, and is made again."""
-
-    begun: Begun
-    rows: Sequence[int]  # of the call, one for each of the batch
-    again: bool
-    refused: bool = False  # by the log: it must not be made
-
-    def call(self, body: Any) -> Call:
-        """The same call; ``body``: of the content."""
-        attempt = self.begun.attempt
-        return Call(attempt.batch, attempt.account, body, attempt.ids, attempt.data or ())
-
-    def own(self, result: CallResult) -> CallResult:
-        """What the call's answer says of the batch."""
-        told = {at: result.exceptions[row] for at, row in enumerate(self.rows) if row in result.exceptions}
-        return result._replace(exceptions=told)
-
-    def unsure(self, result: CallResult) -> bool:
-        """Whether it may have had an effect that nobody has told us of."""
-        whole = result.whole.action
-        return whole is Action.UNKNOWN or (self.again and whole not in FINAL)
-
-
-class Known(NamedTuple):
-    """What became of a record's recipients that were in calls: positions, and rows of calls to be made again."""
-
-    again: dict[Begun, dict[int, int]]
-    ended: dict[Ended, list[int]]
-    others: list[int]
 
 
 class Attempts:
@@ -113,8 +66,7 @@ class Attempts:
         self._known: dict[Partition, dict[int, dict[int, tuple[Begun, int]]]] = {}
         self._queued: dict[tuple[int, int], tuple[Begun, int]] = {}  # by handle and position, while in the core
         self._standing: dict[str, dict[Partition, int]] = {}  # batches with records on the topic: their last offsets
-        self._records: list[Record] = []
-        self._written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._writing: list[tuple[Record, asyncio.Future[None]]] = []
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -132,7 +84,7 @@ class Attempts:
                 content=batch.content.prepared.key,
                 ids=call.ids,
                 data=call.data,
-                members=_members(batch),
+                members=members(batch),
             )
         )
         self._stands(begun.attempt)
@@ -167,7 +119,7 @@ class Attempts:
         for ended, rows in endings:
             begun.ended.update(dict.fromkeys(rows, ended))
         begun.free.update(free)
-        self._write(*encode_end(_end(begun)))
+        self._write(*encode_end(begun.end()))
 
     async def flushed(self) -> None:
         """Wait until all that was written so far is acknowledged."""
@@ -178,33 +130,46 @@ class Attempts:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            records, self._records = self._records, []
-            written, self._written = self._written, asyncio.get_running_loop().create_future()
-            try:
-                await self._append(records)
-            except RecordRefused as error:
-                written.set_exception(error)
-                written.exception()  # an End's writer does not look
-                logger.critical("the log refuses an attempt record", topic=self._topic, why=str(error))
-            else:
-                written.set_result(None)
+            writing, self._writing = self._writing, []
+            await self._append(writing)
             if not self._wake.is_set():
                 self._idle.set()
 
     def _write(self, key: bytes, value: bytes) -> asyncio.Future[None]:
-        self._records.append(Record(self._topic, value, key))
+        written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._writing.append((Record(self._topic, value, key), written))
         self._idle.clear()
         self._wake.set()
-        return self._written
+        return written
 
-    async def _append(self, records: list[Record]) -> None:
+    async def _append(self, writing: Sequence[tuple[Record, asyncio.Future[None]]]) -> None:
         backoff = Backoff(0.1, 5.0)
         while True:
             try:
-                return await self._log.append(records)
+                await self._log.append([record for record, _ in writing])
+            except RecordRefused as error:
+                await self._refused(writing, error)
+                return
             except LogUnavailable as error:
                 logger.warning("attempts wait for the log", error=str(error), again_in_s=backoff.next_s)
                 await backoff.wait()
+            else:
+                break
+        for _, written in writing:
+            if not written.done():
+                written.set_result(None)
+
+    async def _refused(self, writing: Sequence[tuple[Record, asyncio.Future[None]]], error: RecordRefused) -> None:
+        """One too large for the topic must not stop the others' calls."""
+        if len(writing) > 1:
+            for one in writing:
+                await self._append([one])
+            return
+        logger.critical("the log refuses an attempt record", topic=self._topic, why=str(error))
+        written = writing[0][1]
+        if not written.done():
+            written.set_exception(error)
+            written.exception()  # who writes an End does not look
 
     async def tidy(self) -> None:
         """Take away, until cancelled, what is about records that are committed."""
@@ -284,7 +249,7 @@ class Attempts:
                 found.pop(read.batch, None)
                 found[read.batch] = Begun(read)
             elif (begun := found.get(read.batch)) is not None:
-                _over(begun, read)
+                begun.learn(read)
 
     def _note_rows(self, begun: Begun, from_: Mapping[Partition, int]) -> None:
         row = 0
@@ -380,32 +345,3 @@ class Attempts:
                 self._free(begun.content)
                 begun.content = None
         return found
-
-
-def _members(batch: Batch) -> list[Member]:
-    members: list[Member] = []
-    last = None
-    for handle, position, send in zip(batch.handles, batch.positions, batch.sends, strict=True):
-        if handle != last:
-            members.append(Member(*send.ledger.partition, send.offset, []))
-            last = handle
-        members[-1].positions.append(position)  # type: ignore[attr-defined]  # made as a list above
-    return members
-
-
-def _end(begun: Begun) -> End:
-    rows_of: dict[Ended, list[int]] = {}
-    for row, ended in begun.ended.items():
-        rows_of.setdefault(ended, []).append(row)
-    count = len(begun.attempt.ids)
-    told = [(ended, None if len(rows) == count else rows) for ended, rows in rows_of.items()]
-    free = None if len(begun.free) == count else sorted(begun.free)
-    return End(batch=begun.attempt.batch, platform_id=begun.platform_id, ended=told, free=free)
-
-
-def _over(begun: Begun, end: End) -> None:
-    every = range(len(begun.attempt.ids))
-    begun.platform_id = end.platform_id
-    for ended, rows in end.ended:
-        begun.ended.update(dict.fromkeys(every if rows is None else rows, ended))
-    begun.free.update(every if end.free is None else end.free)

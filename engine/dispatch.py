@@ -18,7 +18,8 @@ import structlog
 
 from engine import wire
 from engine.admit import Channel
-from engine.attempts import Attempts, Noted
+from engine.attempts import Attempts
+from engine.begun import Noted
 from engine.cancelled import Cancelled, Standing
 from engine.clock import NS_PER_MS, NS_PER_S, Clock
 from engine.config import ChannelConfig

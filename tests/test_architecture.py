@@ -16,7 +16,7 @@ ROOT = Path(engine.__file__).parent
 STAGES = re.findall(r"^    (\w+) +(pure|shell) +([\w.]+)", engine.__doc__ or "", re.MULTILINE)
 PURE = {
     "errors", "send", "config", "periods", "wire", "decode", "admit", "overload", "settle", "open_sends", "cancelled",
-    "arrival", "shares", "suspects", "wire_control", "wire_attempt", "paused",
+    "arrival", "shares", "suspects", "wire_control", "wire_attempt", "paused", "begun",
 }  # fmt: skip
 FORBIDDEN = {"asyncio", "aiokafka", "aiohttp", "time", "random", "prometheus_client", "sqlite3", "socket", "threading"}
 # Each layer may import itself and the ones before it.
@@ -25,7 +25,20 @@ LAYERS = [
     {"decode", "drivers", "logs", "counters", "state", "fence"},
     {"progress", "commit", "overload", "open_sends", "topics", "tokens"},
     {"admit", "arrival", "cancelled", "paused", "settle"},
-    {"attempts", "told", "deliver", "limits", "deal", "frequency", "gates", "record", "content", "probes", "oplog"},
+    {
+        "begun",
+        "attempts",
+        "told",
+        "deliver",
+        "limits",
+        "deal",
+        "frequency",
+        "gates",
+        "record",
+        "content",
+        "probes",
+        "oplog",
+    },
     {"dispatch", "control"},
     {"assignment"},
     {"consume", "orders", "why"},

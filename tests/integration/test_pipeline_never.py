@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import pytest
 from aiohttp import web
 
 from engine.config import load
+from engine.errors import RecordRefused
 from engine.logs import Record
 from engine.send import Outcome
 from tests.integration.support import (
@@ -140,6 +141,26 @@ async def test_records_of_calls_go_once_all_is_committed(tmp_path: Path, monkeyp
         await worker.until(lambda: not worker.pipeline.attempts._standing, "tidied")
         assert set((await attempts_of(worker)).values()) == {None}
         assert len(await attempts_of(worker)) == 2 * len(worker.pipeline.counters.attempts) > 0
+
+
+async def test_a_record_of_a_call_that_the_log_refuses_stops_that_call_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with partnered(tmp_path, NEVER) as (partner, worker):
+        append_all = worker.log.append
+
+        async def append_none_of_a(records: Sequence[Record]) -> None:
+            if any(one.topic.endswith(".attempts") and b"too-large" in (one.value or b"") for one in records):
+                raise RecordRefused("larger than the topic takes")
+            await append_all(records)
+
+        monkeypatch.setattr(worker.log, "append", append_none_of_a)
+        await worker.send("basic", send("i", "too-large", campaign="c"), send("j", "b", campaign="d"))
+        told = await worker.judged()
+        assert partner.ids == {"b": 1}
+        assert told.end("i", "too-large")[:2] == (Outcome.DEAD, "the log refuses a record of the call")
+        assert told.end("j", "b").outcome is Outcome.ACCEPTED
+        assert len(told.dead) == 1
 
 
 async def attempts_of(worker: Worker) -> dict[bytes | None, bytes | None]:
