@@ -236,7 +236,8 @@ class TierConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Literal["paced", "even", "asap"],
         about(
             "`paced`: at the lowest peak rate that meets every due time; `even`: each call's share from its arrival to "
-            "its due time; `asap`: as soon as limits allow, which is all that `system` may have."
+            "its due time; `asap`: as soon as limits allow, which is all that `system` may have. Of `template` only "
+            "what names a `due` later than `due_after` from its start is paced; the rest leaves as limits allow."
         ),
     ] = "paced"
     budget: Annotated[Budget, about("What the tier may hold in memory; at it intake pauses.")] = Budget()
@@ -408,7 +409,7 @@ def default_tiers() -> dict[str, TierConfig]:
     """Each tier as it is when the file says nothing of it."""
     return {
         "system": TierConfig(due_after=Duration(0), linger=Duration(0), pacing="asap"),
-        "template": TierConfig(due_after=Duration(5 * NS["s"]), linger=Duration(50 * NS["ms"]), pacing="asap"),
+        "template": TierConfig(due_after=Duration(5 * NS["s"]), linger=Duration(50 * NS["ms"])),
         "basic": TierConfig(),
     }
 

@@ -354,6 +354,7 @@ def _core(config: Config) -> Core:
         pacing=[PACING[policy.pacing] for policy in policies],
         tau_ns=config.pacing.tau,
         floor=_rate(config.pacing.floor),
+        near_ns=[0, policies[Tier.TEMPLATE].due_after, 0],
     )
 
 

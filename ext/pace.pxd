@@ -7,6 +7,7 @@ cdef extern from "pace.h" nogil:
     int PACE_ASAP, PACE_EVEN, PACE_PACED
     int PACE_BELOW, PACE_FULL, PACE_OVER
     uint64_t PACE_FASTEST, PACE_CALL_A_SECOND, PACE_NS
+    int64_t PACE_PATIENCE_NS
     ctypedef struct Pace:
         uint8_t mode
         uint8_t state

@@ -8,6 +8,13 @@
 # A paced queue that is READY stands in its lane's rings by its slot, and a lane in its tier's by that of the first.
 # So earliest due first needs no search. A queue whose turn comes while a node above it is held is set aside at that
 # node, and returns with it: nothing walks queues, and each pays for its own way only.
+#
+# What is due at once (AT_ONCE: of a tier that paces only what is due later than most) has queues of its own. They stand
+# in a slot that has passed; they are not counted and not held back, and their calls take nothing of the rate.
+
+cdef enum:
+    AT_ONCE = 64  # of a haste
+    TRIED = 128  # likewise
 
 cdef int64_t NEWCOMER_NS = 10_000_000_000  # from a tenant's coming to when its first call is due
 cdef int64_t BOUNDING_NS = <int64_t>1 << 36  # limits of such windows, or shorter ones, bound the rate
@@ -31,6 +38,11 @@ cdef inline bint goes_by_due(const Node* lane) noexcept nogil:
 
 # --- due times ---
 
+cdef inline bint due_at_once(Queues* q, const Row* row) noexcept nogil:
+    """Of a paced tier: due no later after its start than most are."""
+    return q.near[row.tier] > 0 and since(row.due, max(row.pushed, row.not_before)) <= q.near[row.tier]
+
+
 cdef inline uint8_t haste_of(Queues* q, const Row* row) noexcept nogil:
     """How far its due time lies ahead, in powers of 4 of slots, and whether it has been tried: FIFO keeps due times in
     order only among those alike."""
@@ -38,18 +50,26 @@ cdef inline uint8_t haste_of(Queues* q, const Row* row) noexcept nogil:
     cdef uint8_t digits = 0
     if q.accounts[row.account].leaves[row.tier].parent.pacing == NULL:
         return 0
+    if due_at_once(q, row):
+        return AT_ONCE | (TRIED if row.attempt else 0)
     ahead = since(must_close(q, row.due, row.deadline), max(q.now, row.not_before)) >> PACE_NEAR_BITS
     while ahead > 0:
         ahead >>= 2
         digits += 1
-    return digits | (128 if row.attempt else 0)
+    return digits | (TRIED if row.attempt else 0)
 
 
 cdef inline uint32_t slot_of(Queues* q, Node* lane, const Row* row) noexcept nogil:
-    cdef int64_t due = must_close(q, row.due, row.deadline), start = max(row.pushed, row.not_before)
-    if since(row.due, start) <= q.near[row.tier]:
+    cdef int64_t due = must_close(q, row.due, row.deadline)
+    if row.due <= max(row.pushed, row.not_before):
         due = max(q.now, row.not_before)
     return pace_slot(&lane.pacing.pace, q.now, due)
+
+
+cdef inline uint32_t passed_slot(Node* node) noexcept nogil:
+    """Where what is due at once stands, in the lane of a node."""
+    cdef Pacing* pacing = lane_above(node).pacing
+    return 0 if pacing == NULL else pacing.pace.base - 1
 
 
 cdef uint32_t first_slot(Queues* q, Queue* queue, const Facts* facts) noexcept nogil:
@@ -95,7 +115,7 @@ cdef void count_first(Queues* q, Queue* queue) noexcept nogil:
     cdef Node* lane = lane_of(q, queue)
     cdef Rec rec
     cdef const Facts* facts
-    if lane.pacing == NULL or queue.counted or not queue.fifo.count:
+    if lane.pacing == NULL or queue.haste & AT_ONCE or queue.counted or not queue.fifo.count:
         return
     fifo_first(&q.store, &queue.fifo, &rec)
     facts = facts_at(&q.store, rec.facts & REC_FACTS)
@@ -126,7 +146,7 @@ cdef void count_parcel(Queues* q, Queue* queue, Parcel* parcel) noexcept nogil:
     cdef Node* lane = lane_of(q, queue)
     cdef Fifo* fifo = &queue.fifo
     cdef Rec rec
-    if lane.pacing == NULL:
+    if lane.pacing == NULL or queue.haste & AT_ONCE:
         return
     if fifo.count and not queue.mixed and not parcel.opens and fifo.fill + parcel.fifo.count <= lane.channel.cap:
         fifo.fill += parcel.fifo.count
@@ -175,6 +195,11 @@ cdef void stand_by(Queues* q, Queue* queue) noexcept nogil:
     if own == NULL or queue.state != READY or pace_waits(&queue.turn) or ring_holds(&queue.aside):
         return
     pace_wait(&own.pace, &queue.turn, queue.slot)
+    if queue.haste & AT_ONCE:
+        own.at_once += 1
+        if lane.state & HELD_BACK:
+            wheel_disarm(&q.wheel, &own.timer)
+            let_go(q, lane, HELD_BACK)
     if not pace_waits(&own.link) or <int32_t>(queue.slot - own.slot) < 0:
         place(q, lane)
 
@@ -183,6 +208,7 @@ cdef void stand_down(Queues* q, Queue* queue) noexcept nogil:
     cdef Node* lane = lane_of(q, queue)
     if pace_waits(&queue.turn):
         pace_wait_no_more(&lane.pacing.pace, &queue.turn, queue.slot)
+        lane.pacing.at_once -= queue.haste & AT_ONCE > 0
         if queue.slot == lane.pacing.slot:
             place(q, lane)
     elif ring_holds(&queue.aside):
@@ -264,10 +290,21 @@ cdef int64_t leaves_at(Queues* q, Node* node) noexcept nogil:
     return pace_when(pace, q.now)
 
 
+cdef bint waits_long(Queues* q, Queue* queue) noexcept nogil:
+    """It is due at once, and could have left long ago: there is too little capacity."""
+    cdef Rec rec
+    cdef const Facts* facts
+    if not queue.haste & AT_ONCE or held_above(queue) != NULL:
+        return False
+    fifo_first(&q.store, &queue.fifo, &rec)
+    facts = facts_at(&q.store, rec.facts & REC_FACTS)
+    return since(q.now, max(facts.pushed, facts.not_before)) >= PACE_PATIENCE_NS
+
+
 cdef bint held_back(Queues* q, Node* lane) noexcept nogil:
     """Whether nothing of a lane may leave now. Then its turn is over, or it waits until its time comes.
 
-    A lane near its ceiling does not ask its tier.
+    A lane near its ceiling does not ask its tier. What is due at once leaves whatever the rates are.
     """
     cdef Pacing* own = lane.pacing
     cdef Link* back = ring_first(&own.returning)
@@ -281,6 +318,10 @@ cdef bint held_back(Queues* q, Node* lane) noexcept nogil:
     if pace_first(&own.pace) == NULL:
         return False  # there are only places to tidy
     when = leaves_at(q, lane)
+    if own.at_once and waits_long(q, <Queue*>pace_first(&own.pace)):
+        own.pace.state = PACE_OVER
+    if own.at_once:
+        return False
     if when == 0 and own.pace.state == PACE_BELOW:
         when = leaves_at(q, lane.parent)
     if when == 0:
@@ -290,13 +331,13 @@ cdef bint held_back(Queues* q, Node* lane) noexcept nogil:
     return True
 
 
-cdef void note_call(Queues* q, Node* lane) noexcept nogil:
+cdef void note_call(Queues* q, Node* lane, const Queue* queue) noexcept nogil:
     """A call leaves: the next one waits, or has so much less of the capacity."""
     cdef Channel* channel = lane.channel
     if not channel.is_paced:
         return
     capacity_start(&channel.capacity, q.now, channel.slots)
-    if lane.pacing == NULL:
+    if lane.pacing == NULL or queue.haste & AT_ONCE:
         beside_count(&channel.beside, q.now)
         return
     pace_leave(&lane.pacing.pace, q.now)

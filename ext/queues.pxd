@@ -183,7 +183,7 @@ cdef struct Queue:
     uint32_t node  # its campaign's
     uint8_t state  # QueueState
     uint8_t mixed
-    uint8_t haste  # paced: of all its records
+    uint8_t haste  # paced: of all its records; AT_ONCE: it is due at once, and not paced
     uint8_t counted  # paced: its first record's call is counted in `counted_in`
     # --
     Link link  # READY: in its campaign's ring; DEAD: in the list of the dead
@@ -237,7 +237,7 @@ cdef struct Node:
     uint8_t fresh_had  # so many last turns in a row were of its fresh ring, FRESH_RUN at most
     # --
     Link queues  # a campaign: all of its queues
-    Queue* mixed  # of a campaign, NULL: none
+    Queue* mixed[2]  # of a campaign, NULL: none; the second one's are due at once
     Link sibling  # a tenant or campaign: among its group's members
     uint64_t key_hash
     Link aside  # paced queues below that are READY and whose turn came while it was held
@@ -254,6 +254,7 @@ cdef struct Pacing:  # of a lane, or of a tier over all its lanes
     Node* node
     PaceLink link  # a lane's, in its tier's rings
     uint32_t slot  # where that stands
+    uint32_t at_once  # so many of those that wait are due at once
     Link returning  # a lane's: set aside, and on their way back
     Pace* copy  # owned, while it is checked
 
@@ -372,7 +373,7 @@ cdef struct Queues:
     Count counts[TIERS]
     uint8_t pacing[TIERS]  # PaceMode
     int64_t tau
-    int64_t near[TIERS]  # what is due so soon after its start is due at once
+    int64_t near[TIERS]  # what is due so soon after its start is due at once; 0: nothing is
     uint64_t floor
     Early* early  # NULL: no tier is paced
     size_t pacings

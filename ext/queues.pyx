@@ -23,9 +23,9 @@ from ext.limits cimport (
 )
 
 from ext.pace cimport (
-    PACE_ASAP, PACE_BELOW, PACE_FASTEST, PACE_NEAR_BITS, PACE_OVER, beside_count, beside_rate, capacity_end,
-    capacity_rate, capacity_start, pace_add, pace_expects, pace_first, pace_is_sound, pace_leave, pace_make, pace_rate,
-    pace_remove, pace_slot, pace_wait, pace_wait_no_more, pace_waits, pace_when,
+    PACE_ASAP, PACE_BELOW, PACE_FASTEST, PACE_NEAR_BITS, PACE_OVER, PACE_PATIENCE_NS, beside_count, beside_rate,
+    capacity_end, capacity_rate, capacity_start, pace_add, pace_expects, pace_first, pace_is_sound, pace_leave,
+    pace_make, pace_rate, pace_remove, pace_slot, pace_wait, pace_wait_no_more, pace_waits, pace_when,
 )
 
 cdef enum:
@@ -399,11 +399,12 @@ cdef Queue* make_queue(Queues* q, Node* branch, const Row* row, uint64_t key, bi
     queue.place, queue.mixed, queue.self = place_of(row.account, row.tier), mixed, made
     queue.branch, queue.node = branch, branch.self
     queue.haste = haste_of(q, row)
+    queue.slot = passed_slot(branch)
     queue.turn.owner = queue
     ring_append(&branch.queues, &queue.sibling)
     branch.children += 1
     if mixed:
-        branch.mixed = queue
+        branch.mixed[queue.haste & AT_ONCE > 0] = queue
     q.counts[row.tier].flows += 1
     return queue
 
@@ -412,7 +413,7 @@ cdef void forget_queue(Queues* q, Queue* queue) noexcept nogil:
     """Out of the tables and off its campaign: a push of its key makes a new one."""
     cdef Node* branch = queue.branch
     if queue.mixed:
-        branch.mixed = NULL
+        branch.mixed[queue.haste & AT_ONCE > 0] = NULL
     else:
         table_remove(&q.by_key, hash_of(queue, queue.content), queue)
     ring_remove(&queue.sibling)
@@ -452,7 +453,7 @@ cdef Queue* queue_for(Queues* q, const Row* row, Target* target) noexcept nogil:
         queue = make_queue(q, branch, row, target.key_hash, False)
     elif known > 0:
         target.first = True
-        queue = branch.mixed
+        queue = branch.mixed[haste_of(q, row) & AT_ONCE > 0]
         if queue == NULL:
             queue = make_queue(q, branch, row, target.key_hash, True)
         if queue == NULL:
@@ -567,7 +568,7 @@ cdef void rest_if_empty(Queues* q, Queue* queue) noexcept nogil:
 cdef uint32_t append(Queues* q, Fifo* fifo, const Row* row, const Facts* facts, bint mixed, bint first) noexcept nogil:
     """Returns how many of them open calls behind the FIFO's first, counted now."""
     cdef Node* lane = q.accounts[row.account].leaves[row.tier].parent
-    cdef bint paced = lane.pacing != NULL
+    cdef bint paced = lane.pacing != NULL and not due_at_once(q, row)
     cdef uint32_t cap = lane.channel.cap if paced else 0xFFFFFFFF
     cdef uint32_t fill = cap if paced and mixed and fifo.count else fifo.fill, opens = 0
     cdef Rec rec
@@ -990,13 +991,14 @@ cdef bint refused(Queues* q, Node* tenant, uint32_t n) noexcept nogil:
     return True
 
 
-cdef void charge(Queues* q, Node* tenant, uint32_t n) noexcept nogil:
+cdef void charge(Queues* q, const Queue* queue, uint32_t n) noexcept nogil:
     cdef Scope* path[PATH]
+    cdef Node* tenant = queue.branch.parent
     cdef Node* leaf = tenant.parent
     path_of(q, leaf, tenant.group, path)
     scopes_hold(path, PATH, n)
     leaf.channel.in_flight[leaf.tier] += 1
-    note_call(q, leaf.parent)
+    note_call(q, leaf.parent, queue)
     leaf.parent.parent.turn += q.stride[leaf.tier]
     q.counts[leaf.tier].popped += n
     counts_observe(leaf.channel.batch_recipients, n, 1)
@@ -1078,6 +1080,8 @@ cdef void after_batch(Queues* q, Queue* queue, uint32_t n) noexcept nogil:
         make_linger(q, queue)
     else:
         ring_to_tail(&campaign.ring, &queue.link)
+        if queue.haste & AT_ONCE:  # its place is the same, behind the others there
+            stand_down(q, queue)
         stand_by(q, queue)
     if not goes_by_due(leaf.parent):
         pay(campaign, cost)
@@ -1131,7 +1135,7 @@ cdef uint32_t send_batch(Queues* q, Queue* queue, uint32_t most, uint32_t conten
     more = more or n == leaf.channel.cap
     batch.closed = CUT if forming.cut else CAP if more else DUE if forming.due else LINGER_OVER
     out.batches_used += 1
-    charge(q, queue.branch.parent, n)
+    charge(q, queue, n)
     after_batch(q, queue, n)
     return n
 

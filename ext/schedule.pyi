@@ -105,7 +105,8 @@ class Core:
         each call's share from its arrival to its due time; system is ASAP. A paced tier has a rate for each channel,
         and one over all, and a call keeps to both: see ``pace``. ``tau_ns`` (0..2**62): how slowly a past peak is
         forgotten, 0 at once. ``floor`` (1 and more): never slower than this rate. ``near_ns`` by tier: what is due no
-        later than this after its start is due at once."""
+        later than this after its start (0: nothing) leaves at once, first in, first out, and neither waits for a rate
+        nor takes any of it; when it cannot leave within 2 s, fair shares rule."""
 
     def add_channel(self, slots: int, reserved: int, cap: int) -> int:
         """A channel of ``slots`` calls in flight (1..2**20), ``reserved`` of them (0..slots - 1) for system, and at

@@ -69,7 +69,7 @@ cdef const char* unsound_calls(const Queues* q, const Queue* queue) noexcept nog
     cdef const Parcel* parcel = queue.parcels
     if lane.pacing == NULL:
         return NULL
-    if queue.counted != (queue.fifo.count > 0 and queue.state != DEAD):
+    if queue.counted != (queue.fifo.count > 0 and queue.state != DEAD and not queue.haste & AT_ONCE):
         return "the first call of a queue is not counted, or of none"
     if queue.counted:
         take_away(lane, queue.counted_in)
@@ -187,7 +187,10 @@ cdef const char* unsound_campaign(const Queues* q, const Node* node, Walk* walk)
         wrong = unsound_queue(q, queue, walk)
         if wrong != NULL:
             return wrong
-        if queue.mixed != (queue == node.mixed) or queue.branch != node or queue.node != node.self:
+        if (
+            queue.mixed != (queue == node.mixed[queue.haste & AT_ONCE > 0])
+            or queue.branch != node or queue.node != node.self
+        ):
             return "a queue is not its campaign's"
         link = NULL if link.next == &node.queues else link.next
     if children != node.children:

@@ -15,7 +15,18 @@ import pytest
 from engine.clock import NS_PER_S
 from engine.send import Tier
 from ext.schedule import CALL_A_SECOND
-from tests.integration.support import Gateway, Worker, busiest, channel, configured, gateway, send, working
+from tests.integration.support import (
+    Gateway,
+    Worker,
+    busiest,
+    cancel,
+    channel,
+    configured,
+    gateway,
+    now_ms,
+    send,
+    working,
+)
 
 CALLS, DUE_S = 60, 8
 
@@ -54,7 +65,7 @@ async def test_the_floor_is_the_configurations(tmp_path: Path) -> None:
     async with paced(tmp_path, "paced", pacing) as (partner, worker):
         await worker.until(lambda: len(partner.calls) > 1)
         stats = worker.pipeline.core.stats()
-        assert stats["pacing_floor"] == [0, 0, 30 * CALL_A_SECOND]
+        assert stats["pacing_floor"] == [0, 30 * CALL_A_SECOND, 30 * CALL_A_SECOND]
         assert stats["pacing_rate"][Tier.BASIC] >= 30 * CALL_A_SECOND
         await worker.judged()
 
@@ -66,4 +77,19 @@ async def test_without_pacing_it_leaves_at_once(tmp_path: Path) -> None:
         waits = worker.pipeline.core.queue_wait(Tier.BASIC, 0)
         counts, _ = waits.snapshot()
         assert counts[waits.edges.index(5 * NS_PER_S)] == CALLS, "nothing waited for its due time"
-        assert worker.pipeline.core.stats()["pacing_rate"] == [0, 0, 0]
+        assert worker.pipeline.core.stats()["pacing_rate"][Tier.BASIC] == 0
+
+
+async def test_template_paces_what_is_due_later_than_usual_and_nothing_else(tmp_path: Path) -> None:
+    tiers = '[tiers.template]\nlinger = "0s"\n[pacing]\nfloor = { calls = 1, per = "1h" }\n'
+    async with gateway() as partner:
+        config = configured(tmp_path, channel("partner", partner.url, "batch = 1"), tiers=tiers)
+        async with working(config) as worker:
+            due = now_ms() + 3_600_000
+            await worker.send("template", *(send(f"i{n}", f"i{n}", campaign="k", due=due) for n in range(40)))
+            await worker.until(lambda: worker.pipeline.core.stats()["paced"][Tier.TEMPLATE] > 30, "an hour is long")
+            await worker.send("template", *(send(f"j{n}", f"j{n}", campaign="k") for n in range(40)))
+            await worker.until(lambda: sum(id.startswith("j") for id in partner.ids) == 40, "these are due as usual")
+            assert worker.pipeline.core.stats()["paced"][Tier.TEMPLATE] > 30
+            await worker.append(cancel("k", now_ms()))
+            await worker.judged()

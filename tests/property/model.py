@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from tests.property.pace_model import CapacityModel, PaceModel
-from tests.property.paced_model import Beside, Paced, Pacing, by_due
+from tests.property.paced_model import AT_ONCE, Beside, Paced, Pacing, by_due
 from tests.property.why_model import Explained
 
 NEVER = 2**63 - 1
@@ -128,6 +128,10 @@ class Queue:
     @property
     def leaf(self) -> Node:
         return self.branch.above(2)
+
+    @property
+    def at_once(self) -> bool:
+        return bool(self.haste & AT_ONCE)
 
     @property
     def waiting(self) -> list[Recipient]:
@@ -535,12 +539,15 @@ class Model(Explained, Paced):
         if len(branch.queues) >= self.own_queues and (leaf, run.key) not in self.once:
             self.once.add((leaf, run.key))
             for queue in branch.queues:
-                if queue.mixed:
+                if queue.mixed and queue.at_once == bool(haste & AT_ONCE):
                     return queue, True
-            branch.queues.append(Queue(branch, run.key, mixed=True, haste=haste))
-            return branch.queues[-1], True
-        branch.queues.append(Queue(branch, run.key, mixed=False, haste=haste))
-        return branch.queues[-1], False
+            return self.make_queue(branch, run, True, haste), True
+        return self.make_queue(branch, run, False, haste), False
+
+    def make_queue(self, branch: Node, run: Run, mixed: bool, haste: int) -> Queue:
+        pacing = self.lane_above(branch).pacing
+        branch.queues.append(Queue(branch, run.key, mixed, haste=haste, slot=pacing.pace.base - 1 if pacing else 0))
+        return branch.queues[-1]
 
     def put(self, run: Run, queue: Queue, first: bool) -> None:
         close = min(max(self.now, run.not_before) + run.linger, NEVER, self.must_close(run))
@@ -549,7 +556,7 @@ class Model(Explained, Paced):
             self.wait(run, queue, close, first, slot)
             return
         new = queue.fifo.add(run, close, first, slot)
-        self.open_calls(queue.leaf.above(1), queue.fifo, new, queue.mixed)
+        self.open_calls(queue, queue.fifo, new)
         self.count_first(queue)
         self.settle(queue)
 
@@ -561,7 +568,7 @@ class Model(Explained, Paced):
             if until != NEVER:
                 self.arm(parcel.timer, until, lambda: self.wake(parcel))
         new = queue.parcels[-1].fifo.add(run, close, first, slot)
-        self.open_calls(queue.leaf.above(1), queue.parcels[-1].fifo, new, queue.mixed)
+        self.open_calls(queue, queue.parcels[-1].fifo, new)
 
     def wake(self, parcel: Parcel) -> None:
         queue = parcel.queue
@@ -700,7 +707,7 @@ class Model(Explained, Paced):
             return None
         more = more or len(batch.items) == channel.cap
         batch.closed = CUT if cut else CAP if more else DUE if due else LINGER
-        self.charge(batch, path, channel)
+        self.charge(batch, queue, path, channel)
         self.after_batch(queue, len(batch.items), channel.cap)
         return batch
 
@@ -734,12 +741,12 @@ class Model(Explained, Paced):
             self.once.discard(queue.once(first.run.key[2]))
         return first
 
-    def charge(self, batch: Batch, path: list[tuple[Node, Scope]], channel: Channel) -> None:
+    def charge(self, batch: Batch, queue: Queue, path: list[tuple[Node, Scope]], channel: Channel) -> None:
         n = len(batch.items)
         for _, scope in path:
             scope.held = [scope.held[0] + 1, scope.held[1] + n]
         channel.in_flight[batch.tier] += 1
-        self.note_call(path[2][0], channel)
+        self.note_call(path[2][0], queue, channel)
         path[0][0].turn += self.stride[batch.tier]
         self.counts["popped"][batch.tier] += n
 
@@ -752,6 +759,8 @@ class Model(Explained, Paced):
             self.make_linger(queue)
         else:
             campaign.ready.append(campaign.ready.pop(campaign.ready.index(queue)))
+            if queue.at_once:
+                self.stand_down(queue)
             self.stand_by(queue)
         if not by_due(leaf.above(1)):
             for node in (campaign, tenant):

@@ -35,7 +35,7 @@ class PaceModel:
         self.late_since = self.aside = 0
         self.waiting: defaultdict[int, list[object]] = defaultdict(list)  # slot -> who
         self.passed: list[object] = []  # who waits in slots that have passed
-        self.base = 0  # the slot that time was in when it was last looked at
+        self.base = 1  # the slot that time was in when it was last looked at
 
     @property
     def work(self) -> int:

@@ -14,6 +14,7 @@ from tests.property.pace_model import (
     FASTEST,
     NS,
     OVER,
+    PATIENCE_NS,
     SLOT_NS,
     CapacityModel,
     PaceModel,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 NEVER = 2**63 - 1
 NEWCOMER_NS, BOUNDING_NS = 10**10, 2**36
+AT_ONCE = 64  # of a haste
 
 
 class Beside:
@@ -85,6 +87,8 @@ class Paced:
     def haste(self, lane: Node, run: Run) -> int:
         if lane.pacing is None:
             return 0
+        if self.near[run.tier] and max(0, run.due - max(run.pushed, run.not_before)) <= self.near[run.tier]:
+            return AT_ONCE + (128 if run.attempt else 0)
         slots = max(0, self.must_close(run) - max(self.now, run.not_before)) // SLOT_NS
         return (slots.bit_length() + 1) // 2 + (128 if run.attempt else 0)
 
@@ -92,7 +96,7 @@ class Paced:
         if lane.pacing is None:
             return 0
         due, start = self.must_close(run), max(run.pushed, run.not_before)
-        if max(0, run.due - start) <= self.near[run.tier]:
+        if run.due <= start:
             due = max(self.now, run.not_before)
         return lane.pacing.pace.slot(self.now, due)
 
@@ -125,9 +129,10 @@ class Paced:
             assert node.pacing is not None
             node.pacing.pace.remove(slot, 1)
 
-    def open_calls(self, lane: Node, fifo: Fifo, new: list[Recipient], mixed: bool) -> None:
+    def open_calls(self, queue: Queue, fifo: Fifo, new: list[Recipient]) -> None:
         """Those of the last ones in the FIFO that open a call."""
-        if lane.pacing is None:
+        lane, mixed = queue.leaf.above(1), queue.mixed
+        if lane.pacing is None or queue.at_once:
             return
         cap, at = self.channels[lane.handle].cap, len(fifo.of) - len(new)
         for i, recipient in enumerate(fifo.of[at:], at):
@@ -137,7 +142,7 @@ class Paced:
 
     def count_first(self, queue: Queue) -> None:
         lane = queue.leaf.above(1)
-        if lane.pacing is None or queue.counted or not queue.fifo.of:
+        if lane.pacing is None or queue.at_once or queue.counted or not queue.fifo.of:
             return
         first = queue.fifo.of[0]
         queue.counted = True
@@ -158,7 +163,7 @@ class Paced:
 
     def count_parcel(self, queue: Queue, parcel: Parcel) -> None:
         lane, of = queue.leaf.above(1), parcel.fifo.of
-        if lane.pacing is None or not queue.fifo.of:
+        if lane.pacing is None or queue.at_once or not queue.fifo.of:
             return
         opens = any(recipient.opens for recipient in of)
         fits = fill(queue.fifo.of) + len(of) <= self.channels[lane.handle].cap
@@ -192,6 +197,9 @@ class Paced:
             return
         own.pace.wait(queue, queue.slot)
         queue.stands = own.pace
+        if queue.at_once and "held back" in lane.held:
+            self.disarm(own.timer)
+            self.let_go(lane, "held back")
         if own.slot is None or queue.slot < own.slot:
             self.place(lane)
 
@@ -277,6 +285,11 @@ class Paced:
         if own.pace.first() is None:
             return False
         when = self.leaves_at(lane)
+        waiting: list[Queue] = [*own.pace.passed, *(who for ring in own.pace.waiting.values() for who in ring)]  # type: ignore[list-item]
+        if any(queue.at_once for queue in waiting):
+            if self.waits_long(own.pace.first()):  # type: ignore[arg-type]
+                own.pace.state = OVER
+            return False
         if when == 0 and own.pace.state == BELOW:
             when = self.leaves_at(lane.above(1))
         if when:
@@ -284,12 +297,18 @@ class Paced:
             self.arm(own.timer, when, lambda: self.let_go(lane, "held back"))
         return when > 0
 
-    def note_call(self, lane: Node, channel: Channel) -> None:
+    def waits_long(self, queue: Queue) -> bool:
+        if not queue.at_once or any(node.held for node in (queue.leaf, queue.branch.above(1), queue.branch)):
+            return False
+        run = queue.fifo.of[0].run
+        return self.now - max(run.pushed, run.not_before) >= PATIENCE_NS
+
+    def note_call(self, lane: Node, queue: Queue, channel: Channel) -> None:
         if all(mode == ASAP for mode in self.modes):
             return
         channel.capacity.start(self.now)
         tier = lane.above(1).pacing
-        if lane.pacing is None or tier is None:
+        if lane.pacing is None or tier is None or queue.at_once:
             channel.beside.count(self.now)
             return
         lane.pacing.pace.leave(self.now)

@@ -95,6 +95,7 @@ def test_the_core_paces_as_the_configuration_says(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(pipeline, "Core", lambda *_, **keys: given.update(keys))
     pipeline._core(Config(pacing=Pacing(tau=Duration.parse("2h"), floor=Rate(3, Duration.parse("1m")))))
     assert (given["tau_ns"], given["floor"]) == (7_200 * 10**9, 50_000)
-    assert given["pacing"] == [ASAP, ASAP, PACED]
+    assert given["pacing"] == [ASAP, PACED, PACED]
+    assert given["near_ns"] == [0, 5 * 10**9, 0], "template paces what is due later than usual"
     pipeline._core(Config())
     assert (given["tau_ns"], given["floor"]) == (3_600 * 10**9, CALL_A_SECOND)

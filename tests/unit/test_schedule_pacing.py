@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+import pytest
+
 from ext.schedule import ACCOUNT, ASAP, CALLS, CHANNEL, HELD_LIMIT, HELD_PACING, NEVER, PACED, WHOLE_TIER
-from tests.property.model import BASIC, SYSTEM, Batch
+from tests.property.model import BASIC, SYSTEM, TEMPLATE, Batch
 from tests.unit.test_schedule import Channel
 
 S = 10**9
@@ -113,6 +115,52 @@ def test_a_limit_that_lasts_longer_than_pacing_is_what_holds() -> None:
     ((*_, held, scope, of, until, rate),) = at.core.explain(2 * S, 0, 0)
     assert (held, scope, of, rate) == (HELD_LIMIT, ACCOUNT, limit, 0)
     assert 1000 * S <= until <= 1002 * S
+
+
+def near(**other: Any) -> Channel:
+    """A template tier that paces only what is due later than 5 s after its start."""
+    return Channel(
+        pacing=(ASAP, PACED, PACED),
+        near_ns=(0, 5 * S, 0),
+        **{"slots": 100, "cap": 1, "floor": 1, "own_queues": 4, **other},
+    )
+
+
+@pytest.mark.parametrize("contents", [1, 30])
+def test_what_is_due_as_usual_leaves_at_once_and_hurries_nobody_who_has_time(contents: int) -> None:
+    """Of one campaign, with queues of their own or in one: a hundred due in 1000 s, and ten a second besides."""
+    at = near()
+    for send in range(100):
+        at.push(0, 1, tier=TEMPLATE, content=send % contents, due=1000 * S)
+    late = set()
+    for tenth in range(200):
+        now = tenth * S // 10
+        sent = at.push(now, 1, tier=TEMPLATE, content=tenth % contents, due=now + 5 * S)
+        left = run(at, now, now + S // 10)
+        if sent not in {batch.items[0][0] for when, batch in left if when == now}:
+            late.add(sent)
+    assert not late
+    assert at.stat("popped", TEMPLATE) - 200 <= 8, "of the others one has come anew, and one leaves every ten seconds"
+    assert at.stat("paced", TEMPLATE) >= 92
+
+
+def test_what_is_due_as_usual_shares_fairly_when_it_cannot_leave() -> None:
+    at = near(slots=1)
+    for campaign in range(50):
+        at.push(0, 20, tier=TEMPLATE, tenant=1, campaign=campaign, due=5 * S)
+    run(at, 0, 3 * S, takes=S // 20)
+    at.push(3 * S, 40, tier=TEMPLATE, tenant=2, due=8 * S)
+    tenants = Counter(batch.key[0] for _, batch in run(at, 3 * S, 5 * S, takes=S // 20))
+    assert abs(tenants[1] - tenants[2]) <= 4
+
+
+def test_a_held_account_does_not_open_the_gates_for_those_that_have_time() -> None:
+    at = near(accounts=2)
+    at.core.block(ACCOUNT, 0, 10_000 * S)
+    at.push(0, 5, tier=TEMPLATE, account=0, due=5 * S)
+    at.push(0, 100, tier=TEMPLATE, account=1, due=1000 * S)
+    left = run(at, 0, 100 * S)
+    assert len(left) < 20
 
 
 def test_what_is_cancelled_hurries_nobody() -> None:
