@@ -220,7 +220,11 @@ static inline void fifo_append(Store *store, Fifo *fifo, const Rec *rec, const u
     uint32_t bytes = rec_bytes(rec, content != NULL);
     if (!fifo->tail || fifo->tail_at + bytes > chunk_size(fifo->tail & 3)) fifo_grow(store, fifo, bytes);
     char *at = chunk_at(store, fifo->tail) + fifo->tail_at;
-    memcpy(at, rec, sizeof *rec);
+    memcpy(at, &rec->send, sizeof rec->send); /* field by field: each goes from its register to its place */
+    memcpy(at + offsetof(Rec, facts), &rec->facts, sizeof rec->facts);
+    memcpy(at + offsetof(Rec, position), &rec->position, sizeof rec->position);
+    at[offsetof(Rec, length)] = (char)rec->length;
+    at[offsetof(Rec, attempt)] = (char)rec->attempt;
     at += sizeof *rec;
     if (content != NULL) {
         memcpy(at, content, sizeof *content);
@@ -267,10 +271,10 @@ static inline void fifo_foresee(const Store *store, const Fifo *fifo) {
     foresee_lines(chunk_at(store, ((const Chunk *)chunk_at(store, fifo->head))->next), 4);
 }
 
-/* Removes the first record; its facts are the caller's to drop. */
-static inline void fifo_skip(Store *store, Fifo *fifo, const Rec *rec, int mixed) {
+/* Removes the first record, as fifo_first found it at `start`; its facts are the caller's to drop. */
+static inline void fifo_skip_from(Store *store, Fifo *fifo, const Rec *rec, int mixed, const char *start) {
     uint32_t chunk = fifo->head;
-    Chunk *head = (Chunk *)chunk_at(store, chunk);
+    const Chunk *head = (const Chunk *)(start - sizeof *rec - fifo->head_at);
     fifo->head_at += (uint16_t)rec_bytes(rec, mixed);
     fifo->count--;
     if (fifo->head_at < fifo_end(fifo, head)) return;
@@ -282,6 +286,10 @@ static inline void fifo_skip(Store *store, Fifo *fifo, const Rec *rec, int mixed
         fifo_make(fifo);
     }
     slab_free(&store->chunks[chunk & 3], chunk >> 2);
+}
+
+static inline void fifo_skip(Store *store, Fifo *fifo, const Rec *rec, int mixed) {
+    fifo_skip_from(store, fifo, rec, mixed, chunk_at(store, fifo->head) + fifo->head_at + sizeof *rec);
 }
 
 /* After the first records have left: what is the earliest now, where that is known. */

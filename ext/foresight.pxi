@@ -2,12 +2,11 @@
 # prefetching: Chen, Ailamaki, Gibbons, Mowry, ICDE 2004). With millions queued nearly every line is in no cache, and
 # lines that are fetched together cost a tenth of what they cost one after the other.
 #
-# A push looks up its rows in three stages, AHEAD rows apart: the slot of the table, then the queue, then the places it
+# A push looks up its rows in stages, GROUP rows at a time: the slots of the table, then the queues, then the places it
 # writes to. A pop looks at the next three turns of the leaf: the campaign of the third, the queue of the second, the
 # records of the first. What is foreseen wrongly costs time and nothing else: nothing here changes anything.
 
 cdef enum:
-    AHEAD = 8  # rows that a push looks forward, twice
     TURNS = 4  # this one, and those that are foreseen
     LINES = 4  # of a FIFO's first chunk; what follows the processor fetches by itself
 
@@ -20,10 +19,12 @@ cdef inline void foresee_queue(Queues* q, const Target* target) noexcept nogil:
         foresee(slot.item)
 
 
-cdef inline void foresee_tail(Queues* q, const Queue* queue, uint32_t id_bytes) noexcept nogil:
-    """Where a record goes that is pushed to this queue."""
+cdef inline void foresee_tail(Queues* q, Target* target, uint32_t id_bytes) noexcept nogil:
+    """Where its record goes, and where that is counted."""
+    cdef const Queue* queue = target.queue
     cdef const char* at
-    foresee(campaign_of(q, queue))
+    target.campaign = campaign_of(q, queue)
+    foresee(target.campaign)
     if queue.fifo.tail:
         at = chunk_at(&q.store, queue.fifo.tail) + queue.fifo.tail_at
         foresee(at)

@@ -30,7 +30,7 @@ static inline void counts_observe(Counts *counts, int64_t value, uint64_t n) {
     if ((at && value <= counts->edges[at - 1]) || (at < counts->size && value > counts->edges[at]))
         at = counts->last = counts_find(counts, value);
     counts->counts[at] += n;
-    counts->sum += (__int128)value * (__int128)n;
+    counts->sum += (__int128)value * (int64_t)n;
 }
 
 static inline int64_t counts_sum_high(const Counts *counts) { return (int64_t)(counts->sum >> 64); }

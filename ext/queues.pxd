@@ -96,6 +96,7 @@ cdef extern from "fifo.h" nogil:
     void fifo_step(const Store* store, Fifo* fifo, const Rec* rec, bint mixed)
     void fifo_foresee(const Store* store, const Fifo* fifo)
     void fifo_skip(Store* store, Fifo* fifo, const Rec* rec, bint mixed)
+    void fifo_skip_from(Store* store, Fifo* fifo, const Rec* rec, bint mixed, const char* start)
     void fifo_mark(Store* store, Fifo* fifo, bint opens)
     void fifo_renew(const Store* store, Fifo* fifo)
     void fifo_splice(Store* store, Fifo* fifo, Fifo* more)
@@ -338,6 +339,7 @@ cdef struct Row:  # of a push; the pointers are borrowed for the call
 
 cdef struct Target:  # where a row goes
     Queue* queue  # NULL: nowhere, its deadline has passed
+    Node* campaign  # of that
     uint64_t key_hash
     bint first  # of its content in a mixed queue
 

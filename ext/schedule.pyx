@@ -6,7 +6,7 @@ Invariant: a call that raises has changed nothing, except that time has moved on
 Never: keeps a reference to a caller's buffer, or makes a Python object for a recipient.
 """
 
-from cython cimport no_gc_clear
+from cython cimport final, no_gc_clear
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.long cimport PyLong_AsLongLongAndOverflow
@@ -98,6 +98,7 @@ cdef tuple NAMES = (
 cdef bytes CODES = b"IBIIIIBqqqqqIHB"
 
 
+@final
 cdef class Columns:
     """The columns of one push_many while it runs."""
 
@@ -145,62 +146,82 @@ cdef class Columns:
         """Raises ValueError for the first row that cannot be pushed."""
         cdef Py_ssize_t i
         cdef int64_t recipients = 0, id_bytes = 0
+        cdef bint wrong = False
         cdef const uint8_t* tiers = <const uint8_t*>self.views[TIER].buf
         cdef const uint32_t* accounts = <const uint32_t*>self.views[ACCOUNT_].buf
         cdef const uint32_t* counts = <const uint32_t*>self.views[COUNT].buf
         cdef const int64_t* lingers = <const int64_t*>self.views[LINGER].buf
         cdef const uint8_t* lengths = <const uint8_t*>self.views[ID_LENGTH].buf
-        for i in range(self.runs):
-            if tiers[i] >= TIERS:
-                raise ValueError(f"tier[{i}] is {tiers[i]}: 0, 1 or 2 expected")
-            if accounts[i] >= q.account_count:
-                raise ValueError(f"account[{i}] is {accounts[i]}: a handle below {q.account_count} expected")
-            if not 1 <= counts[i] <= MOST_RUN:
-                raise ValueError(f"count[{i}] is {counts[i]}: 1..{MOST_RUN} expected")
-            if lingers[i] < 0:
-                raise ValueError(f"linger[{i}] is {lingers[i]}: 0 or more expected")
+        for i in range(self.runs):  # without branches; which row it is, is asked only when there is one
+            wrong |= (
+                (tiers[i] >= TIERS) | (accounts[i] >= q.account_count) | (counts[i] - 1 >= <uint32_t>MOST_RUN)
+                | (lingers[i] < 0)
+            )
             recipients += counts[i]
+        if wrong:
+            self.name_wrong_run(q)
         if recipients != self.items:
             raise ValueError(f"count adds up to {recipients}: {self.items} expected, the rows of position")
         for i in range(self.items):
-            if lengths[i] == 0:
-                raise ValueError(f"id_length[{i}] is 0: 1..255 expected")
+            wrong |= lengths[i] == 0
             id_bytes += lengths[i]
+        if wrong:
+            i = bytes(lengths[:self.items]).index(0)
+            raise ValueError(f"id_length[{i}] is 0: 1..255 expected")
         if id_bytes != len(self.ids):
             raise ValueError(f"id_length adds up to {id_bytes}: {len(self.ids)} expected, the bytes of ids")
         return 0
 
-    cdef void fill_all(self, Row* rows) noexcept:
+    cdef int name_wrong_run(self, Queues* q) except -1:
+        cdef Py_ssize_t i
+        for i in range(self.runs):
+            tier = (<const uint8_t*>self.views[TIER].buf)[i]
+            account = (<const uint32_t*>self.views[ACCOUNT_].buf)[i]
+            count = (<const uint32_t*>self.views[COUNT].buf)[i]
+            linger = (<const int64_t*>self.views[LINGER].buf)[i]
+            if tier >= TIERS:
+                raise ValueError(f"tier[{i}] is {tier}: 0, 1 or 2 expected")
+            if account >= q.account_count:
+                raise ValueError(f"account[{i}] is {account}: a handle below {q.account_count} expected")
+            if not 1 <= count <= MOST_RUN:
+                raise ValueError(f"count[{i}] is {count}: 1..{MOST_RUN} expected")
+            if linger < 0:
+                raise ValueError(f"linger[{i}] is {linger}: 0 or more expected")
+        return 0
+
+    cdef void fill(self, Row* rows) noexcept:
         """A Row for each run; they point into the columns."""
+        cdef const uint32_t* send = <const uint32_t*>self.views[SEND].buf
+        cdef const uint8_t* tier = <const uint8_t*>self.views[TIER].buf
+        cdef const uint32_t* account = <const uint32_t*>self.views[ACCOUNT_].buf
+        cdef const uint32_t* tenant = <const uint32_t*>self.views[TENANT].buf
+        cdef const uint32_t* campaign = <const uint32_t*>self.views[CAMPAIGN].buf
+        cdef const uint32_t* content = <const uint32_t*>self.views[CONTENT].buf
+        cdef const uint8_t* attempt = <const uint8_t*>self.views[ATTEMPT].buf
+        cdef const int64_t* not_before = <const int64_t*>self.views[NOT_BEFORE].buf
+        cdef const int64_t* due = <const int64_t*>self.views[DUE_].buf
+        cdef const int64_t* deadline = <const int64_t*>self.views[DEADLINE].buf
+        cdef const int64_t* linger = <const int64_t*>self.views[LINGER].buf
+        cdef const int64_t* pushed = <const int64_t*>self.views[PUSHED].buf
+        cdef const uint32_t* count = <const uint32_t*>self.views[COUNT].buf
         cdef const uint16_t* positions = <const uint16_t*>self.views[POSITION].buf
         cdef const uint8_t* lengths = <const uint8_t*>self.views[ID_LENGTH].buf
         cdef const uint8_t* ids = <const uint8_t*>PyBytes_AS_STRING(self.ids)
         cdef Py_ssize_t i
-        cdef uint32_t k
+        cdef uint32_t k, id_bytes
         for i in range(self.runs):
-            self.fill(&rows[i], i)
+            rows[i].send, rows[i].tier, rows[i].account, rows[i].tenant = send[i], tier[i], account[i], tenant[i]
+            rows[i].campaign, rows[i].content, rows[i].attempt = campaign[i], content[i], attempt[i]
+            rows[i].not_before, rows[i].due, rows[i].deadline = not_before[i], due[i], deadline[i]
+            rows[i].linger, rows[i].pushed, rows[i].count = linger[i], pushed[i], count[i]
             rows[i].positions, rows[i].id_lengths, rows[i].ids = positions, lengths, ids
-            rows[i].id_bytes = 0
-            for k in range(rows[i].count):
-                rows[i].id_bytes += lengths[k]
-            positions += rows[i].count
-            lengths += rows[i].count
-            ids += rows[i].id_bytes
-
-    cdef void fill(self, Row* row, Py_ssize_t i) noexcept:
-        row.send = (<const uint32_t*>self.views[SEND].buf)[i]
-        row.tier = (<const uint8_t*>self.views[TIER].buf)[i]
-        row.account = (<const uint32_t*>self.views[ACCOUNT_].buf)[i]
-        row.tenant = (<const uint32_t*>self.views[TENANT].buf)[i]
-        row.campaign = (<const uint32_t*>self.views[CAMPAIGN].buf)[i]
-        row.content = (<const uint32_t*>self.views[CONTENT].buf)[i]
-        row.attempt = (<const uint8_t*>self.views[ATTEMPT].buf)[i]
-        row.not_before = (<const int64_t*>self.views[NOT_BEFORE].buf)[i]
-        row.due = (<const int64_t*>self.views[DUE_].buf)[i]
-        row.deadline = (<const int64_t*>self.views[DEADLINE].buf)[i]
-        row.linger = (<const int64_t*>self.views[LINGER].buf)[i]
-        row.pushed = (<const int64_t*>self.views[PUSHED].buf)[i]
-        row.count = (<const uint32_t*>self.views[COUNT].buf)[i]
+            id_bytes = 0
+            for k in range(count[i]):
+                id_bytes += lengths[k]
+            rows[i].id_bytes = id_bytes
+            positions += count[i]
+            lengths += count[i]
+            ids += id_bytes
 
 
 cdef bint is_format(const char* text, char code, Py_ssize_t size) noexcept:
@@ -500,7 +521,7 @@ cdef class Core:
         )
         columns.check(self.q)
         self.advance(now_ns)
-        columns.fill_all(self.room_for_rows(columns.runs))
+        columns.fill(self.room_for_rows(columns.runs))
         if queues_push(self.q, self.rows, <size_t>columns.runs) < 0:
             raise MemoryError
 

@@ -1,0 +1,294 @@
+# Included by queues.pyx: what comes in. A push finds or makes the queue of every row first, so that one for which there
+# is no memory changes nothing; then it puts all of them where they belong. Rows that follow each other and have the
+# same times share their facts, and the sums above campaigns are brought up to date once for all of them.
+
+cdef enum:
+    GROUP = 64  # rows whose lines are fetched together
+
+
+cdef struct Pushing:  # what rows of a push that follow each other have in common
+    const Row* like  # the last one; NULL: there was none yet
+    Node* leaf
+    Facts facts
+    Facts* held  # those in the store; NULL: they are not there yet
+    uint32_t handle  # of that
+    uint64_t pushed, queued, ready  # recipients not yet counted: in all, in FIFOs, in READY queues
+
+
+cdef inline bint alike(const Row* a, const Row* b) noexcept nogil:
+    return (
+        a.account == b.account and a.tier == b.tier and a.pushed == b.pushed and a.due == b.due
+        and a.deadline == b.deadline and a.not_before == b.not_before and a.linger == b.linger
+    )
+
+
+cdef void count_pushed(Queues* q, Pushing* pushing) noexcept nogil:
+    """Of one leaf."""
+    cdef Node* leaf = pushing.leaf
+    cdef Count* count = &q.counts[leaf.tier]
+    count.pushed += pushing.pushed
+    count.queued += pushing.queued
+    leaf.queued += pushing.ready
+    leaf.parent.queued += pushing.queued
+    leaf.parent.parent.queued += pushing.queued
+    pushing.pushed = pushing.queued = pushing.ready = 0
+
+
+cdef void begin_facts(Queues* q, Pushing* pushing, const Row* row) noexcept nogil:
+    """Of a row that is not like the one before it."""
+    cdef Facts* facts = &pushing.facts
+    if pushing.like != NULL:
+        count_pushed(q, pushing)
+    pushing.leaf = &q.accounts[row.account].leaves[row.tier]
+    facts.pushed, facts.due, facts.deadline, facts.not_before = row.pushed, row.due, row.deadline, row.not_before
+    facts.close = min(later(max(q.now, row.not_before), row.linger), must_close(q, row.due, row.deadline))
+    facts.slot = 0 if pushing.leaf.parent.pacing == NULL else slot_of(q, pushing.leaf.parent, row)
+    pushing.held = NULL
+
+
+cdef inline uint32_t hold_facts(Queues* q, Pushing* pushing, uint32_t n) noexcept nogil:
+    """For n recipients more."""
+    if pushing.held != NULL and pushing.held.refs < <uint32_t>1 << 31:
+        pushing.held.refs += n
+        return pushing.handle
+    pushing.handle = facts_hold(&q.store, &pushing.facts, n)
+    pushing.held = facts_at(&q.store, pushing.handle)
+    return pushing.handle
+
+
+cdef uint32_t append(
+    Queues* q, Fifo* fifo, const Row* row, const Facts* facts, uint32_t handle, bint mixed, bint first
+) noexcept nogil:
+    """Returns how many of them open calls behind the FIFO's first, counted now."""
+    cdef Node* lane = q.accounts[row.account].leaves[row.tier].parent
+    cdef bint paced = lane.pacing != NULL and not due_at_once(q, row)
+    cdef uint32_t cap = lane.channel.cap if paced else 0xFFFFFFFF
+    cdef uint32_t fill = cap if paced and mixed and fifo.count else fifo.fill, opens = 0
+    cdef Rec rec
+    cdef uint32_t i
+    cdef const uint8_t* name = row.ids
+    cdef const uint32_t* content = &row.content if mixed else NULL
+    fifo_expect(&q.store, fifo, handle, facts)
+    rec.send, rec.attempt = row.send, row.attempt
+    rec.facts = handle | (REC_FIRST if first else 0)
+    for i in range(row.count):
+        rec.position, rec.length = row.positions[i], row.id_lengths[i]
+        if fill >= cap:
+            fill = 0
+            opens += 1
+            rec.facts |= REC_OPENS
+            count_call(q, lane, facts.slot)
+        fill += 1
+        fifo_append(&q.store, fifo, &rec, content, name)
+        name += rec.length
+        rec.facts = handle
+    if paced:
+        fifo.fill = fill
+    return opens
+
+
+cdef void end_at_once(Queues* q, const Row* row) noexcept nogil:
+    """Its deadline has passed before it came."""
+    cdef uint32_t i
+    for i in range(row.count):
+        tell_expired(q, row.send, row.positions[i], row.attempt, row.tier)
+
+
+cdef void tell_expired(Queues* q, uint32_t send, uint16_t position, uint8_t attempt, uint8_t tier) noexcept nogil:
+    """There must be room for a record."""
+    cdef Rec rec
+    rec.send, rec.position, rec.attempt = send, position, attempt
+    rec.facts, rec.length = tier + 1, 0
+    fifo_append(&q.store, &q.ended, &rec, NULL, <const uint8_t*>&rec)  # no id
+    q.counts[tier].expired += 1
+    q.counts[tier].ended += 1
+
+
+cdef Parcel* parcel_for(Queues* q, Queue* queue, int64_t until) noexcept nogil:
+    """The queue's last parcel if it is for this tick, or a new one; there must be room."""
+    cdef uint64_t tick = tick_up(until)
+    cdef Parcel* last
+    cdef Parcel* made
+    cdef uint32_t handle
+    if queue.parcels != NULL and queue.parcels.prev.tick == tick:
+        return queue.parcels.prev
+    handle = slab_take(&q.parcels)
+    made = <Parcel*>slab_at(&q.parcels, handle)
+    memset(made, 0, sizeof(Parcel))
+    timer_make(&made.timer, OF_PARCEL)
+    fifo_make(&made.fifo)
+    made.self, made.queue, made.tick = handle, queue, tick
+    made.prev = made.next = made
+    if queue.parcels == NULL:
+        queue.parcels = made
+    else:
+        last = queue.parcels.prev
+        made.prev, made.next = last, queue.parcels
+        last.next = queue.parcels.prev = made
+    if until != INT64_MAX:
+        wheel_arm(&q.wheel, &made.timer, until)
+    return made
+
+
+cdef void take_out(Queues* q, Parcel* parcel) noexcept nogil:
+    cdef Queue* queue = parcel.queue
+    wheel_disarm(&q.wheel, &parcel.timer)
+    if queue.parcels == parcel:
+        queue.parcels = NULL if parcel.next == parcel else parcel.next
+    parcel.prev.next, parcel.next.prev = parcel.next, parcel.prev
+    slab_free(&q.parcels, parcel.self)
+
+
+cdef void wait(Queues* q, Queue* queue, const Row* row, Pushing* pushing, bint first) noexcept nogil:
+    cdef int64_t until = min(row.not_before, row.deadline)
+    cdef Parcel* parcel = parcel_for(q, queue, until)
+    parcel.opens += append(
+        q, &parcel.fifo, row, &pushing.facts, hold_facts(q, pushing, row.count), queue.mixed, first
+    )
+    if row.attempt:
+        parcel.retries += row.count
+        count_waiting(q, queue, row.count, 0)
+    else:
+        count_waiting(q, queue, 0, row.count)
+
+
+cdef inline void append_all(Queues* q, Fifo* fifo, const Row* row, Pushing* pushing) noexcept nogil:
+    """What ``append`` does where there are neither contents nor calls to tell apart."""
+    cdef uint32_t handle = hold_facts(q, pushing, row.count), i
+    cdef const uint8_t* name = row.ids
+    cdef Rec rec
+    fifo_expect(&q.store, fifo, handle, &pushing.facts)
+    rec.send, rec.facts, rec.attempt = row.send, handle, row.attempt
+    for i in range(row.count):
+        rec.position, rec.length = row.positions[i], row.id_lengths[i]
+        fifo_append(&q.store, fifo, &rec, NULL, name)
+        name += rec.length
+
+
+cdef inline void put(Queues* q, const Row* row, Target* target, Pushing* pushing) noexcept nogil:
+    """There is room for it."""
+    cdef Queue* queue = target.queue
+    cdef Node* campaign
+    if queue == NULL:
+        q.counts[row.tier].pushed += row.count
+        end_at_once(q, row)
+        return
+    if pushing.like == NULL or not alike(row, pushing.like):
+        begin_facts(q, pushing, row)
+    pushing.like = row
+    pushing.pushed += row.count
+    if row.not_before > q.now:
+        wait(q, queue, row, pushing, target.first)
+        return
+    if queue.mixed or pushing.leaf.parent.pacing != NULL:
+        queue.opens += append(
+            q, &queue.fifo, row, &pushing.facts, hold_facts(q, pushing, row.count), queue.mixed, target.first
+        )
+        count_first(q, queue)
+    else:
+        append_all(q, &queue.fifo, row, pushing)
+    pushing.queued += row.count
+    if queue.state == READY:
+        campaign = target.campaign
+        campaign.queued += row.count
+        campaign.parent.queued += row.count
+        pushing.ready += row.count
+    else:
+        count_state(q, queue, pushing.leaf, row.count)
+    if queue.state != READY or queue.fifo.deadline == row.deadline:
+        settle(q, queue)
+
+
+cdef void wake(Queues* q, Parcel* parcel) noexcept nogil:
+    """A parcel's time has come: all of it goes into its queue."""
+    cdef Queue* queue = parcel.queue
+    cdef uint32_t n = parcel.fifo.count
+    if queue.state == DEAD:
+        return
+    count_waiting(q, queue, -<int64_t>parcel.retries, -<int64_t>(n - parcel.retries))
+    count_parcel(q, queue, parcel)
+    fifo_splice(&q.store, &queue.fifo, &parcel.fifo)
+    count_queued(q, queue, leaf_of(queue), n)
+    take_out(q, parcel)
+    count_first(q, queue)
+    settle(q, queue)
+
+
+cdef void aim_no_more(Queues* q, size_t n) noexcept nogil:
+    """Undoes what ``aim`` did for the first n rows: queues that have nothing were made by it, each once."""
+    cdef Link made
+    cdef Queue* queue
+    cdef size_t i
+    ring_make(&made)
+    for i in range(n):
+        queue = q.targets[i].queue
+        if queue == NULL:
+            continue
+        if q.targets[i].first:
+            prints_remove(&q.once, q.targets[i].key_hash)
+        if not queue.fifo.count and queue.parcels == NULL and not ring_holds(&queue.link):
+            ring_append(&made, &queue.link)
+    while ring_first(&made) != NULL:
+        queue = queue_of(ring_first(&made))
+        ring_remove(&queue.link)
+        rest_if_empty(q, queue)
+
+
+cdef int aim(Queues* q, const Row* rows, size_t n) noexcept nogil:
+    """Finds or makes the queue of every row."""
+    cdef size_t first = 0, end, i
+    cdef Target* target
+    while first < n:
+        end = min(n, first + GROUP)
+        for i in range(first, end):
+            target = &q.targets[i]
+            target.queue = NULL
+            target.key_hash = queue_hash(
+                place_of(rows[i].account, rows[i].tier), rows[i].tenant, rows[i].campaign, rows[i].content
+            )
+            foresee(table_home(&q.by_key, target.key_hash))
+        for i in range(first, end):
+            foresee_queue(q, &q.targets[i])
+        for i in range(first, end):
+            target = &q.targets[i]
+            if rows[i].deadline <= q.now:
+                continue
+            target.first = False
+            target.queue = find_queue(q, &rows[i], target.key_hash)
+            if target.queue == NULL:
+                target.queue = new_queue_for(q, &rows[i], target)
+            if target.queue == NULL:
+                aim_no_more(q, i)
+                return -1
+        first = end
+    return 0
+
+
+cdef void put_all(Queues* q, const Row* rows, size_t n) noexcept nogil:
+    cdef size_t first = 0, end, i
+    cdef Pushing pushing
+    memset(&pushing, 0, sizeof(pushing))
+    while first < n:
+        end = min(n, first + GROUP)
+        for i in range(first, end):
+            if q.targets[i].queue != NULL:
+                foresee_tail(q, &q.targets[i], rows[i].id_bytes)
+        for i in range(first, end):
+            put(q, &rows[i], &q.targets[i], &pushing)
+        first = end
+    if pushing.like != NULL:
+        count_pushed(q, &pushing)
+
+
+cdef int queues_push(Queues* q, const Row* rows, size_t n) noexcept nogil:
+    cdef size_t i, recipients = 0, id_bytes = 0
+    for i in range(n):
+        recipients += rows[i].count
+        id_bytes += rows[i].id_bytes
+    if (
+        store_reserve(&q.store, n, recipients, id_bytes) < 0 or slab_reserve(&q.parcels, n) < 0
+        or more_room(<void**>&q.targets, &q.targets_room, n, sizeof(Target)) < 0 or aim(q, rows, n) < 0
+    ):
+        return -1
+    put_all(q, rows, n)
+    return 0
