@@ -9,6 +9,7 @@ from hashlib import blake2b
 
 import msgspec
 
+from engine.admit import LATEST_MS
 from engine.commit import Ledger
 from engine.errors import Reject
 from engine.logs import Headers
@@ -32,6 +33,8 @@ class Arrival(msgspec.Struct, frozen=True, gc=False):
     attempts: int = 0  # calls made for it before that
     still: frozenset[int] | None = None  # the places of its `to` that are open; None: all
     sent: frozenset[int] | None = None  # those that were when it was moved
+    until_ms: int = 0  # not to be sent before, whatever it says itself
+    reason: str = ""  # why it was moved
 
     @property
     def place(self) -> Origin:
@@ -39,12 +42,18 @@ class Arrival(msgspec.Struct, frozen=True, gc=False):
         return Origin(*self.ledger.partition, self.offset)
 
     def move_key(self, key: bytes) -> bytes | None:
-        """What a second record of the same move (a letter replayed twice) has in common with it, for the table of ids
-        seen; ``key``: its send's. None: it was not moved."""
-        if not self.hop:
-            return None
+        """What a second record of the same move (a letter replayed twice, one moved again after a crash) has in common
+        with it, for the table of ids seen; ``key``: its send's. None: it was not moved."""
+        return self._key_of(key, b"") if self.hop else None
+
+    def hop_key(self, key: bytes) -> bytes:
+        """The same, for a table entry that outlives its end: a letter may be replayed when its last replay has reached
+        nobody, but what the engine moved twice goes on once."""
+        return self._key_of(key, b"hop")
+
+    def _key_of(self, key: bytes, use: bytes) -> bytes:
         open_ = b"" if self.sent is None else bitset(sorted(self.sent))
-        return blake2b(key + open_, digest_size=16).digest()
+        return blake2b(key + open_, digest_size=16, person=use).digest()
 
     def count(self, send: Send) -> int:
         """Recipients it comes for."""
@@ -72,6 +81,8 @@ def moved(arrival: Arrival, send: Send | Reject) -> Arrival:
         attempts=min(told.attempts, MOST_ATTEMPTS),
         still=still,
         sent=still,
+        until_ms=min(told.until_ms, LATEST_MS),
+        reason=told.reason,
     )
 
 

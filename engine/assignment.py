@@ -177,7 +177,7 @@ class Assignment:
     async def _drain(self) -> None:
         try:
             async with asyncio.timeout(DRAIN_S):
-                while self._counters.in_flight[self.tier]:  # noqa: ASYNC110 - calls end in callbacks
+                while self._counters.in_flight[self.tier] or self._counters.moving[self.tier]:  # noqa: ASYNC110 - calls end in callbacks
                     await asyncio.sleep(LOOK_S)
                 await self._recorder.flushed(DRAIN_S)
         except TimeoutError:

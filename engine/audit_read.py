@@ -14,11 +14,10 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from engine import audit_rows as rows
 from engine.audit import Audit, Origin
 from engine.audit_runs import Runs
-from engine.config import Config, tier_policy
+from engine.config import Config, later_topics, tier_policy
 from engine.logs import Chunk, Log, Partition, TopicSpec
 from engine.send import Tier
 
-DELAYS = ("5s", "1m", "10m", "1h")  # of the later topics
 POLL_RECORDS, POLL_S = 5_000, 0.2
 Progress = Callable[[str, int], None]
 
@@ -46,8 +45,7 @@ class Reading:
             for topic in tier_policy(self._config, tier).topics:
                 self._tiers[topic] = tier.label
                 self._inputs.add(topic)
-            for delay in DELAYS:
-                self._tiers[f"{prefix}.later.{tier.label}.{delay}"] = tier.label
+            self._tiers.update(dict.fromkeys(later_topics(self._config, tier), tier.label))
             for group in (f"{prefix}.{tier.label}", f"{prefix}.later.{tier.label}"):
                 committed = await self._log.committed(group)
                 self._settled.update((partition, position.offset) for partition, position in committed.items())

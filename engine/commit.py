@@ -57,6 +57,7 @@ class Committer:
         self._flight = flight
         self._counters = counters
         self._clock = clock
+        self._covered: dict[str, int] = {}  # by group: what its tier had told when its last good commit was begun
         self._unwritten: list[Segment] = []
         self._writing = asyncio.Lock()
         self._committing = [asyncio.Lock() for _ in Tier]
@@ -101,13 +102,16 @@ class Committer:
         await self._put_through(source, doubts)
         owned = [one for one in source.progress.values() if not one.ledger.stale]
         news = [one for one in owned if one.ledger.dirty]
-        if not news and not self._finishing and self._fence.doubtful(source.tier):
+        if not news and not self._finishing and self._fence.unproven(source.keep.group):
             news = owned[:1]  # to see whether it is still ours
         if news:
             await self._commit_all(source, news)
             self._counters.commit_duration[source.tier].observe(self._clock.now_ns() - started)
-        self._fence.proven(source.tier, gaps)
-        self._counters.committed[source.tier] = max(told, self._counters.committed[source.tier])
+        self._fence.proven(source.keep.group, gaps)
+        self._covered[source.keep.group] = told
+        # What ended may have been of any of the tier's groups: so much is covered by all of them.
+        covered = min(self._covered.get(one.keep.group, 0) for one in self.sources if one.tier is source.tier)
+        self._counters.committed[source.tier] = max(covered, self._counters.committed[source.tier])
         self._flight.committed(source.tier)
 
     async def _commit_all(self, source: Source, news: Sequence[Progress]) -> None:

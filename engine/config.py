@@ -121,14 +121,22 @@ class Frequency(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     per: Annotated[Duration, about("Length of the window.", NS["s"], YEAR)]
 
 
+RETRY_BUDGET = (
+    "Retries that a hundred first calls earn, counted in recipients, in each tier; one that gets an answer earns two. "
+    "A retry that is not earned waits on a `later` topic, and spends no attempt."
+)
+
+
 class Retry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """When a call failed in passing: exponential backoff with full jitter, until ``attempts`` calls were made."""
 
-    attempts: Annotated[int, about("Calls made for a recipient at most; then it is dead.", 1, 200)] = 8
+    attempts: Annotated[int, about("Calls made for a recipient at most; then it is dead.", 1, 200)] = 16
     first: Annotated[Duration, about("Longest wait before the second call; doubles each time.", NS["ms"], NS["d"])] = (
         Duration(500_000_000)
     )
-    most: Annotated[Duration, about("Longest wait before any call.", NS["ms"], NS["d"])] = Duration(60_000_000_000)
+    most: Annotated[Duration, about("Longest wait before any call.", NS["ms"], NS["d"])] = Duration(3_600_000_000_000)
+    budget_percent: Annotated[int, about(RETRY_BUDGET, 0, 1_000)] = 20
+    budget_per_s: Annotated[int, about("Retries a second earned besides, in each tier.", 1, 1_000_000)] = 10
 
 
 class Security(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -356,6 +364,28 @@ class TenantConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     limits: Annotated[tuple[Limit, ...], about("Limits of the tenant, over all channels and tiers.")] = ()
 
 
+class LaterConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What waits on the log instead of in memory."""
+
+    horizon: Annotated[
+        Duration,
+        about(
+            "What may not leave for longer than this waits on a `later` topic, not in memory.", NS["ms"], 7 * NS["d"]
+        ),
+    ] = Duration(15 * 60_000_000_000)
+    retries: Annotated[
+        Duration, about("The same of retries, which come in crowds when a platform is out.", NS["ms"], 7 * NS["d"])
+    ] = Duration(10_000_000_000)
+    delays: Annotated[
+        tuple[Annotated[Duration, about("How long a record stands there.", NS["ms"], NS["d"])], ...],
+        about(
+            "The `later` topics of each tier, by how long each holds a record, ascending: `<log.prefix>.later.<tier>."
+            "<delay>`. What waits longer goes through several. What still stands on a topic that is no longer named "
+            "here is not read."
+        ),
+    ] = (Duration(5 * NS["s"]), Duration(NS["m"]), Duration(10 * NS["m"]), Duration(NS["h"]))
+
+
 class HttpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where the engine listens; an empty address is off."""
 
@@ -385,6 +415,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     workers: Annotated[
         tuple[WorkerGroup, ...], about("Groups of processes (Kafka only). Not given: one process with all tiers.")
     ] = ()
+    later: Annotated[LaterConfig, about("What waits on the log instead of in memory.")] = LaterConfig()
     http: Annotated[HttpConfig, about("Where the engine listens.")] = HttpConfig()
     max_ids: Annotated[
         int, about("Ids remembered at most, to find duplicates; about 120 bytes each.", 1, 1_000_000_000)
@@ -398,6 +429,12 @@ def tier_policy(config: Config, tier: Tier) -> TierConfig:
     """The tier's settings: its own defaults where nothing was set, its topics named."""
     policy = config.tiers.get(tier.label) or default_tiers()[tier.label]
     return msgspec.structs.replace(policy, topics=policy.topics or (f"{config.log.prefix}.{tier.label}",))
+
+
+def later_topics(config: Config, tier: Tier) -> dict[str, int]:
+    """The tier's later topics, and for how many ms each holds a record; the shortest first."""
+    name = f"{config.log.prefix}.later.{tier.label}"
+    return {f"{name}.{delay}": max(delay // NS["ms"], 1) for delay in config.later.delays}
 
 
 def account_limits(config: Config, channel: str, account: str) -> tuple[Limit, ...]:

@@ -8,12 +8,14 @@ from __future__ import annotations
 import re
 from collections.abc import Container, Iterator
 from difflib import get_close_matches
+from itertools import pairwise
 from urllib.parse import urlsplit
 from zoneinfo import available_timezones
 
-from engine.config import MONTH, NS, ChannelConfig, Config, Frequency, Limit, Security
+from engine.config import MONTH, NS, ChannelConfig, Config, Frequency, LaterConfig, Limit, Security, later_topics
 from engine.config_lines import Path
 from engine.errors import ConfigError
+from engine.send import Tier
 from engine.shares import too_small, workers
 
 TOPIC_NAME = re.compile(r"[A-Za-z0-9._-]{1,200}")
@@ -35,6 +37,7 @@ def check(config: Config) -> Found:
         if not 1 <= len(name.encode()) <= 128 or not name.isprintable():
             yield ("tenants", name), NAMES
         yield from _limits(tenant.limits, ("tenants", name, "limits"))
+    yield from _later(config.later)
     yield from _workers(config)
     for key in ("metrics", "admin"):
         address = getattr(config.http, key)
@@ -61,6 +64,16 @@ def warn(config: Config, given: Container[Path]) -> Found:
         yield ("workers",), f"no group serves {', '.join(unserved)}"
     if config.http.admin and ("http", "admin") in given:
         yield ("http", "admin"), "not in effect yet: nothing listens there"
+
+
+def _later(later: LaterConfig) -> Found:
+    delays = later.delays
+    if not delays or any(first >= second for first, second in pairwise(delays)):
+        yield ("later", "delays"), 'must be at least one delay, ascending, such as ["5s", "1m", "10m", "1h"]'
+        return
+    for key in ("horizon", "retries"):
+        if getattr(later, key) < delays[0]:
+            yield ("later", key), f"must be at least the shortest of later.delays, {delays[0]}"
 
 
 def _log(config: Config) -> Found:
@@ -97,7 +110,9 @@ def _security(security: Security) -> Found:
 
 
 def _tiers(config: Config) -> Found:
-    taken = {f"{config.log.prefix}.{name}": "the engine itself" for name in OTHER_TOPICS}
+    own = [f"{config.log.prefix}.{name}" for name in OTHER_TOPICS]
+    own += [topic for tier in Tier for topic in later_topics(config, tier)]
+    taken = dict.fromkeys(own, "the engine itself")
     for tier, settings in config.tiers.items():
         for index, topic in enumerate(settings.topics):
             path = ("tiers", tier, "topics", index)

@@ -16,6 +16,7 @@ from engine.config import (
     Duration,
     Frequency,
     HttpConfig,
+    LaterConfig,
     Limit,
     LogConfig,
     Overload,
@@ -72,7 +73,7 @@ TABLES: tuple[tuple[str, type[msgspec.Struct], str], ...] = (
     ),
     ("floor of pacing", Rate, 'Written as `floor = { calls = 1, per = "1s" }`.'),
     ("[channels.NAME]", ChannelConfig, "A channel; `NAME` is what a send gives as its `channel`."),
-    ("retry of a channel", Retry, 'Written as `retry = { attempts = 8, first = "500ms", most = "1m" }`.'),
+    ("retry of a channel", Retry, 'Written as `retry = { attempts = 16, first = "500ms", most = "1h" }`.'),
     (
         "[tenants.NAME]",
         TenantConfig,
@@ -103,6 +104,11 @@ TABLES: tuple[tuple[str, type[msgspec.Struct], str], ...] = (
         "`system`. What was counted outlives the process (`frequency/` in `state`); the number of a rule may be "
         "changed without losing it. Default of `wecom.message`: 30 a minute and 1,000 an hour, beyond which the "
         "platform drops silently ([how it is kept](scheduler.md#frequency)).",
+    ),
+    (
+        "[later]",
+        LaterConfig,
+        "What waits on the log instead of in memory: see [design.md](design.md#later).",
     ),
     (
         "[[workers]]",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from array import array
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import structlog
@@ -30,6 +30,9 @@ from engine.dispatch import Dispatcher
 from engine.drivers import Template
 from engine.errors import LogUnavailable, Reject
 from engine.gates import Gates
+from engine.held import Held, HeldSends
+from engine.later import NOT_BEFORE, Later, Wait
+from engine.later_due import LaterDue
 from engine.logs import Chunk, Partition
 from engine.open_sends import Content, Flow, OpenSend, OpenSends, names
 from engine.overload import level_of
@@ -37,6 +40,7 @@ from engine.record import Facts, Recorder
 from engine.send import Origin, Outcome, Send, Tier
 from engine.state.in_hand import Hands
 from engine.state.seen import Seen
+from engine.wire import REPLAY
 from ext.columns import Columns
 from ext.intake import Taker
 
@@ -48,16 +52,6 @@ BUDGET_WAIT_S = 0.01
 PAUSE_AFTER_S = 1.0
 NOT_KNOWN = (None, None, None, None)
 COLUMNS = ("offsets", "timestamps_ms", "keys", "values", "headers")
-
-
-class Held(NamedTuple):
-    """A send that waits for its content."""
-
-    send: Send
-    arrival: Arrival
-    account: str
-    tenant: str
-    until_ns: int
 
 
 class Intake:
@@ -76,6 +70,7 @@ class Intake:
         recorder: Recorder,
         gates: Gates,
         attempts: Attempts,
+        later: Later,
         counters: Counters,
         clock: Clock,
     ) -> None:
@@ -92,6 +87,7 @@ class Intake:
         self._recorder = recorder
         self._gates = gates
         self._attempts = attempts
+        self._later = later
         self._counters = counters
         self._clock = clock
         self._columns = Columns()
@@ -105,14 +101,14 @@ class Intake:
             due_after_ms=policy.due_after // NS_PER_MS,
             max_age_ms=policy.max_age // NS_PER_MS,
             linger_ns=policy.linger,
+            horizon_ns=later.horizon_ns,
         )
-        self._held: dict[str, list[Held]] = {}
-        self._held_sends = 0
-        self._held_bytes = 0
+        self._held = HeldSends(tier, counters)
         self._stopping = False
         self._now_ns = 0  # both read once a slice
         self._offset_ns = 0
         self.in_hand: Hands
+        self.due: LaterDue | None = None  # its consumer, of one that takes in from later topics
 
     # --- the loop
 
@@ -176,7 +172,7 @@ class Intake:
 
     def _full(self, share: float) -> bool:
         budget, tier = self.policy.budget, self.tier
-        sends, size = self._opens.count[tier] + self._held_sends, self._opens.sizes[tier] + self._held_bytes
+        sends, size = self._opens.count[tier] + self._held.sends, self._opens.sizes[tier] + self._held.bytes
         untold = self._recorder.full(share)  # what ends at intake has no other bound
         return sends >= budget.sends * share or size >= budget.bytes * share or untold or self.assignment.full
 
@@ -267,10 +263,14 @@ class Intake:
         try:
             channel, account = address(send, self._channels)
             tenant = send.tenant or account
+            key = self._seen.key_of(tenant, channel.name, send.id)
+            move = arrival.move_key(key)
+            if move is not None and not self._goes_on(arrival, key, move):
+                self._moved_on(send, arrival)
+                return
             begun = self._attempts.of(arrival.place)  # whoever may have been reached is not turned away now
             if not begun and self._dispatcher.is_cancelled(send.campaign, tenant, arrival.first_seen_ms):
-                facts = Facts(self.tier, channel.name, account, tenant, send.campaign)
-                self._end_whole(facts, send, arrival, Outcome.CANCELLED, "")
+                self._cancelled(send, arrival, Facts(self.tier, channel.name, account, tenant, send.campaign), key)
                 return
             raw = bytes(send.content)
             content = self._opens.content_by_raw(channel.name, raw)
@@ -280,15 +280,17 @@ class Intake:
             return
         if isinstance(prepared, Hold):
             until = self._clock.now_ns() + HOLD_NS
-            self._hold(Held(send, arrival, account, tenant, until), prepared)
+            self._held.hold(prepared.content, Held(send, arrival, account, tenant, until))
             return
-        key = self._seen.key_of(tenant, channel.name, send.id)
-        move = arrival.move_key(key)
-        first = self._seen.claim(key, arrival.origin)
-        if first is None and move is not None and self._seen.claim(move, arrival.place) is not None:
+        # Only a move of the whole send says by its hop that a record of fewer hops has nothing left to do.
+        whole = arrival.still is None
+        first = self._seen.claim(key, arrival.origin, arrival.hop if whole else 0)
+        if first is not None and move is not None and (whole or first != arrival.origin):
+            self._seen.free(move, arrival.place)
+        if first == arrival.origin and whole:
             self._moved_on(send, arrival)
             return
-        if first is not None:
+        if first is not None and first != arrival.origin:
             facts = Facts(self.tier, channel.name, account, tenant, send.campaign)
             self._end_whole(facts, send, arrival, Outcome.DUPLICATE, "first seen at {}:{}:{}".format(*first))
             return
@@ -303,6 +305,13 @@ class Intake:
             content = self._opens.content(channel.name, raw, prepared)
         flow = self._opens.flow(self.tier, channel.name, account, channel.accounts[account], tenant, send.campaign)
         self._schedule(send, arrival, channel, flow, content, key, move)
+
+    def _goes_on(self, arrival: Arrival, key: bytes, move: bytes) -> bool:
+        """Of the records of one move the first, unless it was a replay that has reached nobody."""
+        place, hop, by_us = arrival.place, arrival.hop, arrival.reason != REPLAY
+        if by_us and not self._seen.claim_move(arrival.hop_key(key), place, hop, True):
+            return False
+        return self._seen.claim_move(move, place, hop, by_us)
 
     def _schedule(
         self, send: Send, arrival: Arrival, channel: Channel, flow: Flow, content: Content, key: bytes,
@@ -341,8 +350,13 @@ class Intake:
         if self._attempts.of(arrival.place):
             admitted = self._take_up(handle, opened, admitted, arrival.place)
         if admitted.ids:
-            not_before_ns = when.not_before * NS_PER_MS + offset_ns if when.not_before else 0
-            self._columns.add(handle, opened, arrival.attempts, not_before_ns, admitted.positions, admitted.ids)
+            not_before_ms = max(when.not_before, arrival.until_ms)
+            not_before_ns = not_before_ms * NS_PER_MS + offset_ns if not_before_ms else 0
+            wait = self._wait(flow, arrival, not_before_ns, len(admitted.ids))
+            if wait is None:
+                self._columns.add(handle, opened, arrival.attempts, not_before_ns, admitted.positions, admitted.ids)
+            else:
+                self._later.move(handle, opened, admitted.positions, arrival.attempts, wait)
         if admitted.duplicates:
             self._dispatcher.end_some(handle, opened, Outcome.DUPLICATE, "twice in one `to`", admitted.duplicates)
         for reason, (detail, positions) in _by_reason(admitted.refused).items():
@@ -369,7 +383,25 @@ class Intake:
             others = []
         return msgspec.structs.replace(admitted, ids=[ids[position] for position in others], positions=others)
 
+    def _wait(self, flow: Flow, arrival: Arrival, not_before_ns: int, count: int) -> Wait | None:
+        """Where they wait: None, in memory."""
+        reason = arrival.reason if arrival.until_ms else NOT_BEFORE
+        wait = self._later.wait(flow.channel, not_before_ns - self._now_ns, reason)
+        if wait is None and arrival.attempts:
+            return self._later.retry_wait(flow, arrival.hop, 0, count)
+        return wait
+
     # --- what does not come in as what it is
+
+    def _cancelled(self, send: Send, arrival: Arrival, facts: Facts, key: bytes) -> None:
+        whole = arrival.still is None
+        first = self._seen.claim(key, arrival.origin, arrival.hop if whole else 0)
+        if whole and first == arrival.origin:
+            self._moved_on(send, arrival)
+            return
+        if whole and first is None:
+            self._seen.free(key, arrival.origin)
+        self._end_whole(facts, send, arrival, Outcome.CANCELLED, "")
 
     def _past_allowance(self, send: Send, arrival: Arrival, tenant: str) -> bool:
         if self.tier is not Tier.SYSTEM or arrival.hop:
@@ -430,56 +462,28 @@ class Intake:
 
     # --- what waits for its content
 
-    def _hold(self, held: Held, hold: Hold) -> None:
-        self._counters.held[self.tier] += held.arrival.count(held.send)
-        self._held_sends += 1
-        self._held_bytes += held.arrival.size
-        self._held.setdefault(hold.content, []).append(held)
-
     def registered(self, name: str) -> None:
         """The content ``name`` is there (anew): what waits for it goes on."""
         self._now_ns, self._offset_ns = self._clock.now_ns(), self._clock.offset_ns()
-        for held in self._held.pop(name, ()):
-            if self._unhold(held):
-                self._admit(held.send, held.arrival)
+        for held in self._held.registered(name):
+            self._admit(held.send, held.arrival)
         self._dispatcher.push(self._columns)
 
     def end_cancelled(self) -> int:
         """A cancel command has come: end what it covers of what waits; how many recipients."""
         ended = 0
-        for name, waiting in list(self._held.items()):
-            kept = []
-            for held in waiting:
-                send, arrival, account, tenant, _ = held
-                if not self._dispatcher.is_cancelled(send.campaign, tenant, arrival.first_seen_ms):
-                    kept.append(held)
-                elif self._unhold(held):
-                    facts = Facts(self.tier, send.channel, account, tenant, send.campaign)
-                    self._end_whole(facts, send, arrival, Outcome.CANCELLED, "")
-                    ended += arrival.count(send)
-            self._held[name] = kept
-        self._held = {name: waiting for name, waiting in self._held.items() if waiting}
-        return ended
+        for send, arrival, account, tenant, _ in self._held.cancelled(self._is_cancelled):
+            facts = Facts(self.tier, send.channel, account, tenant, send.campaign)
+            self._end_whole(facts, send, arrival, Outcome.CANCELLED, "")
+            ended += arrival.count(send)
+        return ended + (self.due.release() if self.due is not None else 0)
+
+    def _is_cancelled(self, held: Held) -> bool:
+        return self._dispatcher.is_cancelled(held.send.campaign, held.tenant, held.arrival.first_seen_ms)
 
     def _expire_held(self) -> None:
-        now = self._clock.now_ns()
-        for name in [name for name, waiting in self._held.items() if waiting[0].until_ns <= now]:
-            waiting = self._held.pop(name)
-            late = [held for held in waiting if held.until_ns <= now]
-            if len(late) < len(waiting):
-                self._held[name] = waiting[len(late) :]
-            for held in late:
-                if self._unhold(held):
-                    self._undeliverable(held.send, held.arrival, Reject("content_unknown", name))
-
-    def _unhold(self, held: Held) -> bool:
-        """It waits no longer; False when its partition was taken away meanwhile."""
-        self._counters.held[self.tier] -= held.arrival.count(held.send)
-        self._held_sends -= 1
-        self._held_bytes -= held.arrival.size
-        if held.arrival.ledger.leaving:
-            self._counters.given_back[self.tier] += held.arrival.count(held.send)
-        return not held.arrival.ledger.leaving
+        for name, held in self._held.expired(self._clock.now_ns()):
+            self._undeliverable(held.send, held.arrival, Reject("content_unknown", name))
 
 
 def _by_reason(refused: Sequence[tuple[int, Reject]]) -> dict[str, tuple[str, list[int]]]:

@@ -32,6 +32,8 @@ class Counters:
         self.calls_in_flight: Counter[str] = Counter()  # calls, by channel
         self.held = [0, 0, 0]  # waiting for a content to be registered
         self.given_back = [0, 0, 0]  # of partitions taken away
+        self.moving = [0, 0, 0]  # on their way to a later topic
+        self.moved: Counter[tuple[Tier, str]] = Counter()  # there, by reason
         self.invalid: Counter[tuple[Tier, str]] = Counter()  # sends, by reason
         self.unknown_keys = 0
         self.replayed_twice = [0, 0, 0]  # records: another one of the same move came before
@@ -41,8 +43,8 @@ class Counters:
         self.series_dropped = 0
         self.throttled: Counter[str] = Counter()  # calls answered with "rest", by channel
         self.already_done = [0, 0, 0]  # records read again of which a commit's map says that they are complete
-        self.ended = [0, 0, 0]
-        self.told = [0, 0, 0]  # of those that ended, receipts acknowledged and in their ledger
+        self.ended = [0, 0, 0]  # or moved: what a commit is to cover
+        self.told = [0, 0, 0]  # of those, receipts acknowledged and in their ledger
         self.committed = [0, 0, 0]  # of those, covered by a commit
         self.unread_maps: Counter[tuple[Tier, str]] = Counter()  # by reason
         self.recovered: Counter[tuple[str, str]] = Counter()  # by (channel, how): see docs/operations.md
@@ -60,8 +62,13 @@ class Counters:
         self.outcomes[tier, channel, outcome] += count
         self.ended[tier] += count
 
+    def move(self, tier: Tier, reason: str, count: int) -> None:
+        """So many stand on a later topic now."""
+        self.moved[tier, reason] += count
+        self.ended[tier] += count
+
     def uncommitted(self, tier: Tier) -> int:
-        """Ended, and not covered by a commit."""
+        """Ended or moved, and not covered by a commit."""
         return self.ended[tier] - self.committed[tier]
 
     def retried(self, channel: str, reason: str, count: int) -> None:

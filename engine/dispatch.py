@@ -29,8 +29,10 @@ from engine.drivers import Action, Call, CallResult, Verdict
 from engine.fence import Fence
 from engine.frequency import NOTHING, Frequencies, Held, rows_by_wait
 from engine.gates import Gates
+from engine.later import Later
 from engine.limits import Limits
 from engine.open_sends import Flow, OpenSend, OpenSends, recipients
+from engine.put_off import PutOff
 from engine.record import Recorder
 from engine.send import Origin, Outcome, Tier
 from engine.settle import Again, Ending, settle
@@ -78,6 +80,7 @@ class Dispatcher:
         fence: Fence,
         flight: Flight,
         attempts: Attempts,
+        later: Later,
         counters: Counters,
         clock: Clock,
     ) -> None:
@@ -95,6 +98,7 @@ class Dispatcher:
         self._fence = fence
         self._flight = flight
         self._attempts = attempts
+        self._put_off = PutOff(self, later, seen)
         self.clock = clock
         self.cancelled = Cancelled()
         self._calls: set[asyncio.Task[None]] = set()
@@ -225,24 +229,25 @@ class Dispatcher:
         handles, sends, positions = batch.handles, batch.sends, batch.positions
         for row in rows:
             self._attempts.drop(handles[row], [positions[row]])
-            self._leave(handles[row], sends[row], 1)
+            self.leave(handles[row], sends[row], 1)
         batch.without(rows)
 
-    def _leave(self, handle: int, send: OpenSend, count: int) -> None:
+    def leave(self, handle: int, send: OpenSend, count: int) -> None:
         """So many of its recipients belong to another worker now, which reads them again."""
         self.counters.given_back[send.flow.tier] += count
         send.given_back = True
         send.left -= count
         if not send.left:
             self.opens.remove(handle)
+            self._free_move(send)  # what it comes to is not known here
 
     def _wait(self, batch: Batch, waits: Mapping[int, int]) -> None:
-        """These have had their messages: back into the core until then; no attempt of theirs."""
-        columns, handles, attempts = Columns(), batch.handles, batch.attempts
+        """These have had their messages: back into the core until then, or on the log; no attempt of theirs."""
+        columns, handles, attempts, now = Columns(), batch.handles, batch.attempts, self.clock.now_ns()
         for until_ns, who in rows_by_wait(waits).items():
             for rows in _runs([*zip(handles, attempts, strict=True)], who):
-                columns.add_rows(batch, rows, attempts[rows[0]], until_ns)
-        columns.push(self.core, self.clock.now_ns())
+                self._put_off.frequent(batch, rows, until_ns, columns, now)
+        columns.push(self.core, now)
         batch.without([*waits])
 
     def _called(self, task: asyncio.Task[None]) -> None:
@@ -297,7 +302,7 @@ class Dispatcher:
         if len(batch):
             columns, now = Columns(), self.clock.now_ns()
             again = Again(now, False, NOT_MADE.whole.code, range(len(batch)))
-            self._again(batch, again, columns, self._attempts.queued(batch))
+            self._again(batch, again, columns, now, self._attempts.queued(batch))
             columns.push(self.core, now)
 
     # --- settlement
@@ -325,13 +330,14 @@ class Dispatcher:
                 reason=result.whole.reason,
                 seconds=(settlement.rest_until_ns - now) // NS_PER_S,
             )
+        self._put_off.earn(batch, settlement.endings, now)
         columns = Columns()
         if noted is not None and not self._attempts.settled(batch, noted, settlement, result):
             noted = None
         for ending in settlement.endings:
             self._end(batch, ending, call.batch, result.platform_id)
         for again in settlement.again:
-            self._again(batch, again, columns, noted)
+            self._again(batch, again, columns, now, noted)
         columns.push(self.core, now)
 
     def _end(self, batch: Batch, ending: Ending, name: str, platform_id: str) -> None:
@@ -357,8 +363,8 @@ class Dispatcher:
             some = None if send.whole(len(rows)) else [positions[row] for row in rows]
             self.recorder.dead(send, ending.code or ending.reason, ending.reason, attempts, some)
 
-    def _again(self, batch: Batch, again: Again, columns: Columns, noted: Noted | None) -> None:
-        """Back into the core; ``noted``: in exactly this call only."""
+    def _again(self, batch: Batch, again: Again, columns: Columns, now: int, noted: Noted | None) -> None:
+        """To wait, in the core or on the log; ``noted``: in the core, for exactly this call only."""
         self.counters.retried(batch.flow.channel, again.reason, len(again.who))
         handles, positions = batch.handles, batch.positions
         for rows in _runs(handles, again.who):
@@ -366,14 +372,16 @@ class Dispatcher:
             send = self.opens[handle]
             if send.ledger.leaving:
                 self._attempts.drop(handle, who)
-                self._leave(handle, send, len(rows))
+                self.leave(handle, send, len(rows))
             elif self.is_cancelled(send.flow.campaign, send.flow.tenant, send.first_seen_ms):
                 self._attempts.drop(handle, who)
                 ending = Ending(Outcome.CANCELLED, "", "", rows) if noted is None else UNANSWERED._replace(who=rows)
                 self._end(batch, ending, "", "")
-            else:
-                apart = -1 if noted is None else self._attempts.queue(noted, handle, rows, who)
+            elif noted is not None:
+                apart = self._attempts.queue(noted, handle, rows, who)
                 columns.add_rows(batch, rows, batch.attempts[rows[0]] + again.counts, again.at_ns, apart)
+            else:
+                self._put_off.again(batch, rows, again, columns, now)
 
     def _reap(self, now: int) -> bool:
         """Tell of what ended inside the core; True when there is more to tell."""
@@ -391,7 +399,12 @@ class Dispatcher:
             who = [positions[row] for row in rows]
             unsure = self._attempts.drop(handle, who)
             if send.ledger.leaving:
-                self._leave(handle, send, len(rows))
+                self.leave(handle, send, len(rows))
+                continue
+            cancelled = self.is_cancelled(send.flow.campaign, send.flow.tenant, send.first_seen_ms)
+            if causes[first] == CANCELLED and not (unsure or cancelled):  # others of its tier were given back
+                for alike in _runs(attempts, rows):
+                    self._put_off.back(handle, send, [positions[row] for row in alike], attempts[alike[0]])
                 continue
             outcome = Outcome.CANCELLED if causes[first] == CANCELLED else Outcome.EXPIRED
             outcome = Outcome.UNKNOWN if unsure else outcome
@@ -420,8 +433,10 @@ class Dispatcher:
         told.send(handle, send, positions)
         told.done()
 
+    # --- what has ended
+
     def less(self, handle: int, send: OpenSend, positions: Sequence[int]) -> bool:
-        """These recipients of the send have ended and are told of; True when its record is complete."""
+        """These recipients of the send have ended and are told of, or moved; True when its record is complete."""
         send.left -= len(positions)
         if (send.left or send.given_back) and not send.ledger.stale:
             self.recorder.settle(send.ledger, send.offset, array("H", positions))
@@ -429,6 +444,7 @@ class Dispatcher:
             return False
         self.opens.remove(handle)
         if send.ledger.stale or send.given_back:
+            self._free_move(send)
             return False
         if not send.taken:
             self._free(send)
@@ -438,6 +454,9 @@ class Dispatcher:
         """It ended with nobody accepted: its id is free, unless others of its `to` may have been, before it moved."""
         if not send.partial:
             self._seen.free(send.key, send.origin)
+        self._free_move(send)
+
+    def _free_move(self, send: OpenSend) -> None:
         if send.move_key is not None:
             self._seen.free(send.move_key, Origin(*send.ledger.partition, send.offset))
 

@@ -4,7 +4,7 @@ given).
 
 In: looks at the clock, often; what ended and what of it is committed (engine.counters). Out: may a tier's calls leave.
 Invariant: after a gap of a third of the session timeout or more between two looks, none of a tier's calls leaves until
-a commit that was begun after the gap has succeeded.
+each of the tier's groups has taken a commit that was begun after the gap.
 Never: stops what is on its way.
 """
 
@@ -28,7 +28,13 @@ class Fence:
         self._clock = clock
         self._last_ns = clock.now_ns()
         self._gaps = 0
-        self._proven = [0, 0, 0]  # how many gaps there had been when the last commit that succeeded was begun
+        self._groups: list[list[str]] = [[] for _ in Tier]
+        self._proven: dict[str, int] = {}  # how many gaps there had been when its last commit that succeeded was begun
+
+    def add(self, tier: Tier, group: str) -> None:
+        """A group whose partitions hold sends of the tier."""
+        self._groups[tier].append(group)
+        self._proven[group] = self._gaps
 
     def look(self) -> int:
         """To be called at least every few hundred ms; how many gaps there have been."""
@@ -39,13 +45,18 @@ class Fence:
         return self._gaps
 
     def doubtful(self, tier: Tier) -> bool:
-        """The process stood still, and the group has not taken a commit of it since."""
-        return self._proven[tier] != self.look()
+        """The process stood still, and not every group of the tier has taken a commit of it since."""
+        gaps = self.look()
+        return any(self._proven[group] != gaps for group in self._groups[tier])
+
+    def unproven(self, group: str) -> bool:
+        """The same of one group."""
+        return self._proven[group] != self.look()
 
     def shut(self, tier: Tier) -> bool:
         """No call of the tier is to be begun."""
         return self.doubtful(tier) or self._counters.uncommitted(tier) >= self._budgets[tier]
 
-    def proven(self, tier: Tier, gaps: int) -> None:
-        """A commit has succeeded that was begun when ``look`` said ``gaps``."""
-        self._proven[tier] = gaps
+    def proven(self, group: str, gaps: int) -> None:
+        """A commit of it has succeeded that was begun when ``look`` said ``gaps``."""
+        self._proven[group] = gaps

@@ -29,6 +29,7 @@ CALLS, RECIPIENTS = 0, 1
 NEVER = 2**63 - 1  # the core's
 PERIODS_S = 10.0  # how often calendars are looked at: a wall clock that was set is noticed by then
 AGAIN_S = 1.0
+LATE_NS = 1_000 * NS_PER_MS  # so long after a process has died what it had written arrives, at most
 LONGEST_MS = {True: 32 * 86_400_000, False: 26 * 3_600_000}  # a month, a day
 
 
@@ -91,13 +92,15 @@ class Kept(msgspec.Struct):
 class Limits:
     """One process's. ``add`` all, then ``start``."""
 
-    def __init__(self, core: Core, uses: Uses, clock: Clock, *, keep_for_system: bool = True) -> None:
+    def __init__(self, core: Core, uses: Uses, clock: Clock, *, keep_for_system: bool = True, cut_off: int = 0) -> None:
+        """``cut_off``: recipients in calls when the life before this one ended."""
         self.granted: Callable[[], None] = lambda: None  # called when something may go again
         self.forfeited = 0  # uses that were open when the process before this one ended
         self._core = core
         self._uses = uses
         self._clock = clock
         self._reserves = keep_for_system
+        self._cut_off = cut_off
         self._kept: dict[int, Kept] = {}
         self._asked: dict[int, int] = {}
         self._wake = asyncio.Event()
@@ -129,7 +132,11 @@ class Limits:
             self._core.restore(kept.handle, min(use.at_ms, now_ms) * NS_PER_MS + offset_ns, use.amount)
         if open_:
             self.forfeited += open_
-            self._core.restore(kept.handle, now_ms * NS_PER_MS + offset_ns, open_)
+            now_ns, late = now_ms * NS_PER_MS + offset_ns, min(open_, self._cut_off)
+            if open_ > late:
+                self._core.restore(kept.handle, now_ns, open_ - late)
+            if late:
+                self._core.restore(kept.handle, now_ns + LATE_NS, late)
         kept.written = self._core.use(kept.handle, self._clock.now_ns())[0] - open_
         if kept.portion is not None:
             self._core.ration(kept.handle, kept.portion)

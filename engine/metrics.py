@@ -19,6 +19,7 @@ from prometheus_client.core import (
 
 from engine import __version__
 from engine.clock import NS_PER_S
+from engine.commit import Ledger
 from engine.send import Tier
 from ext.histogram import Histogram
 from ext.schedule import CALL_A_SECOND
@@ -40,14 +41,17 @@ class Snapshot:
         yield _gauge("build_info", "What runs here", {"version": __version__, "python": platform.python_version()}, 1)
         yield from self._intake()
         yield from self._queues()
+        yield from self._later()
         yield from self._delivery()
         yield from self._log()
 
     def difference(self) -> list[int]:
-        """Per tier: recipients taken in that have not ended, do not wait, and were not given back. Must be 0."""
+        """Per tier: recipients taken in that have not ended or moved, do not wait, and were not given back: 0."""
         counters, stats = self._pipeline.counters, self._pipeline.core.stats()
         ended = [0, 0, 0]
         for (tier, _, _), count in counters.outcomes.items():
+            ended[tier] += count
+        for (tier, _), count in counters.moved.items():
             ended[tier] += count
         return [
             counters.taken_in[tier]
@@ -57,6 +61,7 @@ class Snapshot:
             - stats["ended"][tier]
             - counters.in_flight[tier]
             - counters.held[tier]
+            - counters.moving[tier]
             - counters.given_back[tier]
             for tier in Tier
         ]
@@ -87,6 +92,7 @@ class Snapshot:
                 queue.add_metric([tier.label, state], stats[state][tier])
             queue.add_metric([tier.label, "held"], pipeline.counters.held[tier])
             queue.add_metric([tier.label, "inflight"], pipeline.counters.in_flight[tier])
+            queue.add_metric([tier.label, "moving"], pipeline.counters.moving[tier])
         yield queue
         yield from _pacing(stats)
         difference = GaugeMetricFamily(
@@ -96,19 +102,43 @@ class Snapshot:
             difference.add_metric([tier.label], count)
         yield difference
         age = GaugeMetricFamily("surgetank_queue_oldest_age_seconds", "Age of the oldest open send", labels=["tier"])
-        for intake in pipeline.intakes:
-            oldest = [ledger.oldest_ms for ledger in intake.ledgers.values() if ledger.oldest_ms is not None]
+        for tier, ledgers in self._ledgers().items():
+            oldest = [ledger.oldest_ms for ledger in ledgers if ledger.oldest_ms is not None]
             seconds = (pipeline.clock.wall_ms() - min(oldest)) / 1000 if oldest else 0.0
-            age.add_metric([intake.tier.label], max(seconds, 0.0))
+            age.add_metric([tier.label], max(seconds, 0.0))
         yield age
         budget = GaugeMetricFamily("surgetank_memory_budget_bytes", "What may be held", labels=["kind"])
         used = GaugeMetricFamily("surgetank_memory_used_bytes", "What is held", labels=["kind"])
         for intake in pipeline.intakes:
             budget.add_metric([f"sends_{intake.tier.label}"], intake.policy.budget.bytes)
             used.add_metric([f"sends_{intake.tier.label}"], pipeline.opens.sizes[intake.tier])
+            used.add_metric([f"later_{intake.tier.label}"], pipeline.dues[intake.tier].size)
         used.add_metric(["core"], stats["memory_bytes"][0])
         yield budget
         yield used
+
+    def _ledgers(self) -> dict[Tier, list[Ledger]]:
+        """Each tier's, of its own topics and of its later ones."""
+        found: dict[Tier, list[Ledger]] = {}
+        for intake in self._pipeline.all_intakes:
+            found.setdefault(intake.tier, []).extend(intake.ledgers.values())
+        return found
+
+    def _later(self) -> Iterator[Metric]:
+        pipeline, c = self._pipeline, self._pipeline.counters
+        moved = {(tier.label, reason): count for (tier, reason), count in c.moved.items()}
+        yield _by_pair("moved_recipients", "Recipients moved to a later topic", ("tier", "reason"), moved)
+        waiting = GaugeMetricFamily("surgetank_later_sends", "Records that wait on later topics", labels=["tier"])
+        for tier, due in pipeline.dues.items():
+            waiting.add_metric([tier.label], sum(due.waiting().values()))
+        yield waiting
+        yield _counter("refused_moves", "Moves the log will never take: they wait in memory", pipeline.later.refused)
+        tokens = GaugeMetricFamily(
+            "surgetank_retry_budget_recipients", "Retries that may be made now", labels=["channel", "tier"]
+        )
+        for pair, count in pipeline.later.tokens.items():
+            tokens.add_metric(pair, count)
+        yield tokens
 
     def _delivery(self) -> Iterator[Metric]:
         pipeline, c = self._pipeline, self._pipeline.counters
@@ -184,11 +214,12 @@ class Snapshot:
                 "last_poll_timestamp_seconds": "When records were last asked for",
             }.items()
         }
+        ledgers = self._ledgers()
         for intake in pipeline.intakes:
             label = [intake.tier.label]
             families["lag_sends"].add_metric(label, sum(intake.assignment.consumer.lag().values()))
             families["assigned_partitions"].add_metric(label, len(intake.ledgers))
-            uncommitted = sum(ledger.unsaved for ledger in intake.ledgers.values())
+            uncommitted = sum(ledger.unsaved for ledger in ledgers[intake.tier])
             families["uncommitted_sends"].add_metric(label, uncommitted)
             families["last_poll_timestamp_seconds"].add_metric(label, intake.last_poll_ms / 1000)
         yield from families.values()
@@ -199,7 +230,9 @@ class Snapshot:
             size.add_metric([intake.tier.label], sum(one.size for one in intake.assignment.progress.values()))
         yield size
         ended = GaugeMetricFamily(
-            "surgetank_uncommitted_recipients", "Recipients that ended since the last commit", labels=["tier"]
+            "surgetank_uncommitted_recipients",
+            "Recipients that ended, or moved, since the last commit",
+            labels=["tier"],
         )
         for tier in Tier:
             ended.add_metric([tier.label], c.uncommitted(tier))

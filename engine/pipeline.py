@@ -23,7 +23,7 @@ from engine.attempts import Attempts
 from engine.backoff import Backoff
 from engine.clock import NS_PER_MS, NS_PER_S, Clock
 from engine.commit import Committer
-from engine.config import Config, Rate, account_limits, tier_policy
+from engine.config import Config, Rate, account_limits, later_topics, tier_policy
 from engine.consume import Intake
 from engine.content import Contents
 from engine.control import Control
@@ -36,6 +36,8 @@ from engine.errors import LogUnavailable
 from engine.fence import Fence
 from engine.frequency import Frequencies
 from engine.gates import Gates
+from engine.later import Later
+from engine.later_due import LaterDue
 from engine.limits import Limits
 from engine.logs import Chunk, Log, Reader
 from engine.logs.open import open_log
@@ -74,7 +76,11 @@ class Pipeline:
         self.counters = Counters()
         self.core = _core(config)
         urgent = Tier.SYSTEM in tiers  # where it is served elsewhere nothing need be kept for it here
-        self.limits = Limits(self.core, Uses(Path(config.state) / "limits.db"), clock, keep_for_system=urgent)
+        self.flight = Flight(Path(config.state) / "flight", self.counters)
+        self.limits = Limits(
+            self.core, Uses(Path(config.state) / "limits.db"), clock, keep_for_system=urgent,
+            cut_off=self.flight.cut_off,
+        )  # fmt: skip
         self.channels = _channels(config, self.core, self.limits, urgent)
         self.opens = OpenSends()
         _tenants(config, self.core, self.limits, self.opens)
@@ -82,8 +88,7 @@ class Pipeline:
         self.in_hand = Hands(Path(config.state))
         budgets = [tier_policy(config, tier).budget.uncommitted for tier in Tier]
         self.fence = Fence(budgets, config.log.session_timeout, self.counters, clock)
-        self.flight = Flight(Path(config.state) / "flight", self.counters)
-        groups = [self._group(tier) for tier in Tier]
+        groups = [group for tier in Tier for group in self._groups(tier)]
         self.attempts = Attempts(
             log, config.log.prefix, groups, self.channels, self.opens.own_content, self.opens.free_content, clock
         )
@@ -95,18 +100,22 @@ class Pipeline:
         drivers = {name: channel.driver for name, channel in self.channels.items()}
         self.frequencies = Frequencies(Path(config.state), config.channels, drivers, clock, keep_for_system=urgent)
         self.gates = Gates(config, self.channels, self.core, clock)
+        self.later = Later(log, config, self.fence, self.counters, clock)
         self.dispatcher = Dispatcher(
             self.core, self.opens, self.channels, config.channels, self.deliverers, self.recorder, self.seen,
-            self.limits, self.frequencies, self.gates, self.fence, self.flight, self.attempts, self.counters, clock,
+            self.limits, self.frequencies, self.gates, self.fence, self.flight, self.attempts, self.later,
+            self.counters, clock,
         )  # fmt: skip
         self.limits.granted = self.dispatcher.wake
         self.contents = Contents(self._registered)
         worker = f"{socket.gethostname()}-{os.getpid()}"
         self.committer = Committer(self.seen, self.fence, self.flight, self.counters, clock)
         self.intakes = [self._intake(tier) for tier in tiers]
+        self.dues: dict[Tier, LaterDue] = {}
+        self.later_intakes = [self._later_intake(tier) for tier in tiers]
         pauses = Pauses(self.core, self.opens, self.channels)
         why = Why(self.core, self.opens, pauses.standing, self.limits.told, clock)
-        self.orders = Orders(worker, self.dispatcher, pauses, why, self.limits, self.intakes)
+        self.orders = Orders(worker, self.dispatcher, pauses, why, self.limits, self.all_intakes)
         self.control = Control(f"{config.log.prefix}.control", self.orders.obey, clock)
         self.tasks: list[asyncio.Task[None]] = []
         self.readers: list[Reader] = []
@@ -120,16 +129,16 @@ class Pipeline:
         await _read_all(content, self.contents.take)
         await _read_all(control, self.control.take)
         self.limits.start()
-        for intake in self.intakes:
-            await intake.assignment.consumer.start()
-        self._spawn(self.recorder.run(), self.committer.run(), self.limits.run(), self.orders.run())
+        await asyncio.gather(*(intake.assignment.consumer.start() for intake in self.all_intakes))
+        self._spawn(self.recorder.run(), self.later.run(), self.committer.run(), self.limits.run(), self.orders.run())
         self._spawn(_watch_loop(self.counters, self.fence, self.clock))
         if self.gates.by_channel:
             self._spawn(self.gates.run())
         if self.attempts.wanted:
             self._spawn(self.attempts.run(), self.attempts.tidy())
         self._spawn(_follow(content, self.contents.take), _follow(control, self.control.take, self._answer))
-        self._spawn(*(intake.run() for intake in self.intakes), *(one.assignment.watch() for one in self.intakes))
+        self._spawn(*(intake.run() for intake in self.all_intakes))
+        self._spawn(*(intake.assignment.watch() for intake in self.all_intakes))
 
     async def stop(self, deadline_s: float = DRAIN_S) -> bool:
         """Drain: poll no more, finish what is under way, tell of it, commit, leave the groups. True: all of that.
@@ -137,9 +146,10 @@ class Pipeline:
         A log that does not answer takes TELL_S and the time of one commit more.
         """
         ends_ns = self.clock.now_ns() + int(deadline_s * NS_PER_S)
-        for intake in self.intakes:
+        for intake in self.all_intakes:
             intake.stop()
         cut = await self.dispatcher.stop(deadline_s)
+        await self.later.flushed(max((ends_ns - self.clock.now_ns()) / NS_PER_S, 0.0))
         told = await self.recorder.flushed(max((ends_ns - self.clock.now_ns()) / NS_PER_S, TELL_S))
         committed = await self.committer.finish()
         await self.close()
@@ -151,7 +161,7 @@ class Pipeline:
         for task in self.tasks:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
-        for intake in self.intakes:
+        for intake in self.all_intakes:
             await intake.assignment.consumer.close()
         for reader in self.readers:
             await reader.close()
@@ -167,36 +177,50 @@ class Pipeline:
     @property
     def ready(self) -> bool:
         """Every tier has had its first assignment."""
-        return bool(self.tasks) and all(intake.assignment.assigned_once for intake in self.intakes)
+        return bool(self.tasks) and all(intake.assignment.assigned_once for intake in self.all_intakes)
+
+    @property
+    def all_intakes(self) -> list[Intake]:
+        """Of the tiers' own topics, then of their later ones."""
+        return [*self.intakes, *self.later_intakes]
 
     async def _reader(self, topic: str) -> Reader:
         reader = await self.log.reader([topic])
         self.readers.append(reader)
         return reader
 
-    def _group(self, tier: Tier) -> str:
-        return f"{self.config.log.prefix}.{tier.label}"
+    def _groups(self, tier: Tier) -> tuple[str, str]:
+        """Of its own topics, and of its later ones."""
+        return f"{self.config.log.prefix}.{tier.label}", f"{self.config.log.prefix}.later.{tier.label}"
 
     def _intake(self, tier: Tier) -> Intake:
-        policy, config = tier_policy(self.config, tier), self.config.log
-        group = self._group(tier)
-        keep = Keep(self.log, config.prefix, group, config.metadata_limit, MAX_MAP_BYTES)
-        assignment = Assignment(
-            tier,
-            keep,
-            self.committer,
-            self.recorder,
-            self.attempts,
-            self.dispatcher.drop,
-            self.flight,
-            self.counters,
-            self.clock,
+        intake = self._new_intake(tier, group := self._groups(tier)[0], self.dispatcher.drop)
+        intake.assignment.consumer = self.log.consumer(group, intake.policy.topics, intake.assignment)
+        return intake
+
+    def _later_intake(self, tier: Tier) -> Intake:
+        """One of its own, so that neither waits for the other's records."""
+        # Given back as it is popped: to empty the tier's queues would put all else in them out of order.
+        intake = self._new_intake(tier, group := self._groups(tier)[1], lambda _: None)
+        topics = later_topics(self.config, tier)
+        self.dues[tier] = due = LaterDue(
+            topics, intake.assignment, self.channels, self.dispatcher.cancelled, self.clock
         )
-        assignment.consumer = self.log.consumer(group, policy.topics, assignment)
+        due.consumer = self.log.consumer(group, list(topics), due)
+        intake.assignment.consumer = intake.due = due
+        return intake
+
+    def _new_intake(self, tier: Tier, group: str, drop: Callable[[Tier], None]) -> Intake:
+        policy, config = tier_policy(self.config, tier), self.config.log
+        keep = Keep(self.log, config.prefix, group, config.metadata_limit, MAX_MAP_BYTES)
+        self.fence.add(tier, group)
+        assignment = Assignment(
+            tier, keep, self.committer, self.recorder, self.attempts, drop, self.flight, self.counters, self.clock
+        )
         self.committer.sources.append(assignment)
         intake = Intake(
             tier, policy, assignment, self.channels, self.contents.templates, self.opens, self.seen, self.dispatcher,
-            self.recorder, self.gates, self.attempts, self.counters, self.clock,
+            self.recorder, self.gates, self.attempts, self.later, self.counters, self.clock,
         )  # fmt: skip
         intake.in_hand = self.in_hand
         return intake
@@ -204,7 +228,7 @@ class Pipeline:
     def _registered(self, name: str, channels: set[str]) -> None:
         for channel in channels:
             self.opens.forget_encodings(channel)
-        for intake in self.intakes:
+        for intake in self.all_intakes:
             intake.registered(name)
 
     async def _answer(self) -> None:

@@ -87,7 +87,7 @@ class Probes:
         return "" if self._pipeline is not None else "starting"
 
     def _live(self) -> str:
-        polls = [intake.last_poll_ms for intake in self._pipeline.intakes] if self._pipeline else []
+        polls = [intake.last_poll_ms for intake in self._pipeline.all_intakes] if self._pipeline else []
         age_s = time.time() - min(polls) / 1000 if polls and all(polls) else 0.0
         return "" if age_s < POLL_AGE_S else f"the log was last polled {age_s:.0f} s ago"
 

@@ -159,7 +159,10 @@ ATTEMPTS = "surgetank-attempts"
 FIRST_SEEN = "surgetank-first-seen"
 HOP = "surgetank-hop"
 OPEN = "surgetank-open"
-OURS = frozenset((REASON, DETAIL, ORIGIN, ATTEMPTS, FIRST_SEEN, HOP, OPEN))
+UNTIL = "surgetank-until"
+BACK = "surgetank-back"
+REPLAY = "replay"  # the reason of a letter sent again
+OURS = frozenset((REASON, DETAIL, ORIGIN, ATTEMPTS, FIRST_SEEN, HOP, OPEN, UNTIL, BACK))
 
 
 class History(NamedTuple):
@@ -172,6 +175,8 @@ class History(NamedTuple):
     positions: list[int] | None
     reason: str
     detail: str
+    until_ms: int = 0  # not sent before
+    back_ms: int = 0  # not taken in from a later topic before; 0, of both: at once
 
 
 def headers_of(history: History) -> Headers:
@@ -187,7 +192,8 @@ def headers_of(history: History) -> Headers:
     ]
     if history.positions is not None:
         headers.append((OPEN, bitset(history.positions)))
-    return tuple(headers)
+    times = ((UNTIL, history.until_ms), (BACK, history.back_ms))
+    return (*headers, *((name, b"%d" % ms) for name, ms in times if ms))
 
 
 def dead_headers(
@@ -206,10 +212,7 @@ def dead_headers(
 
 def hop_of(headers: Headers) -> int:
     """How often the record was moved; 0 too when its header says nothing readable."""
-    try:
-        return _number({name: value or b"" for name, value in headers if name == HOP}, HOP)
-    except Reject:
-        return 0
+    return _readable(headers, HOP)
 
 
 def with_headers(headers: Headers, ours: Headers) -> Headers:
@@ -230,7 +233,19 @@ def history(headers: Headers) -> History | None:
         positions=positions_of(ours[OPEN]) if OPEN in ours else None,
         reason=_text(ours, REASON),
         detail=_text(ours, DETAIL),
+        until_ms=_number(ours, UNTIL),
+        back_ms=_number(ours, BACK),
     )
+
+
+def until_ms(headers: Headers) -> int:
+    """Before when it is not sent; 0: at once, too when its header says nothing readable."""
+    return _readable(headers, UNTIL)
+
+
+def back_ms(headers: Headers) -> int:
+    """When a record may be taken in from a later topic; 0: at once, too when its header says nothing readable."""
+    return _readable(headers, BACK)
 
 
 def bitset(positions: Sequence[int]) -> bytes:
@@ -258,6 +273,13 @@ def _origin(value: bytes) -> Origin:
 
 def _number(ours: Mapping[str, bytes], name: str) -> int:
     return _digits(ours[name], name) if name in ours else 0
+
+
+def _readable(headers: Headers, wanted: str) -> int:
+    try:
+        return _number({name: value or b"" for name, value in headers if name == wanted}, wanted)
+    except Reject:
+        return 0
 
 
 def _digits(value: bytes, name: str) -> int:

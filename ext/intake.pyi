@@ -37,6 +37,7 @@ class Taker:
         due_after_ms: int,
         max_age_ms: int,
         linger_ns: int,
+        horizon_ns: int,
     ) -> None: ...
     def take(
         self,

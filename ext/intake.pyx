@@ -147,17 +147,20 @@ cdef class Taker:
     cdef object cancelled
     cdef dict meters  # None: no allowance
     cdef dict gates
-    cdef int64_t due_after_ms, max_age_ms, linger_ns
+    cdef int64_t due_after_ms, max_age_ms, linger_ns, horizon_ns
+    cdef int64_t latest_ns  # what may not leave before waits on the log; of the running take
     cdef IdSet ids
     cdef readonly int64_t sends, recipients, size, unknown_keys
 
     def __init__(
         self, SendTable table not None, SeenTable seen not None, Columns columns not None, cancelled, *,
         dict meters, dict gates not None, int64_t due_after_ms, int64_t max_age_ms, int64_t linger_ns,
+        int64_t horizon_ns,
     ):
         self.meters, self.gates = meters, gates
         self.table, self.seen, self.columns, self.cancelled = table, seen, columns, cancelled
         self.due_after_ms, self.max_age_ms, self.linger_ns = due_after_ms, max_age_ms, linger_ns
+        self.horizon_ns = horizon_ns
         self.scanner = Scanner(KEYS)
         self.ids.seed = <uint64_t>hash(b"surgetank")  # drawn anew for every process
 
@@ -197,6 +200,7 @@ cdef class Taker:
         cdef OpenSend send
         cdef dict by_names = self.table.by_names[tier]
         self.sends = self.recipients = self.size = self.unknown_keys = 0
+        self.latest_ns = now_ns + self.horizon_ns
         for i in range(start, len(values)):
             value = values[i]
             if type(value) is not bytes or headers[i] and is_ours(headers[i]):
@@ -237,7 +241,7 @@ cdef class Taker:
         if send.content is None or not send.content.complete:
             return False
         not_before = self.set_times(send, spans, offset_ns)
-        if not_before == ODD or not self.recipients_of(send, &spans[TO]):
+        if not_before == ODD or not_before > self.latest_ns or not self.recipients_of(send, &spans[TO]):
             return False
         if not self.may_come(send, now_ns):
             self.columns.drop_recipients(before)

@@ -74,6 +74,7 @@ class Taken(SendTable):
             due_after_ms=1,
             max_age_ms=10**9,
             linger_ns=0,
+            horizon_ns=2**62,
         )
         self.core = Core()
         self.core.add_account(self.core.add_channel(2**20, 0, 10_000))

@@ -16,30 +16,18 @@ ROOT = Path(engine.__file__).parent
 STAGES = re.findall(r"^    (\w+) +(pure|shell) +([\w.]+)", engine.__doc__ or "", re.MULTILINE)
 PURE = {
     "errors", "send", "config", "periods", "wire", "decode", "admit", "overload", "settle", "open_sends", "cancelled",
-    "arrival", "shares", "suspects", "wire_control", "wire_attempt", "paused", "begun",
+    "arrival", "held", "shares", "suspects", "wire_control", "wire_attempt", "paused", "retry_budget", "begun",
 }  # fmt: skip
 FORBIDDEN = {"asyncio", "aiokafka", "aiohttp", "time", "random", "prometheus_client", "sqlite3", "socket", "threading"}
 # Each layer may import itself and the ones before it.
 LAYERS = [
-    {"errors", "send", "config", "shares", "suspects", "periods", "clock", "backoff", "wire", "merge"},
+    {"errors", "send", "config", "shares", "suspects", "periods", "clock", "backoff", "wire", "merge", "retry_budget"},
     {"decode", "drivers", "logs", "counters", "state", "fence"},
     {"progress", "commit", "overload", "open_sends", "topics", "tokens"},
-    {"admit", "arrival", "cancelled", "paused", "settle"},
-    {
-        "begun",
-        "attempts",
-        "told",
-        "deliver",
-        "limits",
-        "deal",
-        "frequency",
-        "gates",
-        "record",
-        "content",
-        "probes",
-        "oplog",
-    },
-    {"dispatch", "control"},
+    {"admit", "arrival", "held", "cancelled", "paused", "settle"},
+    {"mover", "later", "begun"},
+    {"attempts", "told", "deliver", "limits", "deal", "frequency", "gates", "record", "content", "probes", "oplog"},
+    {"put_off", "dispatch", "control"},
     {"assignment"},
     {"consume", "orders", "why"},
     {"metrics", "pipeline", "audit", "worker", "supervise"},

@@ -25,6 +25,8 @@ def cancel(
 ) -> None:
     """End every waiting recipient of CAMPAIGN. Calls under way are not taken back.
 
+    What waits on later topics ends at once as far as a worker has read it, and is counted; the rest ends as it comes
+    up, at the latest when it is due on its topic, within the hour.
     The command stands for 24 hours: workers that start later obey it too, for sends first seen before it was given.
     Prints how many recipients it ended; exit code 1 when no worker answered in time.
 

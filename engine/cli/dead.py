@@ -301,7 +301,7 @@ async def _append(log: Log, records: list[Record], dry_run: bool) -> None:
 
 def _again(letter: Letter, history: wire.History) -> Record:
     moved = history._replace(
-        hop=history.hop + 1, first_seen_ms=Clock().wall_ms(), attempts=0, reason="replay", detail=""
+        hop=history.hop + 1, first_seen_ms=Clock().wall_ms(), attempts=0, reason=wire.REPLAY, detail=""
     )
     headers = wire.with_headers(letter.headers, wire.headers_of(moved))
     return Record(history.origin.topic, letter.value, letter.key, headers)

@@ -9,7 +9,7 @@ batches to the core without changing what callers see.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -101,11 +101,11 @@ class Consumer(Protocol):
         """Store positions for the group. Raises LogUnavailable (fate unknown), StaleEpoch (partition lost),
         RecordRefused (a note is longer than the brokers take; others may be stored)."""
 
-    def pause(self) -> None:
-        """Until ``resume`` a poll returns no records; it still keeps the membership alive."""
+    def pause(self, partitions: Collection[Partition] | None = None) -> None:
+        """Until ``resume`` a poll returns no records (of these partitions); it still keeps the membership alive."""
 
-    def resume(self) -> None:
-        """Records again."""
+    def resume(self, partitions: Collection[Partition] | None = None) -> None:
+        """Records again: of all that was paused, or of these partitions."""
 
     def lag(self) -> dict[Partition, int]:
         """Records not yet polled, per partition owned, as last seen (no I/O)."""

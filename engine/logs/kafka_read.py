@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
@@ -125,17 +125,19 @@ class KafkaConsumer:
         except (KafkaError, TimeoutError) as error:
             raise LogUnavailable(f"{self._log.bootstrap}: group {self._group} cannot commit: {error!r}") from error
 
-    def pause(self) -> None:
+    def pause(self, partitions: Collection[Partition] | None = None) -> None:
         """Until ``resume`` polls give nothing; aiokafka drops what it had fetched ahead, and fetches it again later."""
-        self._paused = True
+        self._paused = self._paused or partitions is None
         if self._source is not None:
-            self._source.kafka.pause(*self._source.kafka.assignment())
+            assigned = self._source.kafka.assignment()
+            self._source.kafka.pause(*(place for place in assigned if partitions is None or place in partitions))
 
-    def resume(self) -> None:
+    def resume(self, partitions: Collection[Partition] | None = None) -> None:
         """Records again."""
-        self._paused = False
-        if self._source is not None:
-            self._source.kafka.resume(*self._source.kafka.paused())
+        self._paused = self._paused and partitions is not None
+        if self._source is not None and not self._paused:
+            paused = self._source.kafka.paused()
+            self._source.kafka.resume(*(place for place in paused if partitions is None or place in partitions))
 
     def lag(self) -> dict[Partition, int]:
         """Records not yet polled, as last seen."""

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import sqlite3
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from engine.errors import LogUnavailable
@@ -54,7 +54,7 @@ class Cursor:
         self._loop = asyncio.get_running_loop()
         self._news = asyncio.Event()
         self._closed = False
-        self._paused = False
+        self._paused: set[Partition] = set()
         self._fetching: asyncio.Task[Fetched] | None = None
         self._store = log.store
         self._store.on_append(self._wake)
@@ -74,18 +74,22 @@ class Cursor:
             raise ValueError(f"max_records is {max_records}: at least 1")
         deadline = self._loop.time() + timeout_s
         while not self._closed:
-            if self._ready and not self._paused:
-                return self._take(max_records)
-            if not self._paused and await self._fetch(deadline):
+            if taken := self._take(max_records):
+                return taken
+            if len(self._paused) < len(self.places) and await self._fetch(deadline):
                 continue
             if self._loop.time() >= deadline:
                 return []
             await self._wait_for_news(deadline)
         raise LogUnavailable("the log was closed")
 
-    def pause(self, paused: bool) -> None:
-        """Polls return nothing while paused."""
-        self._paused = paused
+    def pause(self, partitions: Collection[Partition]) -> None:
+        """Polls return nothing of these."""
+        self._paused.update(partitions)
+
+    def resume(self, partitions: Collection[Partition]) -> None:
+        """They do again."""
+        self._paused.difference_update(partitions)
         self._news.set()
 
     def lag(self) -> dict[Partition, int]:
@@ -111,14 +115,16 @@ class Cursor:
         if self._fetching is None:
             self._news.clear()
             self._turn += 1
-            reading = self._log.read(_fetch, self.places, self._turn, self._epoch)
+            wanted = {partition: place for partition, place in self.places.items() if partition not in self._paused}
+            reading = self._log.read(_fetch, wanted, self._turn, self._epoch)
             self._fetching = asyncio.create_task(reading)
         fetching = self._fetching
         await asyncio.wait({fetching}, timeout=max(0.0, deadline - self._loop.time()))
         if not fetching.done():
             return False
         self._fetching = None
-        self.places, chunks = fetching.result()
+        moved, chunks = fetching.result()
+        self.places |= moved
         self._ready.extend(chunks)
         return bool(chunks)
 
@@ -129,14 +135,19 @@ class Cursor:
         self._news.clear()
 
     def _take(self, max_records: int) -> list[Chunk]:
-        taken = []
+        taken: list[Chunk] = []
+        kept: list[Chunk] = []
         while max_records and self._ready:
             chunk = self._ready.popleft()
+            if (chunk.topic, chunk.partition) in self._paused:
+                kept.append(chunk)
+                continue
             if len(chunk.offsets) > max_records:
                 self._ready.appendleft(_part(chunk, slice(max_records, None)))
                 chunk = _part(chunk, slice(max_records))
             taken.append(chunk)
             max_records -= len(chunk.offsets)
+        self._ready.extendleft(reversed(kept))
         return taken
 
 

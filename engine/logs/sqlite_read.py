@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from engine.errors import LogUnavailable, LogUnusable, StaleEpoch
@@ -74,15 +74,15 @@ class SqliteConsumer:
         except TimeoutError as error:
             raise LogUnavailable(f"{self._log.path}: no commit within {timeout_s} s") from error
 
-    def pause(self) -> None:
+    def pause(self, partitions: Collection[Partition] | None = None) -> None:
         """Until ``resume`` a poll returns nothing."""
         if self._cursor is not None:
-            self._cursor.pause(True)
+            self._cursor.pause(self._ids if partitions is None else partitions)
 
-    def resume(self) -> None:
+    def resume(self, partitions: Collection[Partition] | None = None) -> None:
         """Records again."""
         if self._cursor is not None:
-            self._cursor.pause(False)
+            self._cursor.resume(self._ids if partitions is None else partitions)
 
     def lag(self) -> dict[Partition, int]:
         """Records not yet polled, as last seen."""

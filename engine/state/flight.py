@@ -46,6 +46,7 @@ class Flight:
         self._map = _mapped(path)
         self._cells = memoryview(self._map)[CELLS_AT].cast("q")
         self._before = [self.left(tier).forfeited for tier in Tier]
+        self.cut_off = sum(self.left(tier).in_flight for tier in Tier)  # recipients in calls when that life ended
         for tier in Tier:
             self._give_up(tier)
             self._cells[CELLS * tier + SETTLED] = self._cells[CELLS * tier + IN_FLIGHT] = 0

@@ -62,6 +62,22 @@ class Seen:
         place, _, offset = taken
         return Origin(*self._names[place], offset)
 
+    def claim_move(self, key: bytes, place: Origin, hop: int, takes_over: bool) -> bool:
+        """Whether the record at ``place``, moved ``hop`` times, is the one to go on of those with this key.
+
+        No: one of as many moves, or more, has come before. Those of fewer it ``takes_over``: it is what became of them.
+        So the furthest record is never given up for another.
+        """
+        number = self.place(place.topic, place.partition)
+        taken = self.table.claim(key, number, hop, place.offset)
+        if taken is None:
+            return True
+        held_number, held_hop, held_offset = taken
+        if held_hop >= hop or not takes_over:
+            return False
+        self.table.free(key, held_number, held_offset)
+        return self.table.claim(key, number, hop, place.offset) is None
+
     def free(self, key: bytes, origin: Origin) -> None:
         """Give the id back: its send ended with nobody accepted. Does nothing when another origin holds it."""
         self.table.free(key, self.place(origin.topic, origin.partition), origin.offset)

@@ -340,6 +340,29 @@ async def test_paused_polls_give_nothing(opened: OpenLog, topic: str) -> None:
     )
 
 
+async def test_a_partition_is_paused_by_itself(opened: OpenLog, topic: str) -> None:
+    log = await opened()
+    await log.create_topics([TopicSpec(topic, partitions=2)])
+    await log.append([Record(topic, b"%d" % n, partition=n % 2) for n in range(40)])
+    consumer = log.consumer(f"g-{topic}", [topic], Listener())
+    await consumer.start()
+    first = await poll_until(consumer, 5, max_records=5)
+    even, odd = Partition(topic, 0), Partition(topic, 1)
+    consumer.pause([odd])
+    rest = await poll_until(consumer, 20 - len(values(first).get(even, [])))
+    assert set(values(rest)) == {even}
+    assert await consumer.poll(500, 0.05) == []
+    await log.append([Record(topic, b"e", partition=0), Record(topic, b"o", partition=1)])
+    assert values(await poll_until(consumer, 1)) == {even: [b"e"]}
+    consumer.pause([even])
+    consumer.resume([odd])
+    late = first + await poll_until(consumer, 21 - len(values(first).get(odd, [])))
+    assert values(late)[odd] == [b"%d" % n for n in range(1, 40, 2)] + [b"o"]
+    consumer.resume()
+    await log.append([Record(topic, b"e2", partition=0)])
+    assert values(await poll_until(consumer, 1)) == {even: [b"e2"]}
+
+
 async def test_lag_counts_what_is_not_polled(opened: OpenLog, topic: str) -> None:
     log = await opened()
     await log.create_topics([TopicSpec(topic)])

@@ -355,6 +355,8 @@ class Worker:
         assert {key: len(ends) for key, ends in told.outcomes().items()} == wanted
         await self.until(lambda: not any(ledger.uncommitted for ledger in self.ledgers()), "all committed")
         assert await self.committed() == told.ends
+        later = [ledger for intake in self.pipeline.later_intakes for ledger in intake.ledgers.values()]
+        await self.until(lambda: not any(ledger.uncommitted for ledger in later), "later topics too")
         self.nothing_left()
         return told
 
@@ -384,7 +386,7 @@ class Worker:
         for handles in (opens._content_handles, *names_handles):
             assert sorted(handles._free) == list(range(handles._next)), "each is free, once"
         counters = pipeline.counters
-        assert (counters.in_flight, counters.held) == ([0, 0, 0], [0, 0, 0])
+        assert (counters.in_flight, counters.held, counters.moving) == ([0, 0, 0], [0, 0, 0], [0, 0, 0])
         assert not counters.calls_in_flight.total()
         assert (pipeline.recorder.backlog, pipeline.recorder.backlog_bytes) == (0, 0)
 

@@ -265,7 +265,7 @@ async def test_topics_send_and_cancel_on_a_real_kafka(kafka_bootstrap: str, conf
     assert (await run("topics", "check", "-c", config))[0] == 1
     code, out, err = await run("topics", "create", "-c", config, "--json")
     assert (code, err) == (0, "")
-    assert len(json.loads(out)["created"]) == 9
+    assert len(json.loads(out)["created"]) == 21
     assert (await run("topics", "check", "-c", config, "--json"))[:2] == (
         0, '{"ok":true,"created":[],"differences":[]}\n',
     )  # fmt: skip

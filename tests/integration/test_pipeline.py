@@ -40,6 +40,7 @@ corpid = "ww1"
 corpsecret = "s"
 agentid = 2
 """
+RETRY = 'retry = { attempts = 20, first = "2ms", most = "20ms", budget_per_s = 100_000 }'
 TEXT = {"type": "text", "text": "hello"}
 
 
@@ -91,7 +92,7 @@ async def test_a_mixed_feed_ends_in_one_outcome_each(tmp_path: Path) -> None:
     async with gateway(answer=sometimes) as partner, corp() as notice:
         config = configured(
             tmp_path,
-            channel("partner", partner.url, 'batch = 100\nretry = { attempts = 20, first = "2ms", most = "20ms" }'),
+            channel("partner", partner.url, "batch = 100\n" + RETRY),
             channel("notice", notice.url, "batch = 3\n" + ACCOUNTS, "wecom.message"),
         )
         async with working(config) as worker:

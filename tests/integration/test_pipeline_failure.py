@@ -19,7 +19,7 @@ from tests.integration.support import channel, configured, gateway, record, send
 async def test_a_defect_around_a_call_is_told_and_commits_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise RuntimeError("broken on purpose")
 
     async with gateway() as partner:

@@ -12,7 +12,7 @@ from aiohttp import web
 
 from bench.simulator import Simulator
 from bench.simulator_options import parse
-from engine.send import Outcome
+from engine.send import Outcome, Tier
 from ext.schedule import CHANNEL, RECIPIENTS
 from tests.integration.support import (
     Ahead,
@@ -123,7 +123,9 @@ async def test_an_outage_uses_up_nobodys_messages_and_limits_count_who_left(tmp_
         assert worker.ended() == {Outcome.ACCEPTED: 2}
         await worker.send("basic", send("j", ["one", "three", "two"], campaign="b"))
         await worker.until(lambda: worker.ended()[Outcome.ACCEPTED] == 3, "three has")
-        await worker.until(lambda: worker.pipeline.core.stats()["waiting"][2] == 2)
+        await worker.until(
+            lambda: worker.pipeline.counters.moved[Tier.BASIC, "frequency"] == 2, "the others wait, on the log"
+        )
         core, now = worker.pipeline.core, worker.clock.now_ns()
         limit = core.set_limit(CHANNEL, worker.pipeline.channels["partner"].handle, RECIPIENTS, 1000, 3600 * S, 100)
         counted, _, held, _ = core.use(limit, now)

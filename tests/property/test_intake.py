@@ -25,6 +25,7 @@ from engine.dispatch import Dispatcher
 from engine.fence import Fence
 from engine.frequency import Frequencies
 from engine.gates import Gates
+from engine.later import Later
 from engine.limits import Limits
 from engine.logs import Chunk, Partition
 from engine.logs.open import open_log
@@ -109,12 +110,13 @@ class Place:
         self.recorder = Recorder(log, "s", clock, self.counters)
         attempts = Attempts(log, "s", [], channels, self.opens.own_content, self.opens.free_content, clock)
         fence = Fence([10**6] * 3, 30 * NS_PER_S, self.counters, clock)
+        self.later = Later(log, config, fence, self.counters, clock)
         flight = Flight(folder / "flight", self.counters)
         self.gates = gates = Gates(config, channels, self.core, clock)
         gates.look(clock.now_ns())  # time stands: that was the only turn
         self.dispatcher = Dispatcher(
             self.core, self.opens, channels, config.channels, {}, self.recorder, self.seen, limits,
-            Frequencies(folder, {}, {}, clock), gates, fence, flight, attempts, self.counters, clock,
+            Frequencies(folder, {}, {}, clock), gates, fence, flight, attempts, self.later, self.counters, clock,
         )  # fmt: skip
         self.dispatcher._stopped = True  # the test pops
         self.dispatcher.cancel("stopped", Standing(None, NOW_MS + 5, NOW_MS + 10**6))
@@ -125,7 +127,7 @@ class Place:
         )  # fmt: skip
         self.intake = Intake(
             tier, tier_policy(config, tier), assignment, channels, {}, self.opens, self.seen,
-            self.dispatcher, self.recorder, gates, attempts, self.counters, clock,
+            self.dispatcher, self.recorder, gates, attempts, self.later, self.counters, clock,
         )  # fmt: skip
         self.intake.in_hand = Hands(folder)
         if not compiled:
@@ -151,7 +153,11 @@ class Place:
             "seen": self.seen.table.take(),
             "meters": {name: meter.whole_ns for name, meter in (self.gates.meters or {}).items()},
             "gate": (self.gates.by_channel["partner"].window(), self.gates.demoted),
-            "held": {name: [held.send for held in waiting] for name, waiting in self.intake._held.items()},
+            "moves": [
+                (move.handle, move.positions, move.attempts, move.wait)
+                for move in self.later._movers[self.intake.tier]._moves
+            ],
+            "held": {name: [held.send for held in waiting] for name, waiting in self.intake._held._held.items()},
         }
 
     def end(self) -> None:

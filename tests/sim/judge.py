@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 from bench.simulator_ledger import DELIVERED, DUPLICATE, VERDICTS
 from engine import wire
@@ -13,11 +14,22 @@ from engine.logs import Partition, Position, Record
 from engine.send import Origin, Outcome, Tier
 from tests.integration.support import recipients
 from tests.sim.broker import Entry
+from tests.sim.committed import Committed, Place
 from tests.sim.story import Story, Worker
 from tests.sim.wires import Made
-from tests.sim.world import Process
+from tests.sim.world import EPOCH_NS, Process
 
 Key = tuple[Origin, str]
+
+
+class Moved(NamedTuple):
+    """Somebody on a later topic. ``at_ns``: to the ms."""
+
+    hop: int
+    place: Place
+    at_ns: int
+
+
 MADE_UP_NS = 50 * NS_PER_MS  # a commit is begun so long after what it says was settled, at most
 
 
@@ -28,11 +40,11 @@ class Judge:
         self.story = story
         self.wanted: Counter[Key] = Counter()
         self.ends: dict[Key, list[Outcome]] = {}
-        self.moved: dict[Key, int] = {}  # to a later topic; the hop
+        self.moves: dict[Key, list[Moved]] = {}  # on later topics, in the order they came
         self._names: dict[Origin, list[str]] = {}
         self._read: dict[Partition, int] = {}
         self._open: set[Key] = set()
-        self._history = History(story, self.names)
+        self._history = History(story, self.names, self.moves)
         story.broker.committing = self._committing
 
     # --- reading on
@@ -67,8 +79,11 @@ class Judge:
         elif kind.startswith("later."):
             said = wire.history(entry.headers)
             assert said is not None, f"{partition}/{offset} does not say where it comes from"
-            for name in self._spoken(said):
-                self.moved[said.origin, name] = max(said.hop, self.moved.get((said.origin, name), 0))
+            names = self._names[said.origin]
+            for position in range(len(names)) if said.positions is None else said.positions:
+                place = Place(partition, offset, position)
+                moved = Moved(said.hop, place, entry.timestamp_ms * NS_PER_MS - EPOCH_NS)
+                self.moves.setdefault((said.origin, names[position]), []).append(moved)
 
     def _told(self, receipt: wire.Receipt) -> None:
         for entry in receipt.sends:
@@ -97,7 +112,14 @@ class Judge:
                 hop = 0 if said is None else said.hop
                 for name in names:
                     key = (origin, name)
-                    assert key in self.ends or self.moved.get(key, 0) > hop, f"{group} commits {offset} past {key}"
+                    assert key in self.ends or self._stands(key, hop, partition, offset), (
+                        f"{group} commits {offset} past {key}"
+                    )
+
+    def _stands(self, key: Key, hop: int, partition: Partition, offset: int) -> bool:
+        """It has moved on, or another record of the same move is still to be done."""
+        others = [one for one in self.moves.get(key, ()) if one.place[:2] != (partition, offset)]
+        return any(one.hop > hop or (one.hop == hop and not self._history.done(one.place)) for one in others)
 
     # --- the end
 
@@ -151,12 +173,13 @@ class Judge:
     def _order(self) -> Iterator[str]:
         """Within a life of a worker, of one partition, what may merge goes in the order it came."""
         ranks = self._ranks()
+        moved = {name for _, name in self.moves}  # goes when it is due
         last: dict[object, tuple[int, int]] = {}
         begun: set[tuple[int, str]] = set()
         for call in self.story.platforms.calls:
             life = id(call.process)
             for name in call.ids:
-                if name not in ranks or (life, name) in begun:
+                if name not in ranks or name in moved or (life, name) in begun:
                     continue
                 begun.add((life, name))
                 queue, rank = ranks[name]
@@ -210,15 +233,20 @@ def _well(story: Story, worker: Worker) -> bool:
     if worker.pipeline is None:
         return False
     fence = worker.pipeline.fence
-    return story.world.now_ns - fence._last_ns < NS_PER_S and fence._proven == [fence._gaps] * len(Tier)
+    return story.world.now_ns - fence._last_ns < NS_PER_S and set(fence._proven.values()) == {fence._gaps}
 
 
 class History:
     """When receipts were acknowledged, what was committed, and when partitions changed hands."""
 
-    def __init__(self, story: Story, names: Callable[[], Mapping[Origin, list[str]]]) -> None:
+    def __init__(
+        self, story: Story, names: Callable[[], Mapping[Origin, list[str]]], moves: Mapping[Key, Sequence[Moved]]
+    ) -> None:
         self._story = story
         self._names = names
+        self._moves = moves
+        self._committed = Committed(story.broker)
+        self._movers: dict[tuple[Key, int], list[tuple[int, Process]]] = {}  # when who knew it had moved so often
         self._told: dict[Key, list[tuple[int, Process]]] = {}  # when who knew that its receipt was on the log
         self._commits: dict[tuple[Process, Partition], list[tuple[int, int]]] = {}  # begun, and in effect
         self._rebalances: list[tuple[int, str]] = []
@@ -231,13 +259,20 @@ class History:
         process, begun_ns = who
         for partition in positions:
             self._commits.setdefault((process, partition), []).append((begun_ns, self._story.world.now_ns))
+        self._committed.add(positions, process, self._story.world.now_ns)
+
+    def done(self, place: Place) -> bool:
+        """Whether a commit in effect covers it."""
+        return self._committed.first(place) is not None
 
     def may_repeat(self, before: Made, again: Made, key: Key) -> bool:
         """Whether a call may be made again for whom an earlier one has reached."""
-        if before.answered_ns is None:
+        if before.answered_ns is None or self._was_twice(key, again.begun_ns):
             return True
         if before.process is again.process and not self._changed(key[0], before.begun_ns, again.begun_ns):
             return False
+        if key in self._moves:
+            return self._may_repeat_moved(key, before.process, again.begun_ns)
         told = self._by(key, before.process)
         return not any(self._covered(key[0], process, at_ns, again.begun_ns) for at_ns, process in told)
 
@@ -245,9 +280,13 @@ class History:
         """Whether what was told of it need not have been committed before it was told once more. Who stood still may
         tell again what another has told meanwhile, before he learns that it is not his."""
         told = self._told.get(key, [])
+        if told and self._was_twice(key, told[-1][0]):
+            return True
         for (first_ns, first), (then_ns, then) in pairwise(told):
             if first is then and not self._changed(key[0], first_ns, then_ns):
                 return False
+            if key in self._moves:
+                return then.frozen_ns > 0 or self._may_repeat_moved(key, first, then_ns)
             if not then.frozen_ns and self._covered(key[0], first, first_ns, then_ns):
                 return False
         return True  # where nobody knows of a second time, the answer to an append was lost
@@ -255,6 +294,8 @@ class History:
     def _acked(self, process: Process, records: Sequence[Record]) -> None:
         names = self._names()
         for record in records:
+            if ".later." in record.topic:
+                self._knows(process, record)
             if not record.topic.endswith(".receipts"):
                 continue
             for entry in wire.decode_receipt(record.value or b"").sends:
@@ -262,11 +303,52 @@ class History:
                 for name in names[origin] if entry.to is None else entry.to:
                     self._told.setdefault((origin, name), []).append((self._story.world.now_ns, process))
 
+    def _knows(self, process: Process, record: Record) -> None:
+        said = wire.history(tuple(record.headers))
+        assert said is not None
+        names = self._names()[said.origin]
+        for name in names if said.positions is None else [names[position] for position in said.positions]:
+            known = self._movers.setdefault(((said.origin, name), said.hop), [])
+            known.append((self._story.world.now_ns, process))
+
+    def _may_repeat_moved(self, key: Key, process: Process, again_ns: int) -> bool:
+        """Of somebody who has moved: unless all that stood for him when ``process`` told of his end was covered by
+        its commits."""
+        for told_ns, _ in self._by(key, process):
+            hop = max((one.hop for one in self._moves[key] if one.at_ns <= told_ns), default=0)
+            commits = [self._committed.first(place) for place in self._places(key, hop)]
+            if all(commit is not None and commit.process is process and commit.at_ns < again_ns for commit in commits):
+                return False
+        return True
+
+    def _was_twice(self, key: Key, before_ns: int) -> bool:
+        """A move of his may have been made twice, or again without it: two records stand for him."""
+        return any(self._in_doubt(key, moved.hop) for moved in self._moves.get(key, ()) if moved.at_ns < before_ns)
+
+    def _in_doubt(self, key: Key, hop: int) -> bool:
+        """A crash, or another owner, came between a move and the commit that covers it."""
+        for moved_ns, process in self._movers.get((key, hop), ()):
+            for place in self._places(key, hop - 1):
+                commit = self._committed.first(place)
+                if commit is None or commit.process is not process:
+                    continue
+                if not self._changed(Origin(*place[0], 0), moved_ns, commit.at_ns):
+                    return False
+        return True
+
+    def _places(self, key: Key, hop: int) -> list[Place]:
+        origin, name = key
+        if not hop:
+            return [Place(Partition(*origin[:2]), origin.offset, self._names()[origin].index(name))]
+        return [one.place for one in self._moves[key] if one.hop == hop]
+
     def _by(self, key: Key, process: Process) -> Iterator[tuple[int, Process]]:
         return (told for told in self._told.get(key, ()) if told[1] is process)
 
     def _changed(self, origin: Origin, from_ns: int, to_ns: int) -> bool:
-        return any(from_ns <= at_ns <= to_ns and group == origin.topic for at_ns, group in self._rebalances)
+        """Whether the group that reads that topic was dealt anew meanwhile; for who has moved, any of his tier's."""
+        groups = _groups(origin.topic)
+        return any(from_ns <= at_ns <= to_ns and group in groups for at_ns, group in self._rebalances)
 
     def _covered(self, origin: Origin, process: Process, told_ns: int, before_ns: int) -> bool:
         """Whether a commit of that process covers what it knew by then: made before the partition changed hands, and in
@@ -277,3 +359,9 @@ class History:
             begun_ns > late_ns and effect_ns < before_ns and not self._changed(origin, told_ns, effect_ns)
             for begun_ns, effect_ns in commits
         )
+
+
+def _groups(topic: str) -> tuple[str, str]:
+    """Of the tier whose topic, own or later, it is."""
+    tier = topic.removeprefix("surgetank.").removeprefix("later.").partition(".")[0]
+    return f"surgetank.{tier}", f"surgetank.later.{tier}"

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 from engine.errors import LogUnavailable, StaleEpoch
@@ -151,14 +151,18 @@ class _Places:
         if self in self.log.open:
             self.log.open.remove(self)
 
+    def wanted(self) -> dict[Partition, int]:
+        """Where it reads on, and nowhere else."""
+        return dict(self.nexts)
+
     def waiting(self) -> bool:
         """Whether there is anything (a fetch that is held until there is would tell as much)."""
         topics = self.log.broker.topics
-        return any(len(topics[p.topic].partitions[p.number]) > at for p, at in self.nexts.items())
+        return any(len(topics[p.topic].partitions[p.number]) > at for p, at in self.wanted().items())
 
     async def fetch(self, most: int, epoch: int) -> tuple[list[Chunk], dict[Partition, int]]:
         """Records, and how far they go; the caller moves on."""
-        broker, nexts = self.log.broker, dict(self.nexts)
+        broker, nexts = self.log.broker, self.wanted()
 
         def act() -> tuple[list[Chunk], dict[Partition, int]]:
             chunks = broker.read(nexts, most, epoch)
@@ -215,7 +219,8 @@ class SimConsumer(_Places):
         self._epoch = 0
         self._owned = asyncio.Event()
         self._failed: BaseException | None = None
-        self._paused = False
+        self._paused: set[Partition] = set()  # those of an assignment that is over mean nothing
+        self._all_paused = False
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -230,7 +235,7 @@ class SimConsumer(_Places):
             if self._failed is not None:
                 failed, self._failed = self._failed, None
                 raise failed
-            if self._owned.is_set() and not self._paused and self.waiting():
+            if self._owned.is_set() and self.waiting():
                 epoch = self._epoch
                 chunks, moved = await self.fetch(max_records, epoch)
                 if epoch == self._epoch and self._owned.is_set():
@@ -254,11 +259,16 @@ class SimConsumer(_Places):
         except TimeoutError as error:
             raise LogUnavailable(f"group {self._group} cannot commit: no answer") from error
 
-    def pause(self) -> None:
-        self._paused = True
+    def pause(self, partitions: Collection[Partition] | None = None) -> None:
+        self._all_paused = self._all_paused or partitions is None
+        self._paused |= set(self.nexts if partitions is None else partitions)
 
-    def resume(self) -> None:
-        self._paused = False
+    def resume(self, partitions: Collection[Partition] | None = None) -> None:
+        self._all_paused = self._all_paused and partitions is not None
+        self._paused -= self._paused if partitions is None else set(partitions)
+
+    def wanted(self) -> dict[Partition, int]:
+        return {} if self._all_paused else {p: at for p, at in self.nexts.items() if p not in self._paused}
 
     def lag(self) -> dict[Partition, int]:
         return {partition: self.ends[partition] - at for partition, at in self.nexts.items()}
@@ -309,6 +319,7 @@ class SimConsumer(_Places):
             self._failed = error
         self.nexts = {partition: position.offset for partition, position in positions.items()}
         self.ends = {partition: broker.bounds(partition)[1] for partition in positions}
+        self._paused = set()
         self._owned.set()
 
     async def _stay(self) -> None:

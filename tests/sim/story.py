@@ -57,6 +57,10 @@ budget = {{ sends = {budget}, bytes = "4MiB", uncommitted = {uncommitted} }}
 linger = "{linger}ms"
 pacing = "asap"
 budget = {{ sends = {budget}, bytes = "4MiB", uncommitted = {uncommitted} }}
+[later]
+horizon = "{horizon}ms"
+retries = "{retries}ms"
+delays = ["50ms", "400ms", "3s"]
 [channels.partner]
 driver = "webhook"
 base_url = "http://sim/webhook/partner"
@@ -162,6 +166,8 @@ class Story:
                 linger=chance.choice((0, 20, 200)),
                 batch=self.batch,
                 in_flight=chance.randint(1, 6),
+                horizon=chance.choice((50, 500, 4_000)),
+                retries=chance.choice((50, 500, 4_000)),
                 attempts=chance.randint(4, 9),
                 calls=self.calls,
                 partner="never" if "partner" in self.never else "allowed",

@@ -175,6 +175,9 @@ def test_help_and_version() -> None:
 # --- topics
 
 
+DELAYS = ("5s", "1m", "10m", "1h")
+
+
 def test_topics_are_missing_then_created_then_right(config: Path) -> None:
     before = run("topics", "check", "-c", config, "--json")
     assert before.exit_code == 1
@@ -183,12 +186,12 @@ def test_topics_are_missing_then_created_then_right(config: Path) -> None:
     assert set(missing) == {
         f"surgetank.{name}"
         for name in ("system", "template", "basic", "basic.big", "receipts", "dead", "control", "content", "progress")
-    }
+    } | {f"surgetank.later.{tier}.{delay}" for tier in ("system", "template", "basic") for delay in DELAYS}
     created = run("topics", "create", "-c", config)
     assert created.exit_code == 0
     assert "created surgetank.basic.big" in created.stdout
     after = run("topics", "check", "-c", config)
-    assert (after.exit_code, after.stdout) == (0, "ok: 9 topics are as they should be\n")
+    assert (after.exit_code, after.stdout) == (0, "ok: 21 topics are as they should be\n")
 
 
 def test_a_topic_that_differs_is_said_and_left_alone(config: Path) -> None:

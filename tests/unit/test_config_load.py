@@ -17,6 +17,7 @@ from engine.config_load import Loaded, load_with_warnings
 from engine.config_show import plain, toml
 from engine.errors import ConfigError
 
+ASCENDING = 'c.toml:5: later.delays: must be at least one delay, ascending, such as ["5s", "1m", "10m", "1h"]'
 CHANNEL = '[channels.partner]\ndriver = "webhook"\nbase_url = "http://127.0.0.1:8080/send"\n'
 QUIET = '[tiers.basic]\npacing = "asap"\n'
 
@@ -43,7 +44,7 @@ def test_the_smallest_file_has_every_default(tmp_path: Path) -> None:
     assert config.channels["partner"].accounts == {"default": {}}
     assert [config.tiers[name].due_after // NS["s"] for name in ("system", "template", "basic")] == [0, 5, 600]
     assert config.tiers["system"].topics == ("surgetank.system",)
-    assert config.channels["partner"].retry.attempts == 8
+    assert config.channels["partner"].retry.attempts == 16
 
 
 def test_what_the_file_says_is_what_comes_out(tmp_path: Path) -> None:
@@ -60,7 +61,7 @@ def test_what_the_file_says_is_what_comes_out(tmp_path: Path) -> None:
     assert config.tiers["basic"].due_after == 600 * 10**9
     assert config.channels["partner"].batch == 7
     assert config.channels["partner"].retry.first == 10**9
-    assert config.channels["partner"].retry.attempts == 8
+    assert config.channels["partner"].retry.attempts == 16
     assert config.channels["partner"].accounts == {"a": {"authorization": "x"}}
     assert account_limits(config, "partner", "a") == (Limit(per=Span(60 * 10**9), recipients=9),)
     assert account_limits(config, "partner", "other") == ()
@@ -98,7 +99,6 @@ def test_relative_paths_start_at_the_files_directory(tmp_path: Path, monkeypatch
         (CHANNEL + 'limits = [{ per = "1mo", calls = 1 }]', 'c.toml:4: channels.partner.limits[0].zone: missing: a month is one of a calendar'),
         (CHANNEL + 'limits = [{ per = "1d", calls = 1, zone = "Asia/Shangai" }]', 'c.toml:4: channels.partner.limits[0].zone = "Asia/Shangai": no such time zone; did you mean "Asia/Shanghai"?'),
         (CHANNEL + 'repeats = "no"', 'c.toml:4: channels.partner.repeats = "no": must be "allowed" or "never"'),
-        (CHANNEL + 'retry = { first = "2m" }', "c.toml:4: channels.partner.retry.most: must be at least retry.first (2m)"),
         (CHANNEL + 'frequency = [{ messages = 0, per = "1m" }]', "c.toml:4: channels.partner.frequency[0].messages = 0: must be 1..60000"),
         (CHANNEL + 'frequency = [{ messages = 1, per = "1ms" }]', 'c.toml:4: channels.partner.frequency[0].per = "1ms": must be a duration such as "10m", 1s..365d'),
         (CHANNEL + 'frequency = [{ messages = 1, per = "1m" }, { messages = 2, per = "60s" }]', 'c.toml:4: channels.partner.frequency[1].per = "60s": 1m has a rule already: each length may have one'),
@@ -111,6 +111,17 @@ def test_relative_paths_start_at_the_files_directory(tmp_path: Path, monkeypatch
         ('[tiers.system]\nallowance = { recipients = 1, per = "1m", tenants = { a = "x" } }\n' + CHANNEL, 'c.toml:2: tiers.system.allowance.tenants.a = "x": must be 1..1000000000'),
         (CHANNEL + 'overload = { policy = "drop" }', 'c.toml:4: channels.partner.overload.policy = "drop": must be "queue" or "refuse"'),
         (CHANNEL + 'overload = { policy = "refuse", most = "0s" }', 'c.toml:4: channels.partner.overload.most = "0s": must be a duration such as "10m", 1s..1d'),
+        (CHANNEL + 'retry = { first = "2h" }', "c.toml:4: channels.partner.retry.most: must be at least retry.first (2h)"),
+        (CHANNEL + '[later]\ndelays = ["1m", "5s"]', ASCENDING),
+        (CHANNEL + "[later]\ndelays = []", ASCENDING),
+        (
+            CHANNEL + '[later]\ndelays = ["2d"]',
+            'c.toml:5: later.delays[0] = "2d": must be a duration such as "10m", 1ms..1d',
+        ),
+        (
+            CHANNEL + '[later]\nhorizon = "1s"',
+            'c.toml:5: later.horizon = "1s": must be at least the shortest of later.delays, 5s',
+        ),
         (CHANNEL + "accounts = 1", "c.toml:4: channels.partner.accounts = 1: must be a table"),
         (CHANNEL + "accounts.a = 1", "c.toml:4: channels.partner.accounts.a = 1: must be a table"),
         (CHANNEL + "account_limits = {}", 'c.toml:4: channels.partner.account_limits: unknown key; did you mean "accounts"?'),

@@ -67,6 +67,22 @@ def test_a_place_that_was_only_named_is_known_once_it_is_used(path: Path) -> Non
     again.close()
 
 
+def test_of_the_records_of_a_move_the_furthest_goes_on(path: Path) -> None:
+    seen = Seen(path, DAY_MS, 100)
+    key = b"m" * 16
+    assert seen.claim_move(key, A, 1, True)
+    assert seen.claim_move(key, A, 1, True), "a redelivery goes on"
+    assert not seen.claim_move(key, B, 1, True), "the same move, made twice"
+    assert not seen.claim_move(key, B, 2, False)
+    assert seen.claim_move(key, B, 2, True), "what became of it"
+    assert not seen.claim_move(key, A, 1, True), "has moved on"
+    seen.free(key, A)
+    assert not seen.claim_move(key, A, 1, True), "not its to give back"
+    seen.free(key, B)
+    assert seen.claim_move(key, A, 1, True)
+    seen.close()
+
+
 def test_a_freed_id_is_free_again_also_after_a_restart(path: Path) -> None:
     seen = Seen(path, DAY_MS, 100)
     seen.claim(b"k" * 16, A)

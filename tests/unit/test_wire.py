@@ -124,6 +124,16 @@ def test_headers_are_the_documented_text() -> None:
     assert wire.history(wire.headers_of(told)) == told
 
 
+def test_headers_of_what_waits_say_until_when() -> None:
+    told = History(ORIGIN, 1, 5, 0, None, "not_before", "", until_ms=1_790_000_000_000, back_ms=1_789_000_000_000)
+    headers = wire.headers_of(told)
+    assert dict(headers)["surgetank-until"] == b"1790000000000"
+    assert dict(headers)["surgetank-back"] == b"1789000000000"
+    assert wire.history(headers) == told
+    assert wire.back_ms(headers) == 1_789_000_000_000
+    assert wire.back_ms((("surgetank-back", b"soon"),)) == wire.back_ms(()) == 0
+
+
 def test_dead_headers_leave_out_what_is_all() -> None:
     headers = wire.dead_headers("id_missing", "", ORIGIN, 0, 0, 5, None)
     assert wire.OPEN not in dict(headers)

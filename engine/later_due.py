@@ -1,0 +1,229 @@
+"""Takes in again what was moved to the later topics, when its time has come (shell).
+
+In: chunks of a tier's later topics. Out: the records that are due, to the tier's intake, like those of its own topics.
+Invariant: a record is handed out once its time has come, never before, and once under one assignment; the first of a
+partition that is not due holds those behind it, which are due hardly earlier, and the partition is paused meanwhile.
+What a cancel command covers waits for nothing: as far as it is kept here it is handed out at once, with all that stands
+before it (which, not due, moves on to wait as before).
+Never: reads a partition further than what it holds of it, or produces: the record is taken in from where it stands, and
+its group's position is what makes that safe.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Collection, Mapping, Sequence
+from itertools import accumulate
+from typing import NamedTuple
+
+from engine import wire
+from engine.admit import Channel, address
+from engine.cancelled import Cancelled
+from engine.clock import Clock
+from engine.decode import decode
+from engine.errors import Reject
+from engine.logs import AssignmentListener, Chunk, Consumer, Headers, Partition, Position
+
+LEAST_POLL_S = 0.001
+
+
+class Kept(NamedTuple):
+    """A chunk that is not due as a whole. ``back_ms``, ascending: when each record may go, as far as those before it
+    let it."""
+
+    chunk: Chunk
+    back_ms: list[int]
+
+
+class LaterDue:
+    """One tier's member over its later topics: a Consumer, and the listener between that and the intake."""
+
+    def __init__(
+        self,
+        delays_ms: Mapping[str, int],
+        listener: AssignmentListener,
+        channels: Mapping[str, Channel],
+        cancelled: Cancelled,
+        clock: Clock,
+    ) -> None:
+        """``delays_ms``: how long each topic holds a record, at most."""
+        self.consumer: Consumer
+        self._channels = channels
+        self._cancelled = cancelled
+        self._delays_ms = delays_ms
+        self._listener = listener
+        self._clock = clock
+        self._kept: dict[Partition, deque[Kept]] = {}
+        self._held: set[Partition] = set()  # paused for what is kept of them
+        self._paused = False
+
+    # --- the assignment
+
+    async def assigned(self, positions: Mapping[Partition, Position], epoch: int) -> None:
+        """See AssignmentListener."""
+        self._forget(positions)
+        await self._listener.assigned(positions, epoch)
+
+    async def revoked(self, partitions: Sequence[Partition]) -> None:
+        """See AssignmentListener. What is kept of them was not handed out: the next owner reads it."""
+        self._forget(partitions)
+        await self._listener.revoked(partitions)
+
+    def _forget(self, partitions: Collection[Partition]) -> None:
+        for partition in partitions:
+            self._kept.pop(partition, None)
+            self._held.discard(partition)
+
+    # --- the consumer
+
+    async def start(self) -> None:
+        """See Consumer.start."""
+        await self.consumer.start()
+
+    async def poll(self, max_records: int, timeout_s: float) -> list[Chunk]:
+        """What is due, or nothing after about ``timeout_s``."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+        while True:
+            if due := self._take(max_records):
+                return due
+            left_s = deadline - loop.time()
+            if left_s <= 0:
+                return []
+            self._keep(await self.consumer.poll(max_records, min(left_s, self._next_s())))
+
+    async def commit(self, positions: Mapping[Partition, Position], timeout_s: float = 5.0) -> None:
+        """See Consumer.commit."""
+        await self.consumer.commit(positions, timeout_s)
+
+    def pause(self, partitions: Collection[Partition] | None = None) -> None:
+        """See Consumer.pause; of all of them only."""
+        self._paused = True
+        self.consumer.pause(partitions)
+
+    def resume(self, partitions: Collection[Partition] | None = None) -> None:
+        """See Consumer.resume; what is held stays so."""
+        self._paused = False
+        self.consumer.resume(partitions)
+        self.consumer.pause(self._held)
+
+    async def renew(self) -> None:
+        """See Consumer.renew."""
+        await self.consumer.renew()
+
+    def lag(self) -> dict[Partition, int]:
+        """Records not handed out that may be read on: what waits behind one that is held is late for nothing."""
+        return {partition: count for partition, count in self.consumer.lag().items() if partition not in self._held}
+
+    def waiting(self) -> dict[Partition, int]:
+        """Records not handed out, as last seen."""
+        lag = self.consumer.lag()
+        for partition, kept in self._kept.items():
+            lag[partition] = lag.get(partition, 0) + sum(len(one.chunk.offsets) for one in kept)
+        return lag
+
+    async def close(self) -> None:
+        """See Consumer.close."""
+        await self.consumer.close()
+
+    @property
+    def size(self) -> int:
+        """Bytes of the records held."""
+        chunks = (one.chunk for kept in self._kept.values() for one in kept)
+        return sum(len(value or b"") for chunk in chunks for value in chunk.values)
+
+    # --- what is held
+
+    def _keep(self, chunks: Sequence[Chunk]) -> None:
+        now_ms = self._clock.wall_ms()
+        for chunk in chunks:
+            # A time that no move of ours can have written must not hold the partition for ever.
+            latest = now_ms + self._delays_ms[chunk.topic]
+            backs = (min(wire.back_ms(headers), latest) for headers in chunk.headers)
+            kept = Kept(chunk, list(accumulate(backs, max)))
+            partition = Partition(chunk.topic, chunk.partition)
+            self._kept.setdefault(partition, deque()).append(kept)
+            if self._covers(kept):
+                self._release(partition)
+
+    def release(self) -> int:
+        """A cancel command has come: what it covers goes now; how many recipients that are."""
+        found = {partition: sum(map(self._covers, kept)) for partition, kept in self._kept.items()}
+        for partition, count in found.items():
+            if count:
+                self._release(partition)
+        return sum(found.values())
+
+    def _covers(self, kept: Kept) -> int:
+        if not self._cancelled:
+            return 0
+        chunk = kept.chunk
+        return sum(map(self._covered, chunk.values, chunk.headers, chunk.timestamps_ms))
+
+    def _covered(self, value: bytes | None, headers: Headers, stamp_ms: int) -> int:
+        """How many recipients of the record a cancel command covers."""
+        try:
+            send, told = decode(value), wire.history(headers)
+            _, account = address(send, self._channels)
+        except Reject:
+            return 0
+        seen_ms = stamp_ms if told is None else min(told.first_seen_ms, stamp_ms)
+        tenant = send.tenant or account
+        if send.campaign is None or not self._cancelled.covers(send.campaign, tenant, seen_ms, self._clock.wall_ms()):
+            return 0
+        return len(send.to) if told is None or told.positions is None else len(told.positions)
+
+    def _release(self, partition: Partition) -> None:
+        """Of what is kept of it, the first ones, up to the last that is covered."""
+        kept = list(self._kept[partition])
+        while not self._covers(kept[-1]):
+            kept.pop()
+        for one in kept:
+            one.back_ms[:] = [0] * len(one.back_ms)
+
+    def _take(self, max_records: int) -> list[Chunk]:
+        if self._paused or not self._kept:
+            return []
+        now_ms, due = self._clock.wall_ms(), list[Chunk]()
+        for partition in list(self._kept):
+            kept = self._kept[partition]
+            while kept and max_records and kept[0].back_ms[0] <= now_ms:
+                chunk, rest = _cut(kept.popleft(), now_ms, max_records)
+                due.append(chunk)
+                max_records -= len(chunk.offsets)
+                if rest is not None:
+                    kept.appendleft(rest)
+            if not kept:
+                del self._kept[partition]
+        self._hold()
+        return due
+
+    def _hold(self) -> None:
+        """Pause what something is kept of, and nothing else."""
+        held = set(self._kept)
+        if begin := held - self._held:
+            self.consumer.pause(begin)
+        if end := self._held - held:
+            self.consumer.resume(end)
+        self._held = held
+
+    def _next_s(self) -> float:
+        """Until the first of what is held is due."""
+        first = min((kept[0].back_ms[0] for kept in self._kept.values()), default=None)
+        return (
+            float("inf") if first is None or self._paused else max((first - self._clock.wall_ms()) / 1000, LEAST_POLL_S)
+        )
+
+
+def _cut(kept: Kept, now_ms: int, most: int) -> tuple[Chunk, Kept | None]:
+    """The records that are due, ``most`` at most, and the others."""
+    chunk, back_ms = kept
+    n = min(bisect_right(back_ms, now_ms), most)
+    if n == len(back_ms):
+        return chunk, None
+    first, rest = (
+        {name: getattr(chunk, name)[part] for name in chunk._fields[3:]} for part in (slice(n), slice(n, None))
+    )
+    return chunk._replace(**first), Kept(chunk._replace(**rest), back_ms[n:])
