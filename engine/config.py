@@ -423,6 +423,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     dedupe_window: Annotated[Duration, about("How long an id is remembered.", NS["s"], YEAR)] = Duration(
         86_400_000_000_000
     )
+    # Made by the supervisor; not a key of the file.
+    worker: str | None = None  # which of [[workers]] this is; None: alone
 
 
 def tier_policy(config: Config, tier: Tier) -> TierConfig:

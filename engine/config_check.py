@@ -28,7 +28,7 @@ def check(config: Config) -> Found:
     """Every rule that is broken."""
     yield from _log(config)
     yield from _tiers(config)
-    yield from _limits(config.limits, ("limits",))
+    yield from limit_problems(config.limits, ("limits",))
     if not config.channels:
         yield ("channels",), "missing: at least one [channels.NAME] with `driver` and `base_url`"
     for name, channel in config.channels.items():
@@ -36,7 +36,7 @@ def check(config: Config) -> Found:
     for name, tenant in config.tenants.items():
         if not 1 <= len(name.encode()) <= 128 or not name.isprintable():
             yield ("tenants", name), NAMES
-        yield from _limits(tenant.limits, ("tenants", name, "limits"))
+        yield from limit_problems(tenant.limits, ("tenants", name, "limits"))
     yield from _later(config.later)
     yield from _workers(config)
     for key in ("metrics", "admin"):
@@ -123,12 +123,13 @@ def _tiers(config: Config) -> Found:
             taken[topic] = f"tier {tier}"
         if tier == "system" and settings.pacing != "asap":
             yield ("tiers", tier, "pacing"), 'must be "asap": nothing holds urgent sends back'
-        yield from _limits(settings.limits, ("tiers", tier, "limits"))
+        yield from limit_problems(settings.limits, ("tiers", tier, "limits"))
         if settings.allowance is not None and tier != "system":
             yield ("tiers", tier, "allowance"), "only `system` has one"
 
 
-def _limits(limits: tuple[Limit, ...], path: Path) -> Found:
+def limit_problems(limits: tuple[Limit, ...], path: Path) -> Found:
+    """What is wrong with limits whose single values are valid."""
     for index, limit in enumerate(limits):
         if (limit.calls is None) == (limit.recipients is None):
             yield (*path, index), "must have exactly one of `calls` and `recipients`"
@@ -158,10 +159,10 @@ def _channel_itself(name: str, channel: ChannelConfig, path: Path) -> Found:
         yield (*path, "base_url"), 'must be an address such as "https://gateway.example/send"'
     if channel.retry.most < channel.retry.first:
         yield (*path, "retry", "most"), f"must be at least retry.first ({channel.retry.first})"
-    yield from _limits(channel.limits, (*path, "limits"))
+    yield from limit_problems(channel.limits, (*path, "limits"))
     yield from _frequency(channel.frequency or (), (*path, "frequency"))
     for account, limits in channel.account_limits.items():
-        yield from _limits(limits, (*path, "accounts", account, "limits"))
+        yield from limit_problems(limits, (*path, "accounts", account, "limits"))
 
 
 def _frequency(rules: tuple[Frequency, ...], path: Path) -> Found:

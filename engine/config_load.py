@@ -40,6 +40,7 @@ FILES = ("ca_file", "cert_file", "key_file")
 INTERNAL: dict[type[msgspec.Struct], set[str]] = {  # no keys of the file
     ChannelConfig: {"account_limits", "secret_keys"},
     LogConfig: {"member"},
+    Config: {"worker"},
 }
 
 

@@ -43,8 +43,8 @@ class Control:
 
     def _take(self, command: wire.Command) -> None:
         now = self._clock.wall_ms()
-        # A resume undoes what stands before it on the topic, however old it is.
-        if command.expires <= now and command.command != "resume":
+        # What undoes a command undoes the one that stands before it on the topic, however old it is.
+        if command.expires <= now and not command.undoes:
             return
         reply = self._obey(command)
         if now - command.at <= ANSWER_WITHIN_MS:

@@ -20,13 +20,14 @@ from engine.clock import NS_PER_MS, Clock
 from engine.config import MONTH, Limit
 from engine.errors import LogUnusable
 from engine.periods import GUARD_MS, period_at, portion
-from engine.shares import key_of
+from engine.shares import key_of, number_of
 from engine.state.uses import Row, Use, Uses
-from engine.wire_control import LimitUse, Target
+from engine.wire_control import LimitUse, Target, Window
 
 logger = structlog.get_logger("surgetank.limits")
 CALLS, RECIPIENTS = 0, 1
 NEVER = 2**63 - 1  # the core's
+NO_LIMIT = 2**60  # the core's largest number
 PERIODS_S = 10.0  # how often calendars are looked at: a wall clock that was set is noticed by then
 AGAIN_S = 1.0
 LATE_NS = 1_000 * NS_PER_MS  # so long after a process has died what it had written arrives, at most
@@ -45,6 +46,11 @@ class Core(Protocol):
         self, scope: int, handle: int, unit: int, number: int, per_ns: int, reserved: int = 0, calendar: bool = False
     ) -> int:
         """The limit's handle."""
+
+    def set_limit(
+        self, scope: int, handle: int, unit: int, number: int, per_ns: int, reserved: int = 0, calendar: bool = False
+    ) -> int:
+        """Another number."""
 
     def set_period(self, limit: int, now_ns: int, period: int, ends_ns: int, next_ns: int, guard_ns: int = 0) -> None:
         """A calendar limit's period."""
@@ -68,6 +74,21 @@ class Core(Protocol):
         """When template and basic may use more of it; now: they may."""
 
 
+def unit_of(rule: Limit) -> int:
+    """The core's."""
+    return CALLS if rule.calls is not None else RECIPIENTS
+
+
+def with_number(rule: Limit, number: int) -> Limit:
+    """The same limit with another number."""
+    return msgspec.structs.replace(rule, **{"calls" if rule.calls is not None else "recipients": number})
+
+
+def window_of(rule: Limit) -> Window:
+    """Which limit of a scope it is."""
+    return Window("calls" if rule.calls is not None else "recipients", str(rule.per), rule.zone)
+
+
 def _target(name: Sequence[str]) -> Target:
     if name[0] == "account":
         return Target(channel=name[1], account=name[2])
@@ -75,9 +96,10 @@ def _target(name: Sequence[str]) -> Target:
 
 
 class Kept(msgspec.Struct):
-    """One limit."""
+    """One limit. ``most``: the number it has or, once the file says so, will have; ``rule`` with that number."""
 
     handle: int  # the core's
+    scope: tuple[int, int]  # the core's
     number: int  # the file's
     keep_ms: int
     most: int
@@ -86,7 +108,10 @@ class Kept(msgspec.Struct):
     monthly: bool
     rule: Limit
     on: Target
+    configured: int | None  # its number without commands; None: then there is no such limit
     written: int = 0  # of what was ever counted
+    told: int = 0  # the number the core has
+    until_ms: int | None = None  # of the command that changed it
 
 
 class Limits:
@@ -103,15 +128,18 @@ class Limits:
         self._cut_off = cut_off
         self._kept: dict[int, Kept] = {}
         self._asked: dict[int, int] = {}
+        self._started = False
         self._wake = asyncio.Event()
 
-    def add(self, scope: int, handle: int, name: Sequence[str], rule: Limit) -> None:
+    def add(self, scope: int, handle: int, name: Sequence[str], rule: Limit, *, configured: bool = True) -> Kept:
         """A limit of a scope, with what was used of it before. ``name`` tells the scope apart in the file."""
-        number, unit = (rule.calls, CALLS) if rule.calls is not None else (rule.recipients or 0, RECIPIENTS)
-        reserved = number // 10 if self._reserves else 0
-        limit = self._core.add_limit(scope, handle, unit, number, rule.per, reserved, rule.zone is not None)
+        number, unit = number_of(rule), unit_of(rule)
+        limit = self._core.add_limit(
+            scope, handle, unit, number, rule.per, self._reserved(number), rule.zone is not None
+        )
         kept = Kept(
             limit,
+            (scope, handle),
             self._uses.number(key_of(name, rule)),
             keep_ms(rule),
             number,
@@ -120,9 +148,48 @@ class Limits:
             rule.per == MONTH,
             rule,
             _target(name),
+            number if configured else None,
+            told=number,
         )
         self._kept[limit] = kept
         self._restore(kept)
+        return kept
+
+    def _reserved(self, number: int) -> int:
+        return number // 10 if self._reserves and number < NO_LIMIT else 0
+
+    def of(self, on: Target) -> list[Kept]:
+        """The limits of a scope that are in force."""
+        return [kept for kept in self._kept.values() if kept.on == on and kept.most < NO_LIMIT]
+
+    def find(self, on: Target, rule: Limit) -> Kept | None:
+        """The scope's limit of this unit and window, in force or not."""
+        key = key_of((), rule)
+        return next((kept for kept in self._kept.values() if kept.on == on and key_of((), kept.rule) == key), None)
+
+    def renumber(self, kept: Kept, number: int) -> None:
+        """Another number (NO_LIMIT: none); what was used stays. A smaller one holds at once, a larger one as soon as
+        the file says that so much may be used."""
+        kept.most = number
+        kept.rule = with_number(kept.rule, number)
+        if number < kept.told or number >= NO_LIMIT or not self._started:
+            self._tell(kept)
+        else:
+            self._asked.setdefault(kept.handle, 0)
+            self._wake.set()
+
+    def _tell(self, kept: Kept) -> None:
+        kept.told = kept.most
+        self._core.set_limit(
+            *kept.scope, unit_of(kept.rule), kept.most, kept.rule.per, self._reserved(kept.most), kept.zone is not None
+        )
+        if kept.portion is None:
+            return
+        if kept.most >= NO_LIMIT:
+            self._core.grant(kept.handle, NO_LIMIT)  # it asks no more
+        else:
+            kept.portion = portion(kept.most, kept.rule.per) or 0
+            self._core.ration(kept.handle, kept.portion)
 
     def _restore(self, kept: Kept) -> None:
         now_ms, offset_ns = self._clock.wall_ms(), self._clock.offset_ns()
@@ -153,6 +220,8 @@ class Limits:
         """Every limit, with what is used of it now, in the order they were added."""
         found, now_ns = [], self._clock.now_ns()
         for limit, kept in self._kept.items():
+            if kept.most >= NO_LIMIT:
+                continue
             _, counted, held, _ = self._core.use(limit, now_ns)
             free_ns = self._core.free_at(limit, now_ns)
             found.append(
@@ -164,6 +233,8 @@ class Limits:
                     in_flight=held,
                     full=free_ns > now_ns,
                     until=(free_ns - self._clock.offset_ns()) // NS_PER_MS if now_ns < free_ns < NEVER else None,
+                    changed_until=kept.until_ms,
+                    configured=kept.configured if kept.until_ms is not None else None,
                 )
             )
         return found
@@ -171,8 +242,7 @@ class Limits:
     def told(self, limit: int) -> str:
         """The core's limit as people say it: "100 calls per 1s"."""
         rule = self._kept[limit].rule
-        number, unit = (rule.calls, "calls") if rule.calls is not None else (rule.recipients, "recipients")
-        return f"{number} {unit} per {rule.per}" + (f" in {rule.zone}" if rule.zone else "")
+        return f"{number_of(rule)} {window_of(rule)}"
 
     def start(self) -> None:
         """Write what a restart must know before anything leaves, and grant the first portions. Blocks on the disk.
@@ -183,6 +253,7 @@ class Limits:
             self._uses.write(rows)
         except sqlite3.Error as error:
             raise LogUnusable(f"limits cannot be written: {error}") from error
+        self._started = True
         self._done(first, rows)
 
     def look(self) -> None:
@@ -237,6 +308,8 @@ class Limits:
         for (limit, amount), row in zip(asked.items(), rows, strict=True):
             kept = self._kept[limit]
             kept.written += row.used.amount
+            if kept.told != kept.most:
+                self._tell(kept)
             if kept.portion is not None:
                 self._core.grant(limit, amount)
 

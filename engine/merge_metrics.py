@@ -35,6 +35,7 @@ def _furthest(values: list[float]) -> float:
 GAUGES: dict[str, Callable[[list[float]], float]] = {
     "surgetank_build_info": max,
     "surgetank_queue_oldest_age_seconds": max,
+    "surgetank_standing_commands": max,
     "surgetank_frequency_full_share": max,
     "surgetank_overload_refused_share": max,
     "surgetank_kafka_last_poll_timestamp_seconds": min,

@@ -101,6 +101,10 @@ class Snapshot:
         for tier, count in zip(Tier, self.difference(), strict=True):
             difference.add_metric([tier.label], count)
         yield difference
+        standing = GaugeMetricFamily("surgetank_standing_commands", "Commands in force", labels=["kind"])
+        for kind, count in pipeline.orders.standing().items():
+            standing.add_metric([kind], count)
+        yield standing
         age = GaugeMetricFamily("surgetank_queue_oldest_age_seconds", "Age of the oldest open send", labels=["tier"])
         for tier, ledgers in self._ledgers().items():
             oldest = [ledger.oldest_ms for ledger in ledgers if ledger.oldest_ms is not None]

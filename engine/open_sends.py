@@ -85,8 +85,8 @@ class OpenSends(SendTable):
 
     def __init__(self) -> None:
         # Called with a flow that was just made, or forgotten: its handles are good until the call returns.
-        self.made: Callable[[Flow], None] = lambda flow: None
-        self.gone: Callable[[Flow], None] = lambda flow: None
+        self.made: list[Callable[[Flow], None]] = []
+        self.gone: list[Callable[[Flow], None]] = []
         self._flows: dict[tuple[int, str, str, str, str | None], Flow] = {}
         self._campaigns: dict[str, set[Flow]] = {}
         self._tenant_names = Names()
@@ -108,7 +108,8 @@ class OpenSends(SendTable):
             flow.campaign_handle = self._campaign_names.hold(_campaign_name(campaign))
             if campaign is not None:
                 self._campaigns.setdefault(campaign, set()).add(flow)
-            self.made(flow)
+            for follow in self.made:
+                follow(flow)
         return flow
 
     def content_by_raw(self, channel: str, raw: bytes) -> Content | None:
@@ -168,7 +169,8 @@ class OpenSends(SendTable):
             siblings.discard(flow)
             if not siblings:
                 del self._campaigns[flow.campaign]
-        self.gone(flow)
+        for follow in self.gone:
+            follow(flow)
 
     def forget_content(self, content: Content) -> None:
         """Its last open send was removed."""

@@ -11,13 +11,16 @@ import asyncio
 from collections.abc import Callable, Collection, Sequence
 
 import structlog
+from msgspec import UNSET
 
 from engine.cancelled import Standing
 from engine.consume import Intake
 from engine.dispatch import Dispatcher
 from engine.errors import Reject
 from engine.limits import Limits
+from engine.limits_changed import Changed
 from engine.paused import Pauses
+from engine.weights import Weights
 from engine.why import Why
 from engine.wire_control import Command, Reply, Target
 
@@ -29,9 +32,19 @@ class Orders:
     """One worker's; ``worker`` is its name in the replies."""
 
     def __init__(
-        self, worker: str, dispatcher: Dispatcher, pauses: Pauses, why: Why, limits: Limits, intakes: Sequence[Intake]
+        self,
+        worker: str,
+        dispatcher: Dispatcher,
+        pauses: Pauses,
+        weights: Weights,
+        why: Why,
+        limits: Limits,
+        changed: Changed,
+        intakes: Sequence[Intake],
     ) -> None:
         self._limits = limits
+        self._changed = changed
+        self._weights = weights
         self._worker = worker
         self._why = why
         self._dispatcher = dispatcher
@@ -41,12 +54,19 @@ class Orders:
             "cancel": self._cancel,
             "pause": self._pause,
             "resume": self._resume,
+            "limit": self._limit,
+            "reweight": self._reweight,
         }
 
     @property
     def paused(self) -> Collection[Target]:
         """What is paused now."""
         return self._pauses.standing.keys()
+
+    def standing(self) -> dict[str, int]:
+        """How many commands of each kind are in force."""
+        kinds = {"pause": self._pauses.standing, "limit": self._changed.standing, "weight": self._weights.standing}
+        return {kind: len(commands) for kind, commands in kinds.items()}
 
     def obey(self, command: Command) -> Reply:
         """Do it, as far as it can be done here."""
@@ -61,15 +81,21 @@ class Orders:
         except Reject as reject:
             logger.error("a command cannot be obeyed", command=command.command, reason=reject.detail)
             return Reply(reply_to=command.id, worker=self._worker, refused=reject.detail, at=now_ms)
-        return Reply(reply_to=command.id, worker=self._worker, recipients=recipients, at=now_ms)
+        limits = self._limits.uses() if command.command == "limit" else UNSET
+        return Reply(reply_to=command.id, worker=self._worker, recipients=recipients, limits=limits, at=now_ms)
 
     async def run(self) -> None:
         """Undo what has had its time, until cancelled."""
         while True:
             await asyncio.sleep(EXPIRE_S)
-            for target in self._pauses.expire(self._dispatcher.clock.wall_ms()):
+            now_ms = self._dispatcher.clock.wall_ms()
+            for target in self._pauses.expire(now_ms):
                 logger.info("resumed", target=str(target), reason="the pause has expired")
                 self._dispatcher.wake()
+            if self._changed.expire(now_ms):
+                self._dispatcher.wake()
+            for target in self._weights.expire(now_ms):
+                logger.info("weight restored", target=str(target), reason="its time is over")
 
     def _cancel(self, command: Command) -> int:
         campaign, tenant = command.campaign or "", command.tenant
@@ -94,6 +120,27 @@ class Orders:
         self._dispatcher.wake()
         logger.info("resumed", target=str(target), recipients=freed)
         return freed
+
+    def _limit(self, command: Command) -> int:
+        self._changed.obey(command)
+        self._dispatcher.wake()
+        return 0
+
+    def _reweight(self, command: Command) -> int:
+        target = _target(command)
+        if isinstance(command.weight, int):
+            self._weights.change(target, command.weight, command.expires)
+            logger.warning(
+                "weight changed",
+                target=str(target),
+                weight=command.weight,
+                until_ms=command.expires,
+                command=command.id,
+            )
+        else:
+            self._weights.restore(target)
+            logger.info("weight restored", target=str(target), reason="by command")
+        return 0
 
     def _paused(self) -> int:
         return sum(self._dispatcher.core.stats()["paused"])

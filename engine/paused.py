@@ -37,7 +37,8 @@ class Pauses:
         self._core = core
         self._opens = opens
         self._channels = channels
-        opens.made, opens.gone = self._made, self._gone
+        opens.made.append(self._made)
+        opens.gone.append(self._gone)
 
     def pause(self, target: Target, until_ms: int) -> None:
         """Until then, whatever stood before. Raises Reject("command_invalid") for a channel or account nobody has."""

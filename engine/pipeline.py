@@ -39,6 +39,7 @@ from engine.gates import Gates
 from engine.later import Later
 from engine.later_due import LaterDue
 from engine.limits import Limits
+from engine.limits_changed import Changed
 from engine.logs import Chunk, Log, Reader
 from engine.logs.open import open_log
 from engine.metrics import Snapshot
@@ -55,6 +56,7 @@ from engine.state.lock import lock
 from engine.state.seen import Seen
 from engine.state.uses import Uses
 from engine.topics import MAX_MAP_BYTES, topic_specs
+from engine.weights import Weights
 from engine.why import Why
 from ext.schedule import ACCOUNT, ASAP, CALL_A_SECOND, CHANNEL, EVEN, GLOBAL, OF_TENANT, PACED, WHOLE_TIER, Core
 
@@ -115,7 +117,11 @@ class Pipeline:
         self.later_intakes = [self._later_intake(tier) for tier in tiers]
         pauses = Pauses(self.core, self.opens, self.channels)
         why = Why(self.core, self.opens, pauses.standing, self.limits.told, clock)
-        self.orders = Orders(worker, self.dispatcher, pauses, why, self.limits, self.all_intakes)
+        changed = Changed(config, self.limits, self.channels, self.opens)
+        self.orders = Orders(
+            worker, self.dispatcher, pauses, _weights(config, self.core, self.opens), why, self.limits, changed,
+            self.all_intakes,
+        )  # fmt: skip
         self.control = Control(f"{config.log.prefix}.control", self.orders.obey, clock)
         self.tasks: list[asyncio.Task[None]] = []
         self.readers: list[Reader] = []
@@ -363,6 +369,11 @@ def _tenants(config: Config, core: Core, limits: Limits, opens: OpenSends) -> No
         core.reweight(OF_TENANT, handle, tenant.weight)
         for rule in tenant.limits:
             limits.add(OF_TENANT, handle, ["tenant", name], rule)
+
+
+def _weights(config: Config, core: Core, opens: OpenSends) -> Weights:
+    tiers = {tier.label: tier_policy(config, tier).weight for tier in Tier}
+    return Weights(core, opens, tiers, {name: tenant.weight for name, tenant in config.tenants.items()})
 
 
 def _rate(rate: Rate) -> int:

@@ -163,12 +163,23 @@ def worker_config(config: Config, worker: Worker) -> Config:
     }
     return msgspec.structs.replace(
         config,
+        worker=worker.name,
         state=str(worker_state(config, worker.name)),
         limits=_shares(config.limits, everybody, worker),
         tiers=tiers,
         channels=channels,
         tenants=tenants,
     )
+
+
+def own_share(config: Config, number: int, tier: str | None = None) -> int:
+    """What the process with this configuration has of a number for all of them, or for those that serve ``tier``; of a
+    tier it does not serve, all. 0: there are more processes than that."""
+    everybody = workers(config) if config.worker is not None else []
+    sharing = [one.name for one in everybody if tier is None or tier in (of.label for of in one.tiers)]
+    if config.worker not in sharing:
+        return number
+    return share(number, len(sharing), sharing.index(config.worker)) if number >= len(sharing) else 0
 
 
 def _shares(limits: tuple[Limit, ...], sharers: list[Worker], worker: Worker) -> tuple[Limit, ...]:

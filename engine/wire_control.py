@@ -21,7 +21,9 @@ from engine.wire import decode_map
 Version = Annotated[int, Meta(ge=WIRE_VERSION, le=WIRE_VERSION)]
 Count = Annotated[int, Meta(ge=0)]
 TierLabel = Literal["system", "template", "basic"]
-COMMANDS = ("cancel", "pause", "resume", "why", "limits")
+Weight = Annotated[int, Meta(ge=1, le=1000)]
+Number = Annotated[int, Meta(ge=1, le=10**12)]
+COMMANDS = ("cancel", "pause", "resume", "why", "limits", "limit", "reweight")
 QUESTIONS = ("why", "limits")  # change nothing; their records are taken back by who asked
 REPLY_KEY = b"reply/"
 
@@ -64,11 +66,26 @@ class Target(msgspec.Struct, frozen=True, omit_defaults=True):
         return f"{self.kind} {getattr(self, self.kind, '')}".rstrip()
 
 
+class Window(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Which of a scope's limits: that of ``unit`` in any window of length ``per``, or with ``zone`` in any day or month
+    there, as a configuration has them."""
+
+    unit: Literal["calls", "recipients"]
+    per: str
+    zone: str | None = None
+
+    def __str__(self) -> str:
+        """As people say it: "calls per 1s"."""
+        return f"{self.unit} per {self.per}" + (f" in {self.zone}" if self.zone else "")
+
+
 class Command(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """A command to all workers, obeyed until ``expires``; ``at``, ``expires``: ms since the epoch.
 
     cancel: what was first seen until ``at`` of ``campaign``, in one ``tenant`` or (None) in all. pause, resume: ``on``.
-    why: a question about a campaign (``on``) or the sends of an id (``send``). limits: what each limit has used.
+    why: a question about a campaign (``on``) or the sends of an id (``send``). limits: what each limit has used. limit:
+    the limit ``window`` of ``on`` is ``number``, in all workers together; reweight: the weight of ``on`` is ``weight``;
+    of both, without the number: what the configuration says.
     """
 
     v: Version = WIRE_VERSION
@@ -78,8 +95,17 @@ class Command(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     campaign: Id | UnsetType = UNSET
     on: Target | UnsetType = UNSET
     send: Id | UnsetType = UNSET
+    window: Window | UnsetType = UNSET
+    number: Number | UnsetType = UNSET
+    weight: Weight | UnsetType = UNSET
     at: Ms
     expires: Ms
+
+    @property
+    def undoes(self) -> bool:
+        """It takes an earlier command back, and so is obeyed whenever it is read."""
+        unset = self.number is UNSET and self.weight is UNSET
+        return self.command == "resume" or (self.command in ("limit", "reweight") and unset)
 
 
 class Hold(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -109,7 +135,8 @@ class Hold(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 class LimitUse(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """One limit of a worker, which may have a share of the configured number. ``used``: in the window that ends now, or
     the period; ``in_flight``: by calls under way, which count too. ``full``: `template` and `basic` can use no more
-    until ``until``, ms since the epoch; None: that hangs on calls under way."""
+    until ``until``, ms since the epoch; None: that hangs on calls under way. ``changed_until``: until when a command
+    makes the number what it is; ``configured``: what it is otherwise, None: there is no such limit then."""
 
     on: Target
     limit: str
@@ -118,6 +145,8 @@ class LimitUse(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     in_flight: Count
     full: bool = False
     until: int | None = None
+    changed_until: int | None = None
+    configured: Count | None = None
 
 
 class Reply(msgspec.Struct, frozen=True, gc=False, kw_only=True):
@@ -147,7 +176,9 @@ def _family(command: Command) -> str:
 
 def _names(command: Command) -> list[str | None]:
     if isinstance(command.on, Target):
-        return [command.on.tier, command.on.channel, command.on.account, command.on.tenant, command.on.campaign]
+        on, window = command.on, command.window
+        of = [window.unit, window.per, window.zone] if isinstance(window, Window) else []
+        return [on.tier, on.channel, on.account, on.tenant, on.campaign, *of]
     return [command.tenant, command.campaign or None]
 
 
@@ -166,6 +197,12 @@ def decode_command(value: bytes) -> Command:
         _check(command.on, ("tier", "channel", "account", "tenant", "campaign"))
     if command.command == "why" and command.send is UNSET:
         _check(command.on, ("campaign",))
+    if command.command == "limit":
+        _check(command.on, ("everything", "tier", "channel", "account", "tenant"))
+        if command.window is UNSET:
+            raise Reject("command_invalid", "`window` is missing")
+    if command.command == "reweight":
+        _check(command.on, ("tier", "tenant", "campaign"))
     return command
 
 

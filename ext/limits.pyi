@@ -30,8 +30,10 @@ class Limits:
     def block(self, scope: int, until_ns: int) -> None:
         """Nothing of the scope before."""
 
-    def set_number(self, handle: int, number: int, reserved: int = 0) -> None:
-        """From now on; what is counted stays."""
+    def set_limit(
+        self, scope: int, handle: int, unit: int, number: int, per_ns: int, reserved: int = 0, calendar: bool = False
+    ) -> int:
+        """Another number from now on for the scope's limit of this unit and window; what is counted stays."""
 
     def set_period(self, handle: int, now_ns: int, period: int, ends_ns: int, next_ns: int, guard_ns: int = 0) -> None:
         """A calendar limit's period, when it and the next one end (the guard included)."""

@@ -12,7 +12,7 @@ from libc.stdlib cimport malloc
 from ext.limits cimport (
     LIMIT_NEVER, REFUSED_BLOCKED, REFUSED_FULL, REFUSED_GRANT, REFUSED_NOT, Limit, Refusal, Scope, limit_ceiling,
     limit_count, limit_grant, limit_make, limit_period, limit_roll, limit_wants, limit_when, scope_add, scope_free,
-    scope_make, scopes_hold, scopes_most, scopes_refuse, scopes_settle,
+    scope_limit, scope_make, scopes_hold, scopes_most, scopes_refuse, scopes_settle,
 )
 
 NEVER = LIMIT_NEVER
@@ -73,9 +73,15 @@ cdef class Limits:
     def block(self, int scope, int64_t until_ns):
         self.scopes[scope].blocked = until_ns
 
-    def set_number(self, handle, uint64_t number, uint64_t reserved=0):
-        limit = self.limit(handle)
+    def set_limit(
+        self, int scope, int handle, int unit, uint64_t number, int64_t per_ns, uint64_t reserved=0,
+        bint calendar=False,
+    ):
+        limit = scope_limit(&self.scopes[scope], unit, calendar, per_ns)
+        if limit == NULL:
+            return self.add_limit(scope, handle, unit, number, per_ns, reserved, calendar)
         limit.number, limit.reserved = number, reserved
+        return limit.handle
 
     def set_period(self, handle, int64_t now_ns, int64_t period, int64_t ends_ns, int64_t next_ns, int64_t guard_ns=0):
         limit = self.limit(handle)

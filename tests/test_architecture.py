@@ -17,6 +17,7 @@ STAGES = re.findall(r"^    (\w+) +(pure|shell) +([\w.]+)", engine.__doc__ or "",
 PURE = {
     "errors", "send", "config", "periods", "wire", "decode", "admit", "overload", "settle", "open_sends", "cancelled",
     "arrival", "held", "shares", "suspects", "wire_control", "wire_attempt", "paused", "retry_budget", "begun",
+    "weights",
 }  # fmt: skip
 FORBIDDEN = {"asyncio", "aiokafka", "aiohttp", "time", "random", "prometheus_client", "sqlite3", "socket", "threading"}
 # Each layer may import itself and the ones before it.
@@ -24,7 +25,7 @@ LAYERS = [
     {"errors", "send", "config", "shares", "suspects", "periods", "clock", "backoff", "wire", "merge", "retry_budget"},
     {"decode", "drivers", "logs", "counters", "state", "fence"},
     {"progress", "commit", "overload", "open_sends", "topics", "tokens"},
-    {"admit", "arrival", "held", "cancelled", "paused", "settle"},
+    {"admit", "arrival", "held", "cancelled", "paused", "weights", "settle"},
     {"mover", "later", "begun"},
     {"attempts", "told", "deliver", "limits", "deal", "frequency", "gates", "record", "content", "probes", "oplog"},
     {"put_off", "dispatch", "control"},

@@ -13,6 +13,7 @@ from engine.cli.config import config
 from engine.cli.dead import dead
 from engine.cli.limits import limits
 from engine.cli.pause import pause, resume
+from engine.cli.reweight import reweight
 from engine.cli.send import send
 from engine.cli.serve import serve
 from engine.cli.topics import topics
@@ -56,5 +57,5 @@ def main() -> None:
     """
 
 
-for command in (serve, send, config, topics, cancel, pause, resume, why, limits, dead, audit):
+for command in (serve, send, config, topics, cancel, pause, resume, reweight, why, limits, dead, audit):
     main.add_command(command)

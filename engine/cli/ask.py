@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from typing import Any
 from uuid import uuid4
 
 import click
@@ -38,8 +39,10 @@ def ask(
     campaign: str | None = None,
     on: wire.Target | None = None,
     send: str | None = None,
+    **more: Any,
 ) -> tuple[str, Mapping[str, wire.Reply]]:
-    """Give every worker a command that stands so long. Returns its id, and the replies that came in time, by worker.
+    """Give every worker a command that stands so long; ``more``: other keys of it. Returns its id, and the replies that
+    came in time, by worker.
 
     Raises UsageError for a name that no command can carry.
     """
@@ -53,6 +56,7 @@ def ask(
         send=UNSET if send is None else send,
         at=at,
         expires=at + lasts // NS_PER_MS,
+        **more,
     )
     try:
         wire.decode_command(wire.encode_command(made)[1])

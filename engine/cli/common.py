@@ -18,14 +18,14 @@ from engine.topics import topic_specs
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-def config_option(command: Command) -> Command:
+def config_option(command: Command, *, required: bool = True) -> Command:
     """``-c FILE``, as ``config_path``."""
     return click.option(
         "-c",
         "--config",
         "config_path",
         metavar="FILE",
-        required=True,
+        required=required,
         envvar="SURGETANK_CONFIG",
         show_envvar=True,
         help="The configuration file.",

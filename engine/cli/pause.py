@@ -105,6 +105,8 @@ def target_of(config: Config, kind: str, name: str, tenant: str | None) -> Targe
         raise click.BadParameter(f"means nothing for a {kind}", param_hint="--tenant")
     if kind == "campaign":
         return Target(tenant=tenant, campaign=name)
+    if kind == "everything":
+        return Target()
     if kind == "tenant":
         return Target(tenant=name)
     if kind == "tier":

@@ -43,7 +43,7 @@ class Row(NamedTuple):
 
 
 class Uses:
-    """The file. Not for concurrent use, except that ``write`` may run on another thread."""
+    """The file. Two threads may use it: one that writes, and one that does everything else."""
 
     def __init__(self, path: Path) -> None:
         self._lock = threading.Lock()
@@ -51,17 +51,18 @@ class Uses:
 
     def number(self, name: str) -> int:
         """The limit of that name, made when there is none."""
-        with self._db:
+        with self._lock, self._db:
             self._db.execute("INSERT OR IGNORE INTO counted (name, open) VALUES (?, 0)", (name,))
-        (number,) = self._db.execute("SELECT number FROM counted WHERE name = ?", (name,)).fetchone()
+            (number,) = self._db.execute("SELECT number FROM counted WHERE name = ?", (name,)).fetchone()
         return int(number)
 
     def load(self, limit: int, since_ms: int) -> tuple[list[Use], int]:
         """Uses after ``since_ms``, oldest first, and what was open."""
-        rows = self._db.execute(
-            "SELECT at_ms, amount FROM used WHERE number = ? AND at_ms > ? ORDER BY slot", (limit, since_ms)
-        )
-        (open_,) = self._db.execute("SELECT open FROM counted WHERE number = ?", (limit,)).fetchone()
+        with self._lock:
+            rows = self._db.execute(
+                "SELECT at_ms, amount FROM used WHERE number = ? AND at_ms > ? ORDER BY slot", (limit, since_ms)
+            ).fetchall()
+            (open_,) = self._db.execute("SELECT open FROM counted WHERE number = ?", (limit,)).fetchone()
         return [Use(*row) for row in rows], int(open_)
 
     def everything(self) -> dict[str, tuple[list[Use], int]]:

@@ -282,9 +282,9 @@ def test_a_number_changed_live_keeps_what_was_used() -> None:
     handle = limits.add_limit(1, 0, RECIPIENTS, 10, 1_000)
     limits.hold(8)
     limits.settle(5, 8, 8)
-    limits.set_number(handle, 4)
+    assert limits.set_limit(1, 0, RECIPIENTS, 4, 1_000) == handle
     assert limits.refuse(6, 1) == (FULL, 1, handle, 1_005)
-    limits.set_number(handle, 20)
+    assert limits.set_limit(1, 0, RECIPIENTS, 20, 1_000) == handle
     assert limits.refuse(6, 12)[0] == FREE
     assert limits.refuse(6, 13)[0] == FULL
 

@@ -383,11 +383,68 @@ def test_why_in_words(hold: Hold, said: str) -> None:
         ({}, ""),
         ({"full": True, "until": 1_000}, "; full until 1970-01-01T00:00:01Z"),
         ({"full": True}, "; full until a call ends"),
+        ({"changed_until": 1_000, "configured": 5}, "; by command until 1970-01-01T00:00:01Z, then 5"),
+        ({"changed_until": 1_000}, "; by command until 1970-01-01T00:00:01Z, then none"),
     ],
 )
 def test_a_limit_in_words(full: Mapping[str, Any], said: str) -> None:
     use = LimitUse(on=Target(tenant="t"), limit="9 calls per 1h", number=9, used=8, in_flight=1, **full)
     assert limit_line(use) == f"tenant t: 9 calls per 1h: 8 used, 1 in flight, of 9{said}"
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["channel", "two", "--per", "1s"], "give either --calls N or --recipients N"),
+        (["channel", "two", "--calls", "5", "--per", "soon"], "per 'soon' is not a duration such as"),
+        (["channel", "two", "--calls", "5", "--per", "1h", "--zone", "Moon"], "with `zone` it must be"),
+        (["channel", "twi", "--calls", "5", "--per", "1s"], "no channel 'twi'; did you mean 'two'?"),
+        (["channel", "--calls", "5", "--per", "1s"], "missing: which channel"),
+        (["everything", "two", "--calls", "5", "--per", "1s"], "means nothing for everything"),
+        (["campaign", "c", "--calls", "5", "--per", "1s"], "'everything', 'tier', 'channel', 'account', 'tenant'"),
+        (["channel", "two", "--calls", "5", "--per", "1s", "--for", "0s"], "must be 1ms..365d"),
+    ],
+)
+def test_limits_set_says_what_would_be_valid(config: Path, words: list[str], why: str) -> None:
+    result = run("limits", "set", *words, "-c", config)
+    assert result.exit_code == 2
+    assert why in result.stderr
+
+
+def test_limits_alone_needs_a_configuration() -> None:
+    result = run("limits")
+    assert (result.exit_code, "Missing option '-c'" in result.stderr) == (2, True)
+
+
+def test_a_change_without_an_answer_stands_and_a_reset_replaces_it(config: Path) -> None:
+    run("topics", "create", "-c", config)
+    words = ("channel", "two", "--per", "60s", "-c", config, "--timeout", "50ms")
+    result = run("limits", "set", *words, "--calls", "5", "--for", "2h")
+    assert result.exit_code == 1
+    assert "The command stands: for 2h every worker that runs keeps to 5 calls per 1m" in result.stdout
+    assert run("limits", "reset", *words, "--calls").exit_code == 1
+    assert run("reweight", "campaign", "k", "7", "-c", config, "--timeout", "50ms").exit_code == 1
+    (set_key, set_), (reset_key, reset), (weight_key, weight) = records(config, "surgetank.control")
+    assert set_key == reset_key == b"limit//two////calls/1m/"
+    assert (set_["number"], set_["window"], set_["on"]) == (5, {"unit": "calls", "per": "1m"}, {"channel": "two"})
+    assert (set_["expires"] - set_["at"], "number" in reset) == (2 * 3_600_000, False)
+    assert (weight_key, weight["command"], weight["weight"]) == (b"reweight/////k", "reweight", 7)
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["tenant", "t"], "give either a WEIGHT or --reset"),
+        (["tenant", "t", "5", "--reset"], "give either a WEIGHT or --reset"),
+        (["tenant", "t", "0"], "1<=x<=1000"),
+        (["tier", "system", "5"], "system has no weight"),
+        (["channel", "two", "5"], "'tenant', 'campaign', 'tier'"),
+    ],
+)
+def test_reweight_says_what_would_be_valid(config: Path, words: list[str], why: str) -> None:
+    result = run("reweight", *words, "-c", config)
+    assert result.exit_code == 2
+    assert why in result.stderr
 
 
 def test_cancel_without_an_answer_leaves_the_command_standing(config: Path) -> None:

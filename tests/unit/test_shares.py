@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.config import Config, Limit, Span, load
+from engine.config import Config, Limit, Span, WorkerGroup, load
 from engine.errors import ConfigError
 from engine.send import Tier
-from engine.shares import number_of, share, shared_limits, too_small, worker_config, worker_state, workers
+from engine.shares import number_of, own_share, share, shared_limits, too_small, worker_config, worker_state, workers
 
 HEAD = '[log]\nkind = "kafka"\n'
 CHANNEL = '[channels.partner]\ndriver = "webhook"\nbase_url = "http://127.0.0.1:9/x"\n'
@@ -147,3 +147,14 @@ def test_a_tier_limit_is_shared_by_those_who_serve_the_tier(tmp_path: Path) -> N
     rule = '[tiers.system]\nlimits = [{ calls = 1, per = "1s" }]\n'
     config = configured(tmp_path, HEAD + CHANNEL + rule + GROUPS)
     assert [(s.path, s.processes) for s in shared_limits(config)] == [(("tiers", "system", "limits", 0), 1)]
+
+
+def test_a_process_has_its_share_of_a_number_that_is_for_all() -> None:
+    """The same as of a limit that is configured."""
+    groups = (WorkerGroup(("system",), 1), WorkerGroup(("template", "basic"), 2))
+    config = Config(workers=groups)
+    mine = [worker_config(config, worker) for worker in workers(config)]
+    assert [own_share(one, 8) for one in mine] == [3, 3, 2]
+    assert [own_share(one, 8, "basic") for one in mine] == [8, 4, 4]
+    assert [own_share(one, 2) for one in mine] == [0, 0, 0], "one would have nothing"
+    assert own_share(config, 8) == 8
