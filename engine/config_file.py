@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from engine.config import MASK, SECRET_NAME, masked_url
 from engine.config_lines import Path, key_lines, line_of
+from engine.config_secrets import MASK, SECRET_NAME, masked_url
 from engine.errors import ConfigError
 
 MAX_FILE_BYTES = 4 << 20

@@ -8,8 +8,9 @@ from typing import Any
 
 import msgspec
 
-from engine.config import ChannelConfig, Config, Duration, Size, masked, masked_url
+from engine.config import ChannelConfig, Config, Duration, Size
 from engine.config_load import INTERNAL
+from engine.config_secrets import masked, masked_url
 
 
 def plain(config: Config) -> dict[str, Any]:

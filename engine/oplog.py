@@ -16,7 +16,7 @@ from typing import Any, Literal, TextIO
 
 import structlog
 
-from engine.config import MASK, SECRET_NAME
+from engine.config_secrets import MASK, SECRET_NAME
 
 Format = Literal["auto", "json", "console"]
 LEVELS = ("debug", "info", "warning", "error", "critical")

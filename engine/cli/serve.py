@@ -13,9 +13,10 @@ import uvloop
 
 from engine import oplog
 from engine.cli.common import config_option
-from engine.config import Config, secret_values
+from engine.config import Config
 from engine.config_file import ConfigProblems, Problem
 from engine.config_load import Loaded, load_with_warnings
+from engine.config_secrets import secret_values
 from engine.errors import ConfigError, EngineError
 from engine.send import Tier
 from engine.worker import Order, follow_supervisor, ordered, read_order

@@ -14,11 +14,9 @@ from engine.config import (
     Size,
     TierConfig,
     default_tiers,
-    masked,
-    masked_url,
-    secret_values,
     tier_policy,
 )
+from engine.config_secrets import masked, masked_url, secret_values
 from engine.send import Tier
 from ext.schedule import ASAP, CALL_A_SECOND, PACED
 

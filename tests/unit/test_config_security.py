@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from engine.config import Security, load, secret_values
+from engine.config import Security, load
 from engine.config_load import load_with_warnings
+from engine.config_secrets import secret_values
 from engine.config_show import plain, toml
 from engine.errors import ConfigError
 from engine.logs.kafka_security import client_keys
