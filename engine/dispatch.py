@@ -181,13 +181,14 @@ class Dispatcher:
                 self._start(batch)
             self._limits.look()
             more = popped.more
-        if self._reap(now) or more:
+        certain = self._fence.certain()  # else what has expired may be another worker's, and delivered
+        if (certain and self._reap(now)) or more:
             self.wake()
         else:
-            self._sleep(now)
+            self._sleep(now, NEVER if certain else now + SHUT_NS)
 
-    def _sleep(self, now: int) -> None:
-        due = self.core.next_due(now)
+    def _sleep(self, now: int, latest: int) -> None:
+        due = min(self.core.next_due(now), latest)
         if self.recorder.full():
             due = now + 100 * NS_PER_MS
         if self._timer is not None:

@@ -53,6 +53,11 @@ class Fence:
         """The same of one group."""
         return self._proven[group] != self.look()
 
+    def certain(self) -> bool:
+        """No tier is doubtful."""
+        gaps = self.look()
+        return all(proven == gaps for proven in self._proven.values())
+
     def shut(self, tier: Tier) -> bool:
         """No call of the tier is to be begun."""
         return self.doubtful(tier) or self._counters.uncommitted(tier) >= self._budgets[tier]

@@ -12,6 +12,7 @@ import pytest
 from aiohttp import web
 
 from engine.clock import NS_PER_S
+from engine.dispatch import SHUT_NS
 from engine.errors import LogUnavailable
 from engine.logs import Chunk
 from engine.send import Outcome
@@ -224,3 +225,34 @@ async def test_intake_goes_on_though_the_log_failed_while_it_was_paused(
             await worker.send("basic", *(send(f"c{n}", f"c{n}") for n in range(10)))
             await worker.judged()
             assert partner.ids.total() == 20
+
+
+async def test_after_a_stop_nothing_is_told_as_expired_before_the_group_is_heard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever stood still may have lost its partitions, and another worker may have delivered what expired here."""
+    clock, answers = Ahead(), asyncio.Event()
+    async with gateway() as partner:
+        config = configured(tmp_path, channel("partner", partner.url))
+        async with working(config, clock) as worker:
+            consumer, dispatcher = worker.pipeline.intakes[2].assignment.consumer, worker.pipeline.dispatcher
+            commit = consumer.commit
+
+            async def commit_later(*arguments: Any, **options: Any) -> None:
+                await answers.wait()
+                await commit(*arguments, **options)
+
+            monkeypatch.setattr(consumer, "commit", commit_later)
+            late = now_ms() + 3_600_000
+            await worker.send("basic", send("i", not_before=late, deadline=late + 1_000))
+            await worker.until(lambda: _left(worker) == 1, "it is queued")
+            clock.ahead_ns += 7_200 * NS_PER_S
+            stopped_ns = clock.now_ns()
+            dispatcher.wake()
+            try:
+                await worker.until(lambda: dispatcher._timer_ns > stopped_ns + 3 * SHUT_NS, "it looks now and then")
+                assert not worker.ended()
+            finally:
+                answers.set()
+            await worker.until(lambda: worker.ended()[Outcome.EXPIRED] == 1, "it is told")
+            assert not partner.calls
