@@ -3,7 +3,11 @@
 
    A handle is block << shift | place in it, plus 1: 0 is no record. Records never move. Freed ones are used again
    before untouched ones, the block that was last freed into first, so that a churned slab still hands out neighbours.
-   Empty blocks beyond `spare` go back to the system at once; what a reserve mapped is not resident until it is used. */
+   What a reserve mapped is not resident until it is used. Empty blocks beyond `spare` go back to the system at once,
+   and what is kept gives back its pages if it has touched more than a few.
+
+   A block is a huge page of the processor's, and from the fourth one on the system is asked for such pages: among
+   millions of records most of what an access costs is finding its page. So whoever has few records pays for few. */
 #ifndef SURGETANK_SLAB_H
 #define SURGETANK_SLAB_H
 
@@ -24,10 +28,13 @@
 #define ASAN_UNPOISON_MEMORY_REGION(at, size) ((void)(at), (void)(size))
 #endif
 
-#define SLAB_BLOCK_BYTES (256u * 1024)
+#define SLAB_BLOCK_BYTES ((size_t)2 << 20)
+#define SLAB_KEPT_BYTES ((size_t)256 << 10) /* an empty block may keep resident */
+#define SLAB_SMALL 3                        /* blocks without huge pages */
 
 typedef struct SlabBlock {
     char *base;    /* owned; NULL: this number is free */
+    uint32_t huge; /* resident as a whole, or not at all */
     uint32_t used; /* records taken */
     uint32_t bump; /* records from here on were never taken */
     uint32_t freed; /* the first freed one: its place + 1; each holds the next */
@@ -37,17 +44,16 @@ typedef struct SlabBlock {
 typedef struct Slab {
     SlabBlock *blocks; /* owned */
     uint32_t numbers;  /* of blocks, used or not */
-    uint32_t size, shift;
+    uint32_t size, shift, capacity; /* bytes of a record; records a block, and the power of two that holds them */
     uint32_t partial, empty, unused; /* lists: blocks with room, without a record taken, numbers to use again */
-    uint32_t empties, spare;
+    uint32_t mapped, empties, spare;
     size_t room;    /* records that can be taken without mapping */
     size_t touched; /* bytes that may be resident */
 } Slab;
 
-/* Blocks hold a power of two of records: as many as fit. */
 static inline void slab_make(Slab *slab, uint32_t size) {
-    *slab = (Slab){.size = size, .spare = 1};
-    while ((size_t)size << (slab->shift + 1) <= SLAB_BLOCK_BYTES) slab->shift++;
+    *slab = (Slab){.size = size, .spare = 1, .capacity = (uint32_t)(SLAB_BLOCK_BYTES / size)};
+    while (1u << slab->shift < slab->capacity) slab->shift++;
 }
 
 static inline void *slab_at(const Slab *slab, uint32_t handle) {
@@ -55,7 +61,10 @@ static inline void *slab_at(const Slab *slab, uint32_t handle) {
     return slab->blocks[at >> slab->shift].base + (size_t)(at & ((1u << slab->shift) - 1)) * slab->size;
 }
 
-static inline size_t slab_block_bytes(const Slab *slab) { return (size_t)slab->size << slab->shift; }
+/* Bytes of a block that may be resident. */
+static inline size_t slab_touched(const Slab *slab, const SlabBlock *block) {
+    return block->huge ? (block->bump ? SLAB_BLOCK_BYTES : 0) : (size_t)block->bump * slab->size;
+}
 
 static inline void slab_link(Slab *slab, uint32_t *list, uint32_t number) {
     SlabBlock *block = &slab->blocks[number];
@@ -74,6 +83,17 @@ static inline void slab_unlink(Slab *slab, uint32_t *list, uint32_t number) {
     if (block->next) slab->blocks[block->next - 1].prev = block->prev;
 }
 
+/* Pages for a block, aligned to its size; NULL: no memory. */
+static inline char *slab_pages(void) {
+    size_t bytes = SLAB_BLOCK_BYTES;
+    char *base = mmap(NULL, 2 * bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (base == MAP_FAILED) return NULL;
+    size_t before = (bytes - (uintptr_t)base % bytes) % bytes;
+    if (before) munmap(base, before);
+    munmap(base + before + bytes, bytes - before);
+    return base + before;
+}
+
 static inline int slab_map(Slab *slab) {
     if (!slab->unused) {
         uint32_t more = slab->numbers ? 2 * slab->numbers : 8;
@@ -87,31 +107,53 @@ static inline int slab_map(Slab *slab) {
         }
         slab->numbers = more;
     }
-    void *base = mmap(NULL, slab_block_bytes(slab), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (base == MAP_FAILED) return -1;
-    ASAN_POISON_MEMORY_REGION(base, slab_block_bytes(slab));
+    char *base = slab_pages();
+    if (base == NULL) return -1;
+    ASAN_POISON_MEMORY_REGION(base, SLAB_BLOCK_BYTES);
     uint32_t number = slab->unused - 1;
     slab_unlink(slab, &slab->unused, number);
     slab->blocks[number] = (SlabBlock){.base = base};
     slab_link(slab, &slab->empty, number);
+    slab->mapped++;
     slab->empties++;
-    slab->room += (size_t)1 << slab->shift;
+    slab->room += slab->capacity;
     return 0;
 }
 
 static inline void slab_unmap(Slab *slab, uint32_t number) {
     SlabBlock *block = &slab->blocks[number];
-    slab->touched -= (size_t)block->bump * slab->size;
-    ASAN_UNPOISON_MEMORY_REGION(block->base, slab_block_bytes(slab));
-    munmap(block->base, slab_block_bytes(slab));
+    slab->touched -= slab_touched(slab, block);
+    slab->mapped--;
+    ASAN_UNPOISON_MEMORY_REGION(block->base, SLAB_BLOCK_BYTES);
+    munmap(block->base, SLAB_BLOCK_BYTES);
     block->base = NULL;
     slab_link(slab, &slab->unused, number);
+}
+
+/* An empty block gives its pages back and is as it was when it was mapped; no effect on one that has few. */
+static inline void slab_trim(Slab *slab, SlabBlock *block) {
+    size_t touched = slab_touched(slab, block);
+    if (touched <= SLAB_KEPT_BYTES || madvise(block->base, SLAB_BLOCK_BYTES, MADV_DONTNEED) < 0) return;
+    slab->touched -= touched;
+    block->bump = block->freed = 0;
+}
+
+/* The first record of an empty block is about to be taken: of which pages shall it be? What has touched some stays. */
+static inline void slab_open(Slab *slab, uint32_t number) {
+    SlabBlock *block = &slab->blocks[number];
+    uint32_t huge = slab->mapped - slab->empties >= SLAB_SMALL;
+    if (block->bump == 0 && block->huge != huge &&
+        madvise(block->base, SLAB_BLOCK_BYTES, huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE) == 0)
+        block->huge = huge;
+    slab_unlink(slab, &slab->empty, number);
+    slab_link(slab, &slab->partial, number);
+    slab->empties--;
 }
 
 /* So many records can be taken after this; -1: no memory, and no record has changed. */
 static inline int slab_reserve(Slab *slab, size_t records) {
     if (records <= slab->room) return 0;
-    uint32_t blocks = (uint32_t)((records + (1u << slab->shift) - 1) >> slab->shift);
+    uint32_t blocks = (uint32_t)((records + slab->capacity - 1) / slab->capacity);
     if (slab->spare < blocks) slab->spare = blocks;
     while (slab->room < records)
         if (slab_map(slab) < 0) return -1;
@@ -121,12 +163,7 @@ static inline int slab_reserve(Slab *slab, size_t records) {
 /* There must be room. The record holds whatever it held last. */
 static inline uint32_t slab_take(Slab *slab) {
     assert(slab->room > 0);
-    if (!slab->partial) {
-        uint32_t number = slab->empty - 1;
-        slab_unlink(slab, &slab->empty, number);
-        slab_link(slab, &slab->partial, number);
-        slab->empties--;
-    }
+    if (!slab->partial) slab_open(slab, slab->empty - 1);
     uint32_t number = slab->partial - 1;
     SlabBlock *block = &slab->blocks[number];
     uint32_t place = block->freed;
@@ -138,13 +175,14 @@ static inline uint32_t slab_take(Slab *slab) {
         block->freed = *(uint32_t *)record;
         if (block->freed) foresee(block->base + (size_t)(block->freed - 1) * slab->size);
     } else {
+        size_t touched = slab_touched(slab, block);
         place = block->bump++;
         record = block->base + (size_t)place * slab->size;
         ASAN_UNPOISON_MEMORY_REGION(record, slab->size);
-        slab->touched += slab->size;
+        slab->touched += slab_touched(slab, block) - touched;
     }
     slab->room--;
-    if (++block->used == 1u << slab->shift) slab_unlink(slab, &slab->partial, number);
+    if (++block->used == slab->capacity) slab_unlink(slab, &slab->partial, number);
     return (number << slab->shift | place) + 1;
 }
 
@@ -157,33 +195,36 @@ static inline void slab_free(Slab *slab, uint32_t handle) {
     ASAN_POISON_MEMORY_REGION(record, slab->size);
     block->freed = (at & ((1u << slab->shift) - 1)) + 1;
     slab->room++;
-    if (block->used-- == 1u << slab->shift) slab_link(slab, &slab->partial, number);
+    if (block->used-- == slab->capacity) slab_link(slab, &slab->partial, number);
     if (block->used) return;
     slab_unlink(slab, &slab->partial, number);
     if (slab->empties >= slab->spare) {
-        slab->room -= (size_t)1 << slab->shift;
+        slab->room -= slab->capacity;
         slab_unmap(slab, number);
         return;
     }
+    slab_trim(slab, block);
     slab_link(slab, &slab->empty, number);
     slab->empties++;
 }
 
 /* Records taken, counted from the blocks; SIZE_MAX: the lists and counts of the blocks contradict each other. */
 static inline size_t slab_taken(const Slab *slab) {
-    size_t taken = 0, room = 0, touched = 0, empties = 0, listed = 0;
+    size_t taken = 0, room = 0, touched = 0, mapped = 0, empties = 0, listed = 0;
     for (uint32_t number = 0; number < slab->numbers; number++) {
         const SlabBlock *block = &slab->blocks[number];
         if (block->base == NULL) continue;
         taken += block->used;
-        room += (1u << slab->shift) - block->used;
-        touched += (size_t)block->bump * slab->size;
+        room += slab->capacity - block->used;
+        touched += slab_touched(slab, block);
+        mapped++;
         empties += block->used == 0;
     }
     for (uint32_t at = slab->partial; at; at = slab->blocks[at - 1].next)
-        listed += (1u << slab->shift) - slab->blocks[at - 1].used;
-    for (uint32_t at = slab->empty; at; at = slab->blocks[at - 1].next) listed += 1u << slab->shift;
-    int sound = room == slab->room && touched == slab->touched && empties == slab->empties && listed == room;
+        listed += slab->capacity - slab->blocks[at - 1].used;
+    for (uint32_t at = slab->empty; at; at = slab->blocks[at - 1].next) listed += slab->capacity;
+    int sound = room == slab->room && touched == slab->touched && mapped == slab->mapped && empties == slab->empties &&
+                listed == room;
     return sound ? taken : SIZE_MAX;
 }
 
