@@ -27,6 +27,7 @@ from engine.errors import Reject
 from engine.logs import AssignmentListener, Chunk, Consumer, Headers, Partition, Position
 
 LEAST_POLL_S = 0.001
+KEPT_BYTES = 32 << 20  # when so much is kept, one record of a partition is enough to know when it is due
 
 
 class Kept(NamedTuple):
@@ -57,6 +58,7 @@ class LaterDue:
         self._clock = clock
         self._kept: dict[Partition, deque[Kept]] = {}
         self._held: set[Partition] = set()  # paused for what is kept of them
+        self.size = 0  # bytes of the records kept
         self._paused = False
 
     # --- the assignment
@@ -73,7 +75,7 @@ class LaterDue:
 
     def _forget(self, partitions: Collection[Partition]) -> None:
         for partition in partitions:
-            self._kept.pop(partition, None)
+            self.size -= sum(_size(one.chunk) for one in self._kept.pop(partition, ()))
             self._held.discard(partition)
 
     # --- the consumer
@@ -92,7 +94,8 @@ class LaterDue:
             left_s = deadline - loop.time()
             if left_s <= 0:
                 return []
-            self._keep(await self.consumer.poll(max_records, min(left_s, self._next_s())))
+            most = max_records if self.size < KEPT_BYTES else 1
+            self._keep(await self.consumer.poll(most, min(left_s, self._next_s())))
 
     async def commit(self, positions: Mapping[Partition, Position], timeout_s: float = 5.0) -> None:
         """See Consumer.commit."""
@@ -128,12 +131,6 @@ class LaterDue:
         """See Consumer.close."""
         await self.consumer.close()
 
-    @property
-    def size(self) -> int:
-        """Bytes of the records held."""
-        chunks = (one.chunk for kept in self._kept.values() for one in kept)
-        return sum(len(value or b"") for chunk in chunks for value in chunk.values)
-
     # --- what is held
 
     def _keep(self, chunks: Sequence[Chunk]) -> None:
@@ -143,24 +140,26 @@ class LaterDue:
             latest = now_ms + self._delays_ms[chunk.topic]
             backs = (min(wire.back_ms(headers), latest) for headers in chunk.headers)
             kept = Kept(chunk, list(accumulate(backs, max)))
+            self.size += _size(chunk)
             partition = Partition(chunk.topic, chunk.partition)
             self._kept.setdefault(partition, deque()).append(kept)
-            if self._covers(kept):
+            if self._cancelled:
                 self._release(partition)
 
     def release(self) -> int:
         """A cancel command has come: what it covers goes now; how many recipients that are."""
-        found = {partition: sum(map(self._covers, kept)) for partition, kept in self._kept.items()}
-        for partition, count in found.items():
-            if count:
-                self._release(partition)
-        return sum(found.values())
+        return sum(self._release(partition) for partition in self._kept) if self._cancelled else 0
 
-    def _covers(self, kept: Kept) -> int:
-        if not self._cancelled:
-            return 0
-        chunk = kept.chunk
-        return sum(map(self._covered, chunk.values, chunk.headers, chunk.timestamps_ms))
+    def _release(self, partition: Partition) -> int:
+        """Of what is kept of it, the first ones, up to the last that is covered."""
+        found = 0
+        for one in reversed(self._kept[partition]):
+            chunk = one.chunk
+            covered = [*map(self._covered, chunk.values, chunk.headers, chunk.timestamps_ms)]
+            last = len(covered) if found else max((at for at, count in enumerate(covered, 1) if count), default=0)
+            one.back_ms[:last] = [0] * last
+            found += sum(covered)
+        return found
 
     def _covered(self, value: bytes | None, headers: Headers, stamp_ms: int) -> int:
         """How many recipients of the record a cancel command covers."""
@@ -175,14 +174,6 @@ class LaterDue:
             return 0
         return len(send.to) if told is None or told.positions is None else len(told.positions)
 
-    def _release(self, partition: Partition) -> None:
-        """Of what is kept of it, the first ones, up to the last that is covered."""
-        kept = list(self._kept[partition])
-        while not self._covers(kept[-1]):
-            kept.pop()
-        for one in kept:
-            one.back_ms[:] = [0] * len(one.back_ms)
-
     def _take(self, max_records: int) -> list[Chunk]:
         if self._paused or not self._kept:
             return []
@@ -192,6 +183,7 @@ class LaterDue:
             while kept and max_records and kept[0].back_ms[0] <= now_ms:
                 chunk, rest = _cut(kept.popleft(), now_ms, max_records)
                 due.append(chunk)
+                self.size -= _size(chunk)
                 max_records -= len(chunk.offsets)
                 if rest is not None:
                     kept.appendleft(rest)
@@ -215,6 +207,10 @@ class LaterDue:
         return (
             float("inf") if first is None or self._paused else max((first - self._clock.wall_ms()) / 1000, LEAST_POLL_S)
         )
+
+
+def _size(chunk: Chunk) -> int:
+    return sum(len(value or b"") for value in chunk.values)
 
 
 def _cut(kept: Kept, now_ms: int, most: int) -> tuple[Chunk, Kept | None]:

@@ -174,14 +174,17 @@ class Judge:
         """Within a life of a worker, of one partition, what may merge goes in the order it came."""
         ranks = self._ranks()
         moved = {name for _, name in self.moves}  # goes when it is due
+        apart = {id for fed in self.story.fed if fed.channel in self.story.never for id in fed.ids}
         last: dict[object, tuple[int, int]] = {}
         begun: set[tuple[int, str]] = set()
+        called: set[str] = set()  # and if repeats are forbidden, again only as then: apart from the others
         for call in self.story.platforms.calls:
             life = id(call.process)
             for name in call.ids:
-                if name not in ranks or name in moved or (life, name) in begun:
+                if name not in ranks or name in moved or (life, name) in begun or (name in apart and name in called):
                     continue
                 begun.add((life, name))
+                called.add(name)
                 queue, rank = ranks[name]
                 if rank < last.get((life, queue), (-1, -1)):
                     yield f"{name} left after one that came later"
