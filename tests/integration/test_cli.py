@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -186,6 +187,36 @@ async def test_limits_are_shown_with_what_is_used(gateway: tuple[Gateway, str], 
             assert (code, err) == (0, "")
             if out.endswith(": tenant t: 100 recipients per 1h: 2 used, 0 in flight, of 100\n"):
                 break
+
+
+async def test_a_limit_is_set_for_a_time_and_reset_and_a_tenant_weighed(
+    gateway: tuple[Gateway, str], config: Path, engine: Engine
+) -> None:
+    per_hour = ("tenant", "t", "--per", "60m", "-c", config)
+    code, out, err = await run("limits", "set", *per_hour, "--recipients", "1", "--for", "2h")
+    assert (code, err) == (0, "")
+    assert re.fullmatch(
+        r"\S+: tenant t: 1 recipients per 1h: 0 used, 0 in flight, of 1; by command until \S+Z, then 100\n", out
+    )
+    sent = line("1", ["u1"], tenant="t") + line("2", ["u2"], tenant="t")
+    assert (await run("send", "-c", config, "basic", input=sent))[0] == 0
+    await gateway[0].until(1)
+    async with asyncio.timeout(WITHIN_S):
+        while True:
+            code, out, err = await run("limits", "-c", config, "--json")
+            (use,) = [
+                use for uses in json.loads(out)["workers"].values() for use in uses if use["on"] == {"tenant": "t"}
+            ]
+            if use["used"]:
+                break
+    assert (use["number"], use["full"], use["configured"]) == (1, True, 100)
+    assert abs(use["until"] - 1000 * time.time() - 3_600_000) < 1000 * 4 * WITHIN_S
+    assert (await run("limits", "reset", *per_hour, "--recipients"))[0] == 0
+    await gateway[0].until(2)
+    code, out, err = await run("limits", "reset", "tenant", "t", "--per", "2s", "--calls", "-c", config)
+    assert (code, "it has: recipients per 1h" in err) == (1, True)
+    code, out, err = await run("reweight", "tenant", "t", "3", "-c", config, "--for", "1h")
+    assert (code, out, err) == (0, "tenant t has the weight 3 for 1h (1 worker answered)\n", "")
 
 
 async def test_cancel_ends_what_waits_and_says_how_much(

@@ -47,11 +47,13 @@ class Hand(Clock):
 class Life:
     """One process's limits, from start to its end."""
 
-    def __init__(self, path: Path, rule: Limit, clock: Hand) -> None:
+    def __init__(self, path: Path, rule: Limit, clock: Hand, number: int | None = None) -> None:
         self.core, self.clock = Core(), clock
         self.uses = Uses(path)
         self.limits = Limits(self.core, self.uses, clock)
-        self.limits.add(0, 0, ["everything"], rule)
+        self.kept = self.limits.add(0, 0, ["everything"], rule)
+        if number is not None:  # a command that still stands
+            self.limits.renumber(self.kept, number)
         self.limits.start()
         self.under_way: list[tuple[int, bool]] = []
         self.arrived: list[tuple[int, int]] = []
@@ -99,6 +101,7 @@ steps = st.one_of(
     st.tuples(st.just("wait"), st.integers(1, 20 * S)),
     st.tuples(st.just("wait"), st.integers(1, 40 * 3_600 * S)),
     st.tuples(st.sampled_from(["answers", "kill", "stop"]), st.just(0)),
+    st.tuples(st.just("number"), st.integers(1, 4_000)),
 )
 
 
@@ -110,7 +113,7 @@ def test_no_window_is_over_whenever_the_process_ends(rule: Limit, drawn: list[tu
 
 async def live(rule: Limit, drawn: list[tuple[str, int]]) -> None:
     """Steps, one process after the other, judged by where the calls arrived."""
-    most = rule.recipients or 0
+    most, number = rule.recipients or 0, None
     clock, arrived = Hand(), list[tuple[int, int]]()
     with TemporaryDirectory() as directory:
         path = Path(directory) / "limits.db"
@@ -123,9 +126,13 @@ async def live(rule: Limit, drawn: list[tuple[str, int]]) -> None:
                 life.limits.move_on()
             elif what == "answers":
                 life.answered()
+            elif what == "number":
+                number, most = value, max(most, value)
+                life.limits.renumber(life.kept, value)
+                assert life.kept.told <= value
             else:
                 arrived += end(life, what)
-                life = Life(path, rule, clock)
+                life = Life(path, rule, clock, number)
         life.killed()
         arrived += life.arrived
     assert worst(arrived, rule) <= most
@@ -174,6 +181,23 @@ async def test_a_crash_costs_what_was_open_and_a_stop_nothing(rule: Limit, tmp_p
     assert life.limits.forfeited == 0
     life.limits.close()
     assert total
+
+
+async def test_a_larger_number_holds_once_it_is_written_and_a_smaller_one_at_once(tmp_path: Path) -> None:
+    """A second's limit is granted whole: what a crash may have used must stand in the file before it can be used."""
+    clock, path = Hand(), tmp_path / "limits.db"
+    life = Life(path, Limit(Span(S), recipients=10), clock)
+    life.limits.renumber(life.kept, 30)
+    assert life.core.most(100, system=True) == 10
+    await life.limits.grant()
+    assert life.core.most(100, system=True) == 30
+    await life.send(27, late=False)
+    life.killed()
+    life = Life(path, Limit(Span(S), recipients=10), clock, 30)
+    assert life.core.use(0, clock.ns)[1] == 30, "all of it may have been used"
+    life.limits.renumber(life.kept, 5)
+    assert life.core.most(100, system=True) == 5
+    life.limits.close()
 
 
 async def test_what_cannot_be_written_is_not_granted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
