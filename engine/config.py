@@ -317,6 +317,13 @@ class ChannelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     in_flight: Annotated[int, about("Calls at once; some of them are kept for `system`.", 1, 1_000)] = 8
     timeout: Annotated[Duration, about("How long a call may take.", NS["ms"], NS["h"])] = Duration(10_000_000_000)
     limits: Annotated[tuple[Limit, ...], about("Quotas of the channel, over all its accounts.")] = ()
+    tenant_limits: Annotated[
+        tuple[Limit, ...],
+        about(
+            "Limits that every tenant has on this channel, each for itself, beside those of `[tenants.NAME]`; without "
+            "`zone`, up to `1d`. Counted in memory: a restart forgets what was used."
+        ),
+    ] = ()
     frequency: Annotated[
         tuple[Frequency, ...] | None,
         about(

@@ -160,6 +160,12 @@ def _channel_itself(name: str, channel: ChannelConfig, path: Path) -> Found:
     if channel.retry.most < channel.retry.first:
         yield (*path, "retry", "most"), f"must be at least retry.first ({channel.retry.first})"
     yield from limit_problems(channel.limits, (*path, "limits"))
+    yield from limit_problems(channel.tenant_limits, (*path, "tenant_limits"))
+    for index, limit in enumerate(channel.tenant_limits):
+        if limit.zone is not None:
+            yield (*path, "tenant_limits", index, "zone"), "means nothing here: these are counted in memory alone"
+        if limit.per > NS["d"]:
+            yield (*path, "tenant_limits", index, "per"), "must be at most 1d: these are counted in memory alone"
     yield from _frequency(channel.frequency or (), (*path, "frequency"))
     for account, limits in channel.account_limits.items():
         yield from limit_problems(limits, (*path, "accounts", account, "limits"))

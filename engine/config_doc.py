@@ -83,8 +83,9 @@ TABLES: tuple[tuple[str, type[msgspec.Struct], str], ...] = (
     (
         "limits",
         Limit,
-        "Of everything (top level), of a tier, of a channel, of an account, of a tenant; all of them hold. Written as "
-        '`limits = [{ calls = 100, per = "1s" }, { recipients = 30_000, per = "1d", zone = "Asia/Shanghai" }]`. No '
+        "Of everything (top level), of a tier, of a channel, of an account, of a tenant, and (`tenant_limits`) of each "
+        'tenant on a channel; all of them hold. Written as `limits = [{ calls = 100, per = "1s" }, { recipients = '
+        '30_000, per = "1d", zone = "Asia/Shanghai" }]`. No '
         "limit admits more than its number in any window of its length, or in any day or month of a calendar, counted "
         "where the platform counts, at arrival; a tenth of each is kept for `system`. What was used outlives the "
         "process (`limits.db` in `state`).",

@@ -26,8 +26,9 @@ from engine.wire_control import LimitUse, Target, Window
 
 logger = structlog.get_logger("surgetank.limits")
 CALLS, RECIPIENTS = 0, 1
-NEVER = 2**63 - 1  # the core's
-NO_LIMIT = 2**60  # the core's largest number
+EACH_TENANT = 6  # the core's, and so are the next ones
+NEVER = 2**63 - 1
+NO_LIMIT = 2**60  # its largest number
 PERIODS_S = 10.0  # how often calendars are looked at: a wall clock that was set is noticed by then
 AGAIN_S = 1.0
 LATE_NS = 1_000 * NS_PER_MS  # so long after a process has died what it had written arrives, at most
@@ -127,6 +128,7 @@ class Limits:
         self._reserves = keep_for_system
         self._cut_off = cut_off
         self._kept: dict[int, Kept] = {}
+        self._for_each: dict[int, Limit] = {}
         self._asked: dict[int, int] = {}
         self._started = False
         self._wake = asyncio.Event()
@@ -154,6 +156,12 @@ class Limits:
         self._kept[limit] = kept
         self._restore(kept)
         return kept
+
+    def add_for_each(self, channel: int, rule: Limit) -> None:
+        """A limit that every tenant has on a channel of the core, each for itself; nothing of it is kept."""
+        number = number_of(rule)
+        limit = self._core.add_limit(EACH_TENANT, channel, unit_of(rule), number, rule.per, self._reserved(number))
+        self._for_each[limit] = rule
 
     def _reserved(self, number: int) -> int:
         return number // 10 if self._reserves and number < NO_LIMIT else 0
@@ -241,7 +249,7 @@ class Limits:
 
     def told(self, limit: int) -> str:
         """The core's limit as people say it: "100 calls per 1s"."""
-        rule = self._kept[limit].rule
+        rule = self._for_each[limit] if limit in self._for_each else self._kept[limit].rule
         return f"{number_of(rule)} {window_of(rule)}"
 
     def start(self) -> None:

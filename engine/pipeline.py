@@ -406,6 +406,8 @@ def _channels(config: Config, core: Core, limits: Limits, urgent: bool = True) -
         handle = core.add_channel(channel.in_flight, reserved, driver.cap)
         for rule in channel.limits:
             limits.add(CHANNEL, handle, ["channel", name], rule)
+        for rule in channel.tenant_limits:
+            limits.add_for_each(handle, rule)
         accounts = {}
         for account in channel.accounts or ("default",):
             accounts[account] = core.add_account(handle)

@@ -95,6 +95,8 @@ def shared_limits(config: Config) -> Iterator[Shared]:
     for name, channel in config.channels.items():
         for index, limit in enumerate(channel.limits):
             yield Shared(("channels", name, "limits", index), limit, len(everybody))
+        for index, limit in enumerate(channel.tenant_limits):
+            yield Shared(("channels", name, "tenant_limits", index), limit, len(everybody))
         for index, rule in enumerate(frequency_of(channel)):
             yield Shared(("channels", name, "frequency", index), rule, len(everybody))
         for account, limits in channel.account_limits.items():
@@ -150,6 +152,7 @@ def worker_config(config: Config, worker: Worker) -> Config:
         name: msgspec.structs.replace(
             channel,
             limits=_shares(channel.limits, everybody, worker),
+            tenant_limits=_shares(channel.tenant_limits, everybody, worker),
             frequency=_frequency_shares(frequency_of(channel), everybody, worker),
             account_limits={
                 account: _shares(limits, everybody, worker) for account, limits in channel.account_limits.items()

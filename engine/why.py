@@ -120,4 +120,6 @@ def _scope_of(flow: Flow, scope: int) -> Target:
         return Target(channel=flow.channel, account=flow.account)
     if scope == schedule.OF_TENANT:
         return Target(tenant=flow.tenant)
+    if scope == schedule.EACH_TENANT:
+        return Target(channel=flow.channel, tenant=flow.tenant)
     return Target(tenant=flow.tenant, campaign=flow.campaign)

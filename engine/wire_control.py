@@ -33,6 +33,7 @@ KINDS: dict[tuple[str, ...], str] = {
     ("tier",): "tier",
     ("channel",): "channel",
     ("channel", "account"): "account",
+    ("channel", "tenant"): "share",  # whose limit it is; nothing can be told to it
     ("tenant",): "tenant",
     ("campaign",): "campaign",
     ("tenant", "campaign"): "campaign",
@@ -54,13 +55,16 @@ class Target(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def kind(self) -> str:
-        """tier, channel, account, tenant, campaign or everything; empty: the keys given do not go together."""
+        """tier, channel, account, share (a tenant on a channel), tenant, campaign or everything; empty: the keys given
+        do not go together."""
         return KINDS.get(tuple(name for name in self.__struct_fields__ if getattr(self, name) is not None), "")
 
     def __str__(self) -> str:
         """As people say it: "campaign spring of tenant shop-7"."""
         if self.kind == "account":
             return f"account {self.account} of channel {self.channel}"
+        if self.kind == "share":
+            return f"tenant {self.tenant} on channel {self.channel}"
         if self.kind == "campaign" and self.tenant is not None:
             return f"campaign {self.campaign} of tenant {self.tenant}"
         return f"{self.kind} {getattr(self, self.kind, '')}".rstrip()

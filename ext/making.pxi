@@ -21,6 +21,7 @@ cdef Queues* queues_make(
     ring_make(&q.sweeping)
     ring_make(&q.dead)
     ring_make(&q.held)
+    ring_make(&q.counting)
     set_node(&q.root, NULL, NULL, NULL, 0, ROOT, 0)
     scope_make(&q.everything, &q.asking)
     for tier in range(TIERS):
@@ -34,6 +35,7 @@ cdef void free_channel(Channel* channel) noexcept nogil:
     for tier in range(TIERS):
         free(channel.lanes[tier].pacing)
     scope_free(&channel.scope)
+    scope_free(&channel.each)
     free(channel)
 
 
@@ -49,6 +51,7 @@ cdef int queues_add_channel(Queues* q, uint32_t slots, uint32_t reserved, uint32
         return -1
     made.slots, made.reserved, made.cap = slots, reserved, cap
     scope_make(&made.scope, &q.asking)
+    scope_make(&made.each, &q.asking)
     for tier in range(TIERS):
         set_node(&made.lanes[tier], &q.tiers[tier], &made.scope, made, q.channel_count, LANE, tier)
         made.is_paced = made.is_paced or q.pacing[tier] != PACE_ASAP

@@ -151,6 +151,7 @@ cdef enum Cause:
 
 cdef enum Level:
     ROOT, TIER_, LANE, LEAF, TENANT, CAMPAIGN_
+    SHARE  # of groups alone: a tenant on a channel that has rules for each
 
 cdef enum Held:  # bits of Node.state; 0: open
     PARKED = 1  # until its timer, or until its scope changes: a limit is used up, or the platform said to wait
@@ -203,14 +204,15 @@ cdef struct Queue:
     Link sweep  # in the list of those whose first record has expired
     Link aside  # paced: among those set aside at a node, or returning to their lane
 
-cdef struct Group:  # a tenant, or a tenant's campaign, over all leaves
-    Link members  # its nodes
-    Scope scope  # a tenant's
+cdef struct Group:  # a tenant, or a tenant's campaign, over all leaves; or a share
+    Link members  # its nodes; of a share its place in Queues.counting
+    Scope scope  # a tenant's, or a share's
     uint64_t key_hash
-    uint32_t tenant, campaign
+    uint32_t tenant, campaign  # of a share: the channel
+    uint32_t nodes  # a share's
     uint32_t weight
     uint32_t self
-    uint8_t level  # TENANT or CAMPAIGN_
+    uint8_t level  # TENANT, CAMPAIGN_ or SHARE
     uint8_t paused
 
 cdef struct Node:
@@ -224,7 +226,7 @@ cdef struct Node:
     int64_t deficit
     Channel* channel  # NULL: a tier
     Group* group  # of a tenant or campaign
-    Scope* scope  # of a lane its channel's, of a leaf its account's
+    Scope* scope  # of a lane its channel's, of a leaf its account's, of a tenant its share's or NULL
     Pacing* pacing  # of a paced tier and its lanes
     uint32_t ready  # READY queues below that nothing below holds
     uint32_t children  # a tenant's campaigns, a campaign's queues, at work or not
@@ -265,6 +267,7 @@ cdef struct Early:  # a tenant that came anew, and until when that gains it noth
 
 cdef struct Channel:
     Scope scope
+    Scope each  # its limits are rules for each tenant; nothing is charged to it
     Node lanes[TIERS]
     uint32_t slots
     uint32_t reserved
@@ -369,6 +372,7 @@ cdef struct Queues:
     Link sweeping  # queues whose first record has expired
     Link dead  # queues that were cancelled
     Link held  # tenants and campaigns that are not open
+    Link counting  # shares without nodes or calls, whose uses count
     Output out
     Target* targets
     size_t targets_room

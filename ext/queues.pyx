@@ -21,7 +21,7 @@ from libc.string cimport memcpy, memset
 from ext.histogram cimport counts_observe
 from ext.limits cimport (
     LIMIT_CALLS, LIMIT_NEVER, LIMIT_RECIPIENTS, REFUSED_BLOCKED, REFUSED_GRANT, REFUSED_NOT, Refusal, limit_ceiling,
-    limit_make, scope_add, scope_free, scope_make, scopes_hold, scopes_most, scopes_refuse, scopes_settle,
+    limit_make, limit_roll, scope_add, scope_free, scope_make, scopes_hold, scopes_most, scopes_refuse, scopes_settle,
 )
 
 from ext.pace cimport (
@@ -266,7 +266,7 @@ cdef Group* group_of(Queues* q, uint8_t level, uint32_t tenant, uint32_t campaig
     ring_make(&found.members)
     found.key_hash = key
     found.tenant, found.campaign, found.level = tenant, campaign, level
-    found.weight, found.paused = 1, False
+    found.weight, found.paused, found.nodes = 1, False, 0
     found.self = made
     scope_make(&found.scope, &q.asking)
     return found
@@ -304,6 +304,7 @@ cdef Node* branch_of(Queues* q, Node* parent, uint8_t level, uint32_t tenant, ui
     cdef size_t cursor = 0
     cdef Node* node
     cdef Group* group
+    cdef Group* share = NULL
     cdef uint32_t made
     while True:
         node = <Node*>table_next(&q.branches, key, &cursor)
@@ -314,16 +315,23 @@ cdef Node* branch_of(Queues* q, Node* parent, uint8_t level, uint32_t tenant, ui
     group = group_of(q, level, tenant, campaign if level == CAMPAIGN_ else 0)
     if group == NULL:
         return NULL
-    if slab_reserve(&q.nodes, 1) < 0:
+    if level == TENANT and parent.channel.each.limits != NULL:
+        share = share_of(q, tenant, parent.parent.handle)
+        if share == NULL:
+            free_group_if_idle(q, group)
+            return NULL
+    made = 0 if slab_reserve(&q.nodes, 1) < 0 else slab_take(&q.nodes)
+    node = NULL if made == 0 else <Node*>slab_at(&q.nodes, made)
+    if node == NULL or table_add(&q.branches, key, node) < 0:
+        if node != NULL:
+            slab_free(&q.nodes, made)
+        if share != NULL:
+            leave_share(q, share)
         free_group_if_idle(q, group)
         return NULL
-    made = slab_take(&q.nodes)
-    node = <Node*>slab_at(&q.nodes, made)
-    if table_add(&q.branches, key, node) < 0:
-        slab_free(&q.nodes, made)
-        free_group_if_idle(q, group)
-        return NULL
-    set_node(node, parent, NULL, parent.channel, handle, level, parent.tier)
+    set_node(node, parent, NULL if share == NULL else &share.scope, parent.channel, handle, level, parent.tier)
+    if share != NULL:
+        share.nodes += 1
     node.self, node.key_hash, node.group = made, key, group
     ring_append(&group.members, &node.sibling)
     if level == CAMPAIGN_:
@@ -345,6 +353,9 @@ cdef void free_if_idle(Queues* q, Node* node) noexcept nogil:
             ring_remove(&node.halt)
         ring_remove(&node.sibling)
         free_group_if_idle(q, node.group)
+        if node.level == TENANT and node.scope != NULL:
+            share_at(node.scope).nodes -= 1
+            leave_share(q, share_at(node.scope))
         table_remove(&q.branches, node.key_hash, node)
         if node.level == CAMPAIGN_:
             parent.children -= 1
@@ -611,13 +622,14 @@ cdef inline bint has_slot(const Channel* channel, uint8_t tier) noexcept nogil:
 
 
 cdef enum:
-    PATH = 5
+    PATH = 6
 
 
-cdef inline void path_of(Queues* q, Node* leaf, Group* tenant, Scope** path) noexcept nogil:
-    """Whose limits a batch of a tenant in a leaf is charged to, the widest first."""
+cdef inline int path_of(Queues* q, Node* leaf, Group* tenant, Scope* share, Scope** path) noexcept nogil:
+    """Whose limits a batch of a tenant in a leaf is charged to, the widest first; how many. share: or NULL."""
     path[0], path[1], path[2], path[3] = &q.everything, &q.of_tier[leaf.tier], leaf.parent.scope, leaf.scope
-    path[4] = &tenant.scope
+    path[4], path[5] = &tenant.scope, share
+    return PATH - (share == NULL)
 
 
 cdef inline Node* keeps(Node* tenant, int scope) noexcept nogil:
@@ -631,15 +643,15 @@ cdef inline Node* keeps(Node* tenant, int scope) noexcept nogil:
 cdef uint32_t planned(Queues* q, Node* tenant, uint32_t n) noexcept nogil:
     """What a batch of up to n wants: more than a limit's whole number would wait for ever."""
     cdef Scope* path[PATH]
-    path_of(q, tenant.parent, tenant.group, path)
-    return <uint32_t>scopes_most(path, PATH, n, tenant.tier == SYSTEM)
+    cdef int length = path_of(q, tenant.parent, tenant.group, tenant.scope, path)
+    return <uint32_t>scopes_most(path, length, n, tenant.tier == SYSTEM)
 
 
 cdef bint refused(Queues* q, Node* tenant, uint32_t n) noexcept nogil:
     """True: n recipients may not go in one call now, and what keeps them is parked."""
     cdef Scope* path[PATH]
-    path_of(q, tenant.parent, tenant.group, path)
-    cdef Refusal no = scopes_refuse(path, PATH, q.now, n, tenant.tier == SYSTEM)
+    cdef int length = path_of(q, tenant.parent, tenant.group, tenant.scope, path)
+    cdef Refusal no = scopes_refuse(path, length, q.now, n, tenant.tier == SYSTEM)
     if no.why == REFUSED_NOT:
         return False
     park(q, keeps(tenant, no.scope), path[no.scope], no)
@@ -650,8 +662,7 @@ cdef void charge(Queues* q, const Queue* queue, uint32_t n) noexcept nogil:
     cdef Scope* path[PATH]
     cdef Node* tenant = queue.branch.parent
     cdef Node* leaf = tenant.parent
-    path_of(q, leaf, tenant.group, path)
-    scopes_hold(path, PATH, n)
+    scopes_hold(path, path_of(q, leaf, tenant.group, tenant.scope, path), n)
     leaf.channel.in_flight[leaf.tier] += 1
     note_call(q, leaf.parent, queue)
     leaf.parent.parent.turn += q.stride[leaf.tier]
@@ -841,14 +852,21 @@ cdef void queues_release(
     cdef Channel* channel = leaf.channel
     cdef Scope* path[PATH]
     cdef Node* lane
+    cdef Group* share = find_share(q, tenant.tenant, leaf.parent.handle)
     cdef uint8_t i
-    path_of(q, leaf, tenant, path)
-    scopes_settle(path, PATH, q.now, recipients, left, at)
-    for i in range(PATH - 1):
+    scopes_settle(
+        path, path_of(q, leaf, tenant, NULL if share == NULL else &share.scope, path), q.now, recipients, left, at
+    )
+    for i in range(4):
         queues_reconsider(q, path[i])
     if tenant.scope.limits != NULL:
         queues_reconsider(q, &tenant.scope)
     free_group_if_idle(q, tenant)
+    if share != NULL:
+        share.nodes += 1  # it stays while its nodes change
+        queues_reconsider(q, &share.scope)
+        share.nodes -= 1
+        leave_share(q, share)
     channel.in_flight[leaf.tier] -= 1
     if channel.is_paced:
         capacity_end(&channel.capacity, q.now, channel.slots)
@@ -979,7 +997,7 @@ cdef bint explain_pause(const Node* campaign, Reason* reason) noexcept nogil:
 
 cdef void explain_refusal(const Refusal* no, Reason* reason) noexcept nogil:
     reason.why = OF_BLOCK + <uint8_t>(no.why - REFUSED_BLOCKED)
-    reason.level = <uint8_t>no.scope  # ROOT is everything's, and so on down
+    reason.level = SHARE if no.scope == 5 else <uint8_t>no.scope  # ROOT is everything's, and so on down
     reason.until, reason.rate = no.until, 0
     reason.limit = 0 if no.limit == NULL else no.limit.handle + 1
 
@@ -1076,8 +1094,9 @@ cdef void explain_node(Queues* q, Node* campaign, Reason* reason) noexcept nogil
         return
     queue = queue_of(ring_first(&campaign.ring))
     n = planned(q, tenant, next_batch(q, queue, &content))
-    path_of(q, leaf, tenant.group, path)
-    no = scopes_refuse(path, PATH, q.now, n, leaf.tier == SYSTEM)
+    no = scopes_refuse(
+        path, path_of(q, leaf, tenant.group, tenant.scope, path), q.now, n, leaf.tier == SYSTEM
+    )
     if paced and (no.why == REFUSED_GRANT or no.until < reason.until):
         return  # refused or not, that is over before its time comes
     if no.why != REFUSED_NOT:
@@ -1106,6 +1125,7 @@ cdef size_t queues_explain(
 include "push.pxi"
 include "batch.pxi"
 include "foresight.pxi"
+include "shares.pxi"
 include "pacing.pxi"
 include "ended.pxi"
 include "making.pxi"

@@ -14,6 +14,7 @@ cdef class Core:
 
     cdef int pace_tier(self, int tier, int64_t mode, object tau_ns, object floor, object near_ns) except -1
     cdef Scope* scope(self, object scope, object handle, int64_t most=*) except NULL
+    cdef Scope* each_tenant(self, object handle, bint calendar) except NULL
     cdef int64_t channel_of(self, object handle) except -1
     cdef int64_t account_of(self, object handle) except -1
     cdef int set_paused(self, object scope, object handle, object campaign, bint paused) except -1

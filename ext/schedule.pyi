@@ -18,6 +18,7 @@ ACCOUNT: int
 WHOLE_TIER: int
 OF_TENANT: int
 OF_CAMPAIGN: int
+EACH_TENANT: int  # on a channel, each for itself
 HELD_TURN: int  # nothing: it may go now, others go first maybe
 HELD_PAUSE: int
 HELD_SLOT: int  # its channel has no call to spare
@@ -122,6 +123,10 @@ class Core:
         period that ``set_period`` tells (``calendar``; ``per_ns`` then only names it); ``reserved`` of them
         (0..number - 1) for system. ``handle``: of the channel, account, tier or tenant; 0 for GLOBAL. A tenant with a
         limit costs some 400 bytes for as long as the core lives, be it queued or not.
+
+        EACH_TENANT (``handle``: a channel's): each tenant has a limit of its own there; before anything is pushed, no
+        calendar, never rationed, and ``use`` knows nothing of it. A tenant's takes some 500 bytes while it has
+        something queued or counted there, and as long again as nobody else comes.
 
         A use counts from its pop until a window after its release: however long a call is on its way, no window is over
         at the platform (limit.h has the proof). At least 0.999 of N P / (P + J) can be used by calls of one recipient,

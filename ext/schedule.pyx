@@ -34,13 +34,13 @@ from ext.queues cimport TENANT as TENANT_
 
 NEVER = INT64_MAX
 TICK_NS = 1 << 20
-GLOBAL, CHANNEL, ACCOUNT, WHOLE_TIER, OF_TENANT, OF_CAMPAIGN = 0, 1, 2, 3, 4, 5
+GLOBAL, CHANNEL, ACCOUNT, WHOLE_TIER, OF_TENANT, OF_CAMPAIGN, EACH_TENANT = 0, 1, 2, 3, 4, 5, 6
 CALLS, RECIPIENTS = LIMIT_CALLS, LIMIT_RECIPIENTS
 # What holds a campaign, and (by level of the tree) whose pause, scope or rate it is.
 HELD_TURN, HELD_PAUSE, HELD_SLOT, HELD_BLOCK, HELD_LIMIT, HELD_GRANT, HELD_LINGER, HELD_TIME, HELD_PACING = (
     TURN, OF_PAUSE, OF_SLOT, OF_BLOCK, OF_LIMIT, OF_GRANT, OF_LINGER, OF_TIME, OF_RATE,
 )
-cdef tuple SCOPE_OF = (GLOBAL, WHOLE_TIER, CHANNEL, ACCOUNT, OF_TENANT, OF_CAMPAIGN)
+cdef tuple SCOPE_OF = (GLOBAL, WHOLE_TIER, CHANNEL, ACCOUNT, OF_TENANT, OF_CAMPAIGN, EACH_TENANT)
 CLOSED_CAP, CLOSED_LINGER, CLOSED_DUE, CLOSED_CUT = CAP, LINGER_OVER, DUE, CUT
 EXPIRED, CANCELLED = EXPIRED_, CANCELLED_
 ASAP, EVEN, PACED = PACE_ASAP, PACE_EVEN, PACE_PACED
@@ -406,6 +406,14 @@ cdef class Core:
             return &self.q.of_tier[within("tier", handle, SYSTEM, BASIC)]
         return &self.q.accounts[self.account_of(handle)].scope
 
+    cdef Scope* each_tenant(self, object handle, bint calendar) except NULL:
+        cdef int64_t at = self.channel_of(handle)
+        if calendar:
+            raise ValueError("a limit of each tenant has no calendar")
+        if self.q.counts[SYSTEM].pushed + self.q.counts[TEMPLATE].pushed + self.q.counts[BASIC].pushed:
+            raise ValueError("a limit of each tenant must be there before anything is pushed")
+        return &self.q.channels[at].each
+
     cdef int64_t account_of(self, object handle) except -1:
         return within("account", handle, 0, <int64_t>self.q.account_count - 1)
 
@@ -445,7 +453,9 @@ cdef class Core:
         return self.q.limits[within("limit", handle, 0, <int64_t>self.q.limit_count - 1)]
 
     def add_limit(self, scope, handle, unit, number, per_ns, reserved=0, bint calendar=False):
-        cdef Scope* of = self.scope(scope, handle, OF_TENANT)
+        cdef Scope* of = self.each_tenant(handle, calendar) if scope == EACH_TENANT else (
+            self.scope(scope, handle, OF_TENANT)
+        )
         cdef int64_t counted = within("unit", unit, LIMIT_CALLS, LIMIT_RECIPIENTS)
         cdef int64_t most = within("number", number, 1, WIDEST)
         cdef int64_t per = within("per_ns", per_ns, 1, WIDEST)

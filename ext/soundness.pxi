@@ -199,20 +199,24 @@ cdef const char* unsound_campaign(const Queues* q, const Node* node, Walk* walk)
 
 
 cdef const char* unsound_groups(const Queues* q, Walk* walk) noexcept nogil:
-    """All campaigns, then all tenants."""
+    """All shares, then all campaigns, then all tenants."""
     cdef const char* wrong = NULL
     cdef uint8_t level
     cdef int i
     cdef size_t k
     cdef Group* group
     cdef Link* link
-    for level in range(CAMPAIGN_, TENANT - 1, -1):
+    for level in range(SHARE, TENANT - 1, -1):
         for i in range(SHARDS):
             for k in range(q.names.shards[i].size):
                 group = <Group*>q.names.shards[i].slots[k].item
                 if group == NULL or group.level != level:
                     continue
                 walk.groups += 1
+                if level == SHARE:
+                    if not group.nodes and not group.scope.held[LIMIT_CALLS] and not ring_holds(&group.members):
+                        return "a share is of no use and does not wait to go"
+                    continue
                 if ring_first(&group.members) == NULL and not stays(group):
                     return "a group without members was not freed"
                 link = group.members.next

@@ -12,13 +12,16 @@ from random import Random
 
 from aiohttp import web
 
+from engine.wire_control import Command, Target
 from tests.integration.support import (
     Arrived,
     Gateway,
     busiest,
+    cancel,
     channel,
     configured,
     gateway,
+    now_ms,
     order,
     partnered,
     send,
@@ -164,3 +167,27 @@ async def test_a_tenant_has_its_weight_and_keeps_to_its_limits_over_a_restart(tm
             await worker.send("basic", send("x", "x", tenant="v"))
             await worker.until(lambda: partner.ids["x"] == 1, "others go")
             assert Counter(call.ids[0][0] for call in partner.calls)["t"] == 4
+
+
+async def test_every_tenant_has_the_limit_of_its_channel_for_itself(tmp_path: Path) -> None:
+    more = 'batch = 1\ntenant_limits = [{ calls = 3, per = "1h" }]'
+    async with gateway() as one, gateway() as other:
+        config = configured(tmp_path, channel("partner", one.url, more), channel("free", other.url))
+        async with working(config) as worker:
+            for tenant in "abc":
+                sends = (send(f"{tenant}{n}", f"{tenant}{n}", tenant=tenant, campaign="k") for n in range(6))
+                await worker.send("basic", *sends)
+                await worker.send("basic", send(f"{tenant}f", f"{tenant}f", "free", tenant=tenant))
+            await worker.until(lambda: len(one.calls) == 9 and len(other.ids) == 3, "each has had three")
+            await worker.until(lambda: worker.pipeline.core.stats()["throttled"][2] == 9, "and no more")
+            assert Counter(call.ids[0][0] for call in one.calls) == {"a": 3, "b": 3, "c": 3}
+            hold, *_ = worker.pipeline.orders.obey(why("k", "b")).why or []
+            assert (hold.held, str(hold.on), hold.limit) == ("limit", "tenant b on channel partner", "3 calls per 1h")
+            await worker.append(cancel("k", now_ms()))
+            await worker.judged()
+
+
+def why(campaign: str, tenant: str) -> Command:
+    """A question."""
+    on, at = Target(tenant=tenant, campaign=campaign), now_ms()
+    return Command(id="q", command="why", on=on, at=at, expires=at + 60_000)

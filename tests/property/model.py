@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tests.property.pace_model import CapacityModel, PaceModel
 from tests.property.paced_model import AT_ONCE, Beside, Paced, Pacing, by_due
@@ -290,6 +290,8 @@ class Model(Explained, Paced):
         self.branches: list[Node] = []  # tenants and campaigns of all leaves, in order of creation
         self.paused: set[tuple[int, ...]] = set()  # tenants, and campaigns with their tenants
         self.tenants: defaultdict[int, Scope] = defaultdict(Scope)
+        self.each: defaultdict[int, list[Limit]] = defaultdict(list)  # a channel's rules for each tenant
+        self.shares: dict[tuple[int, int], Scope] = {}  # a channel and a tenant: made after its rules
         self.weights: dict[tuple[int, ...], int] = {}
         self.once: set[tuple[Node, tuple[int, int, int]]] = set()  # contents that stand in a mixed queue
         self.told: list[tuple[int, int, int, int, int]] = []  # cause, send, position, attempt, tier
@@ -419,8 +421,9 @@ class Model(Explained, Paced):
     def free_if_idle(self, node: Node) -> None:
         while node.level in ("campaign", "tenant") and not (node.queues or node.branches or node.stands):
             self.disarm(node.timer)
-            if "parked" in node.held:
-                self.tenants[node.handle].parked.remove(node)
+            for scope in (self.tenants[node.handle], self.shares.get((self.lane_above(node).handle, node.handle))):
+                if "parked" in node.held and scope is not None and node in scope.parked:
+                    scope.parked.remove(node)
             del node.above(1).branches[node.handle]
             self.branches.remove(node)
             node = node.above(1)
@@ -679,7 +682,15 @@ class Model(Explained, Paced):
         assert lane.scope is not None
         assert leaf.scope is not None
         above = [(tier, self.everything), (tier, self.of_tier[tier.tier]), (lane, lane.scope), (leaf, leaf.scope)]
-        return [*above, (tenant, self.tenants[tenant.handle])]
+        mine = [(tenant, self.tenants[tenant.handle])]
+        if self.each[lane.handle]:
+            mine.append((tenant, self.share(lane.handle, tenant.handle)))
+        return [*above, *mine]
+
+    def share(self, channel: int, tenant: int) -> Scope:
+        if (channel, tenant) not in self.shares:
+            self.shares[channel, tenant] = Scope(limits=[replace(rule, entries=[]) for rule in self.each[channel]])
+        return self.shares[channel, tenant]
 
     def next_batch(self, queue: Queue, cap: int) -> tuple[int, int]:
         recipients = queue.fifo.of[:cap]

@@ -18,6 +18,7 @@ from ext.schedule import (
     CALL_A_SECOND,
     CALLS,
     CHANNEL,
+    EACH_TENANT,
     EVEN,
     GLOBAL,
     HELD_LIMIT,
@@ -94,6 +95,7 @@ class CoreMachine(RuleBasedStateMachine):
         tau=st.sampled_from([0, 64, 3600]),
         floor=st.sampled_from([1, CALL_A_SECOND, 20 * CALL_A_SECOND]),
         near=st.sampled_from([0, 5]),
+        each=st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1), LIMITS), max_size=2),
     )
     def start(
         self,
@@ -106,6 +108,7 @@ class CoreMachine(RuleBasedStateMachine):
         tau: int,
         floor: int,
         near: int,
+        each: list[tuple[int, int, tuple[int, int, int]]],
     ) -> None:
         tau_ns, near_ns = tau * NS_PER_S, (0, near * NS_PER_S, 0)
         self.core = Core(*weights, lead, own_queues, pacing=pacing, tau_ns=tau_ns, floor=floor, near_ns=near_ns)
@@ -122,6 +125,10 @@ class CoreMachine(RuleBasedStateMachine):
         for channel in accounts:
             self.core.add_account(channel % len(channels))
             self.model.add_account(channel % len(channels))
+        for channel, unit, (number, per, reserved) in each:
+            rule = Limit(unit == RECIPIENTS, number, per, min(reserved, number - 1))
+            rule.handle = self.core.add_limit(EACH_TENANT, channel, unit, number, per, rule.reserved)
+            self.model.each[channel].append(rule)
 
     def handle(self, scope: int, pick: int) -> int:
         return pick % [1, len(self.model.channels), len(self.model.leaves), 3, 2, 2][scope]
@@ -368,6 +375,15 @@ class CoreMachine(RuleBasedStateMachine):
 
     def check_limits(self) -> None:
         """The platform counts a call between its pop and its end: here at the first or at the last moment."""
+        for (channel, tenant), share in self.model.shares.items():
+            for limit in share.limits:
+                theirs = [
+                    (call.popped, (call.left or len(call.batch.items)) if limit.recipients else 1)
+                    for call in self.left
+                    if (call.ended is None or call.left)
+                    and (call.batch.channel, call.batch.key[0]) == (channel, tenant)
+                ]
+                assert most_in_a_window(theirs, limit.per) <= limit.number
         for scope, handle, limit, since in self.limits:
             calls = [
                 call

@@ -12,7 +12,7 @@ NEVER = 2**63 - 1
 TURN, PAUSE, SLOT, BLOCK, LIMIT, GRANT, LINGER, TIME, PACING = range(9)
 LOOKED_AT = 64
 SCOPES = {"tier": 3, "lane": 1, "leaf": 2, "tenant": 4, "campaign": 5}
-PATH = (0, 3, 1, 2, 4)  # the scopes a batch passes
+PATH = (0, 3, 1, 2, 4, 6)  # the scopes a batch passes
 
 
 class Reason(NamedTuple):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
 from ext.schedule import (
     ACCOUNT,
     CALLS,
     CHANNEL,
+    EACH_TENANT,
     GLOBAL,
     HELD_BLOCK,
     HELD_GRANT,
@@ -219,6 +222,40 @@ def test_a_tenant_that_was_parked_has_no_turns_saved_up() -> None:
     channel.push(100 * S, 10, tenant=2)
     tenants = [batch.key[0] for batch in channel.pop(100 * S, 16)]
     assert tenants.count(2) == 4
+
+
+def test_every_tenant_has_a_limit_of_its_own_on_a_channel_and_none_is_kept_longer_than_it_counts() -> None:
+    channel = Channel(cap=1, accounts=2)
+    channel.core.add_channel(100, 0, 1)
+    channel.core.add_account(1)
+    limit = channel.core.add_limit(EACH_TENANT, 0, CALLS, 2, 10 * S)
+    for tenant in (1, 2):
+        for account in (0, 1, 2):
+            channel.push(0, 2, tenant=tenant, account=account)
+    batches = channel.pop(0)
+    left = Counter((batch.key[0], batch.channel) for batch in batches)
+    assert left == {(1, 0): 2, (2, 0): 2, (1, 1): 2, (2, 1): 2}, "two on the one channel, all on the other"
+    assert channel.stat("throttled") == 4
+    rows = channel.core.explain(S, 1, 0)
+    assert {row[3:6] for row in rows} == {(HELD_LIMIT, EACH_TENANT, limit)}
+    channel.answer(S, batches)
+    assert len(channel.pop(12 * S)) == 4
+    with pytest.raises(ValueError, match="before anything is pushed"):
+        channel.core.add_limit(EACH_TENANT, 1, CALLS, 2, 10 * S)
+    channel.core.check()
+
+
+def test_tenants_that_came_and_went_are_forgotten() -> None:
+    channel = Channel(cap=1)
+    channel.core.add_limit(EACH_TENANT, 0, CALLS, 2, S)
+    for tenant in range(20_000):
+        now = tenant * S // 100
+        channel.push(now, 1, tenant=tenant)
+        channel.answer(now, channel.pop(now))
+        if tenant == 2_000:
+            memory = channel.core.stats()["memory_bytes"][0]
+    assert channel.core.stats()["memory_bytes"][0] < 2 * memory
+    channel.core.check()
 
 
 def test_a_call_of_another_tenant_cannot_be_released() -> None:
