@@ -27,6 +27,7 @@ cdef uint64_t queues_cancel(Queues* q, uint32_t tenant, uint32_t campaign, int t
     cdef Group* group = find_group(q, group_hash(CAMPAIGN_, tenant, campaign), CAMPAIGN_, tenant, campaign)
     cdef Link* member = NULL if group == NULL else ring_first(&group.members)
     cdef Link* link
+    cdef Link* unseen
     cdef Node* node
     cdef Queue* queue
     cdef uint64_t n = 0
@@ -36,12 +37,14 @@ cdef uint64_t queues_cancel(Queues* q, uint32_t tenant, uint32_t campaign, int t
         if tier >= 0 and node.tier != tier:
             continue
         node.children += 1  # so that it does not go with its last queue
-        link = ring_first(&node.queues)
-        while link != NULL:
+        link = unseen = node.queues.next
+        while link != &node.queues:
+            if link == unseen:
+                unseen = foresee_siblings(q, node, link)
             queue = sibling_of(link)
             n += <uint64_t>queue.fifo.count + queue.retries + queue.scheduled
             cancel_queue(q, queue)
-            link = ring_first(&node.queues)
+            link = node.queues.next
         node.children -= 1
         free_if_idle(q, node)
     return n

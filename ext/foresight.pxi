@@ -7,6 +7,7 @@
 # records of the first. What is foreseen wrongly costs time and nothing else: nothing here changes anything.
 
 cdef enum:
+    LINE = 64
     TURNS = 4  # this one, and those that are foreseen
     LINES = 4  # of a FIFO's first chunk; what follows the processor fetches by itself
 
@@ -29,6 +30,22 @@ cdef inline void foresee_tail(Queues* q, Target* target, uint32_t id_bytes) noex
         at = chunk_at(&q.store, queue.fifo.tail) + queue.fifo.tail_at
         foresee(at)
         foresee(at + sizeof(Rec) + id_bytes - 1)  # mostly in the same line
+
+
+# --- cancel ---
+
+cdef Link* foresee_siblings(Queues* q, const Node* campaign, Link* link) noexcept nogil:
+    """The next queues of a campaign, and where they stand in the table; returns the first that is not among them."""
+    cdef const Queue* queue
+    cdef int _i
+    for _i in range(GROUP):
+        if link == &campaign.queues:
+            break
+        queue = sibling_of(link)
+        link = link.next
+        foresee_lines(queue, (sizeof(Queue) + LINE - 1) // LINE)
+        foresee(table_home(&q.by_key, hash_of(queue, queue.content)))
+    return link
 
 
 # --- pop ---
