@@ -395,7 +395,7 @@ static inline uint64_t pace_before(const Pace *pace, uint32_t slot) {
 /* About when the first call of a slot leaves: when those due before it have, at the rate of now, but by the slot's own
    time; not before the next call. For who asks why something waits: nothing changes by it. */
 static inline int64_t pace_expects(const Pace *pace, uint32_t slot) {
-    int64_t own = pace->base_ns + ((int64_t)(int32_t)(slot - pace->base) << PACE_NEAR_BITS);
+    int64_t own = pace->base_ns + (int64_t)(int32_t)(slot - pace->base) * (1ll << PACE_NEAR_BITS);
     int64_t next = pace->left + pace_interval(pace);
     __int128 when = pace->left + (__int128)pace_interval(pace) * (pace_before(pace, slot) + 1);
     if (when > own) when = own;
