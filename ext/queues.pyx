@@ -9,9 +9,9 @@ Never: reads a clock, walks queues to find work, allocates while a timer fires, 
 deadline.
 
 The records are one state machine, and the compiler sees it as a whole; it is included from push.pxi (what comes in),
-batch.pxi (how a batch is formed), foresight.pxi (what is fetched ahead), pacing.pxi, shares.pxi, ended.pxi (cancel, reap),
-making.pxi and soundness.pxi. Here is what they share, more than 500 lines of it: nodes, the states of a queue, whose
-turn it is. What stands alone (slabs, FIFOs, rings, wheel, windows, tables) is in the headers.
+batch.pxi (how a batch is formed), foresight.pxi (what is fetched ahead), pacing.pxi, shares.pxi, ended.pxi (cancel and
+reap), making.pxi and soundness.pxi. Here is what they share, more than 500 lines of it: nodes, the states of a queue,
+whose turn it is. What stands alone (slabs, FIFOs, rings, wheel, windows, tables) is in the headers.
 """
 
 from libc.stdint cimport INT64_MAX
