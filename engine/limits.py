@@ -316,8 +316,8 @@ class Limits:
         for (limit, amount), row in zip(asked.items(), rows, strict=True):
             kept = self._kept[limit]
             kept.written += row.used.amount
-            if kept.told != kept.most:
-                self._tell(kept)
+            if kept.told != kept.most and (kept.portion is not None or kept.most <= row.open):
+                self._tell(kept)  # else it was raised again meanwhile, and that is yet to be written
             if kept.portion is not None:
                 self._core.grant(limit, amount)
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import structlog
 
 from engine.admit import Channel
-from engine.config import Config, Limit, Span
+from engine.config import NS, YEAR, Config, Limit, Span
 from engine.config_check import limit_problems
 from engine.errors import Reject
 from engine.limits import NO_LIMIT, Kept, Limits, window_of, with_number
@@ -132,6 +132,8 @@ def rule_of(window: Window, number: int) -> Limit:
         per = Span.parse(window.per)
     except ValueError:
         raise Reject("command_invalid", f'per {window.per!r} is not a duration such as "1s", or "1mo"') from None
+    if not NS["ms"] <= per <= YEAR:
+        raise Reject("command_invalid", f"per {window.per} must be 1ms..365d")
     rule = (
         Limit(per, calls=1, zone=window.zone) if window.unit == "calls" else Limit(per, recipients=1, zone=window.zone)
     )

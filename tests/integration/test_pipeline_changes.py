@@ -114,6 +114,7 @@ async def test_what_cannot_be_changed_is_refused_with_what_would_be_valid(tmp_pa
             "c": change("c", Target(channel="partner"), window=Window("calls", "soon"), number=1),
             "d": change("d", Target(channel="partner"), window=Window("calls", "1h", "Moon"), number=1),
             "e": change("e", Target(channel="partner"), window=Window("calls", "2h")),
+            "g": change("g", Target(channel="partner"), window=Window("calls", "9999999d"), number=1),
             "f": change("f", Target(tier="system"), weight=2),
         }
         await worker.append(*wrong.values())
@@ -121,6 +122,7 @@ async def test_what_cannot_be_changed_is_refused_with_what_would_be_valid(tmp_pa
         assert refused["a"] == "no channel partnr; there are partner"
         assert refused["b"] == "channel partner has no account x; it has default"
         assert refused["c"] == 'per \'soon\' is not a duration such as "1s", or "1mo"'
+        assert refused["g"] == "per 9999999d must be 1ms..365d"
         assert "with `zone` it must be" in str(refused["d"])
         assert refused["e"] == "channel partner has no limit of calls per 2h; it has: calls per 1h"
         assert "system has no weight" in str(refused["f"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -15,7 +16,7 @@ from engine.clock import Clock
 from engine.config import Limit, Span
 from engine.limits import Limits
 from engine.periods import period_at, portion
-from engine.state.uses import Uses
+from engine.state.uses import Row, Uses
 from ext.limits import FREE
 from ext.limits import Limits as Core
 from tests.property.windows import most_in_a_window
@@ -197,6 +198,26 @@ async def test_a_larger_number_holds_once_it_is_written_and_a_smaller_one_at_onc
     assert life.core.use(0, clock.ns)[1] == 30, "all of it may have been used"
     life.limits.renumber(life.kept, 5)
     assert life.core.most(100, system=True) == 5
+    life.limits.close()
+
+
+async def test_a_number_raised_while_the_one_before_is_written_waits_for_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    life = Life(tmp_path / "limits.db", Limit(Span(S), recipients=10), Hand())
+    life.limits.renumber(life.kept, 30)
+    write = life.uses.write
+
+    def writes(rows: Sequence[Row]) -> None:
+        write(rows)
+        if life.kept.most == 30:
+            life.limits.renumber(life.kept, 90)
+
+    monkeypatch.setattr(life.uses, "write", writes)
+    await life.limits.grant()
+    assert life.core.most(100, system=True) == 10
+    await life.limits.grant()
+    assert life.core.most(100, system=True) == 90
     life.limits.close()
 
 

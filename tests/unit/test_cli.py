@@ -397,6 +397,7 @@ def test_a_limit_in_words(full: Mapping[str, Any], said: str) -> None:
     [
         (["channel", "two", "--per", "1s"], "give either --calls N or --recipients N"),
         (["channel", "two", "--calls", "5", "--per", "soon"], "per 'soon' is not a duration such as"),
+        (["channel", "two", "--calls", "5", "--per", "9999999d"], "per 9999999d must be 1ms..365d"),
         (["channel", "two", "--calls", "5", "--per", "1h", "--zone", "Moon"], "with `zone` it must be"),
         (["channel", "twi", "--calls", "5", "--per", "1s"], "no channel 'twi'; did you mean 'two'?"),
         (["channel", "--calls", "5", "--per", "1s"], "missing: which channel"),
