@@ -134,7 +134,9 @@ class Place:
         path, _ = self.config("topics")
         code, said = await run(sys.executable, "-m", "engine.cli", "topics", "create", "-c", str(path), "--json")
         assert code == 0, said
-        names = ("system", "template", "basic", "receipts", "dead", "control", "content", "progress")
+        names = ["system", "template", "basic", "receipts", "dead", "control", "content", "progress"]
+        tiers, delays = ("system", "template", "basic"), ("5s", "1m", "10m", "1h")
+        names += [f"later.{tier}.{delay}" for tier in tiers for delay in delays]
         assert sorted(json.loads(said)["created"]) == sorted(f"{self.prefix}.{name}" for name in names)
 
     async def start(self, path: Path, port: int, *options: str) -> Engine:
