@@ -6,10 +6,8 @@ import asyncio
 import json
 import os
 import signal
-import sys
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -33,7 +31,7 @@ from tests.integration.support import (
     send,
 )
 from tests.integration.test_cli import run
-from tests.integration.test_pipeline_process import Engine
+from tests.integration.test_pipeline_process import Engine, running
 
 pytestmark = pytest.mark.kafka
 WITHIN_S = 120.0
@@ -81,18 +79,8 @@ class Place:
             while sum(at.offset for at in (await log.committed(f"{self.prefix}.{group}")).values()) < count:  # noqa: ASYNC110 - nobody tells
                 await asyncio.sleep(0.05)
 
-    @asynccontextmanager
-    async def serving(self) -> AsyncIterator[Engine]:
-        said = self._directory / f"said-{uuid4().hex}"
-        with said.open("wb") as stderr:
-            arguments = ("-m", "engine.cli", "serve", "-c", str(self.path), "--log-format", "json")
-            process = await asyncio.create_subprocess_exec(sys.executable, *arguments, stdout=stderr, stderr=stderr)
-        try:
-            yield Engine(process, said, self._port)
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
+    def serving(self) -> AbstractAsyncContextManager[Engine]:
+        return running(self.path, self._port, self._directory / f"said-{uuid4().hex}")
 
 
 async def killed(engine: Engine) -> None:

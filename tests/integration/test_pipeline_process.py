@@ -87,13 +87,18 @@ async def serving(directory: Path, *parts: str, config: str = "", top: str = "")
     path = write_config(directory, *parts, top=top, metrics=f"127.0.0.1:{port}")
     if config:
         path.write_text(config)
-    said = directory / f"said-{port}"
+    async with running(path, port, directory / f"said-{port}") as engine:
+        yield engine
+
+
+@asynccontextmanager
+async def running(path: Path, port: int, said: Path) -> AsyncIterator[Engine]:
+    """``serve`` with that configuration, whose metrics are on that port; what it says goes to a file."""
     with said.open("wb") as stderr:
         arguments = ("-m", "engine.cli", "serve", "-c", str(path), "--log-format", "json")
         process = await asyncio.create_subprocess_exec(sys.executable, *arguments, stdout=stderr, stderr=stderr)
-    engine = Engine(process, said, port)
     try:
-        yield engine
+        yield Engine(process, said, port)
     finally:
         if process.returncode is None:
             process.kill()

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import re
 import signal
-import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -30,7 +29,7 @@ from engine.send import Tier
 from engine.wire_map import Pointer
 from tests.contract.log_kit import joined, opening
 from tests.integration.support import QUICK, Ahead, Arrived, channel, gateway, now_ms, opened, read, send, working
-from tests.integration.test_pipeline_process import Engine
+from tests.integration.test_pipeline_process import Engine, running
 
 pytestmark = pytest.mark.kafka
 WITHIN_S = 90.0
@@ -52,19 +51,9 @@ class Site:
         http = f'[http]\nmetrics = "127.0.0.1:{self.port}"\nadmin = ""\n'
         self.path.write_text(f'state = "{directory}/{name}"\n{where}session_timeout = "6s"\n{log}\n{http}{QUICK}{part}')
 
-    @asynccontextmanager
-    async def serving(self) -> AsyncIterator[Engine]:
+    def serving(self) -> AbstractAsyncContextManager[Engine]:
         """``serve`` in a process of its own."""
-        said = self.directory / f"{self.name}-{uuid4().hex}.log"
-        with said.open("wb") as stderr:
-            arguments = ("-m", "engine.cli", "serve", "-c", str(self.path), "--log-format", "json")
-            process = await asyncio.create_subprocess_exec(sys.executable, *arguments, stdout=stderr, stderr=stderr)
-        try:
-            yield Engine(process, said, self.port)
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
+        return running(self.path, self.port, self.directory / f"{self.name}-{uuid4().hex}.log")
 
 
 async def gauge(engine: Engine, name: str, labels: str) -> float:
