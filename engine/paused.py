@@ -15,7 +15,7 @@ from engine.admit import Channel
 from engine.errors import Reject
 from engine.open_sends import Flow, OpenSends
 from engine.send import Tier
-from engine.wire_control import Target
+from engine.wire_control import Target, covers_campaign
 from ext.schedule import ACCOUNT, CHANNEL, OF_CAMPAIGN, OF_TENANT, WHOLE_TIER
 
 
@@ -82,18 +82,12 @@ class Pauses:
             raise Reject("command_invalid", f"channel {channel.name} has no account {target.account}")
         return {(ACCOUNT, channel.accounts[target.account], 0)}
 
-    def _covers_campaign(self, flow: Flow) -> bool:
-        return flow.campaign is not None and (
-            Target(campaign=flow.campaign) in self.standing
-            or Target(tenant=flow.tenant, campaign=flow.campaign) in self.standing
-        )
-
     def _made(self, flow: Flow) -> None:
         if not self.standing:
             return
         if Target(tenant=flow.tenant) in self.standing:
             self._core.pause(OF_TENANT, flow.tenant_handle)
-        if self._covers_campaign(flow):
+        if covers_campaign(self.standing, flow.tenant, flow.campaign):
             self._core.pause(OF_CAMPAIGN, flow.tenant_handle, flow.campaign_handle)
 
     def _gone(self, flow: Flow) -> None:
@@ -102,5 +96,7 @@ class Pauses:
             return
         if Target(tenant=flow.tenant) in self.standing and self._opens.tenant(flow.tenant) is None:
             self._core.resume(OF_TENANT, flow.tenant_handle)
-        if self._covers_campaign(flow) and not self._opens.of_campaign(flow.campaign or "", flow.tenant):
+        if covers_campaign(self.standing, flow.tenant, flow.campaign) and not self._opens.of_campaign(
+            flow.campaign or "", flow.tenant
+        ):
             self._core.resume(OF_CAMPAIGN, flow.tenant_handle, flow.campaign_handle)

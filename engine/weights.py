@@ -14,7 +14,7 @@ from typing import Protocol
 from engine.errors import Reject
 from engine.open_sends import Flow, OpenSends
 from engine.send import Tier
-from engine.wire_control import Target
+from engine.wire_control import Target, covers_campaign
 from ext.schedule import OF_CAMPAIGN, OF_TENANT, WHOLE_TIER
 
 
@@ -80,18 +80,12 @@ class Weights:
         weight = self._weight(Target(tenant=flow.tenant, campaign=flow.campaign), everywhere)
         self._core.reweight(OF_CAMPAIGN, flow.tenant_handle, weight, flow.campaign_handle)
 
-    def _covered(self, flow: Flow) -> bool:
-        return flow.campaign is not None and (
-            Target(campaign=flow.campaign) in self.standing
-            or Target(tenant=flow.tenant, campaign=flow.campaign) in self.standing
-        )
-
     def _made(self, flow: Flow) -> None:
         if not self.standing:
             return
         if Target(tenant=flow.tenant) in self.standing:
             self._core.reweight(OF_TENANT, flow.tenant_handle, self._of_tenant(flow.tenant))
-        if self._covered(flow):
+        if covers_campaign(self.standing, flow.tenant, flow.campaign):
             self._weigh_campaign(flow)
 
     def _gone(self, flow: Flow) -> None:
@@ -100,5 +94,7 @@ class Weights:
             return
         if Target(tenant=flow.tenant) in self.standing and self._opens.tenant(flow.tenant) is None:
             self._core.reweight(OF_TENANT, flow.tenant_handle, 1)
-        if self._covered(flow) and not self._opens.of_campaign(flow.campaign or "", flow.tenant):
+        if covers_campaign(self.standing, flow.tenant, flow.campaign) and not self._opens.of_campaign(
+            flow.campaign or "", flow.tenant
+        ):
             self._core.reweight(OF_CAMPAIGN, flow.tenant_handle, 1, flow.campaign_handle)

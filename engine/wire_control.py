@@ -8,6 +8,7 @@ Never: decides whether what a command names exists; a worker knows that.
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import quote
 
@@ -68,6 +69,13 @@ class Target(msgspec.Struct, frozen=True, omit_defaults=True):
         if self.kind == "campaign" and self.tenant is not None:
             return f"campaign {self.campaign} of tenant {self.tenant}"
         return f"{self.kind} {getattr(self, self.kind, '')}".rstrip()
+
+
+def covers_campaign(standing: Container[Target], tenant: str, campaign: str | None) -> bool:
+    """Whether a command about the tenant's campaign, or about everybody's of that name, is among these."""
+    return campaign is not None and (
+        Target(campaign=campaign) in standing or Target(tenant=tenant, campaign=campaign) in standing
+    )
 
 
 class Window(msgspec.Struct, frozen=True, omit_defaults=True):
