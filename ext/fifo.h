@@ -146,7 +146,7 @@ static inline int facts_refs(const Store *store, uint64_t *refs) {
     *refs = 0;
     for (uint32_t number = 0; number < slab->numbers; number++)
         for (uint32_t i = 0; slab->blocks[number].base != NULL && i < slab->blocks[number].bump; i++) {
-            const Facts *facts = facts_at(store, (number << slab->shift | i) + 1);
+            const Facts *facts = slab_line(&slab->blocks[number], slab_nth(slab, i));
             if (!ASAN_IS_POISONED(facts)) *refs += facts->refs;
         }
     return 0;

@@ -13,8 +13,8 @@ cdef Queues* queues_make(
     queues_reweight_tier(q, BASIC, basic_weight)
     wheel_make(&q.wheel)
     store_make(&q.store)
-    slab_make(&q.queues, sizeof(Queue) + 63 & ~63)  # whole lines of the cache
-    slab_make(&q.nodes, sizeof(Node) + 63 & ~63)
+    slab_make(&q.queues, sizeof(Queue))
+    slab_make(&q.nodes, sizeof(Node))
     slab_make(&q.groups, sizeof(Group))
     slab_make(&q.parcels, sizeof(Parcel))
     fifo_make(&q.ended)

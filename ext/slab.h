@@ -1,10 +1,11 @@
 /* Records of one size, told by u32 handles, in blocks that are mapped from the system and given back when empty (slab
    allocation: Bonwick, USENIX 1994). Taking and freeing a record is O(1); only slab_reserve maps anything.
 
-   A handle is block << shift | place in it, plus 1: 0 is no record. Records never move. Freed ones are used again
-   before untouched ones, the block that was last freed into first, so that a churned slab still hands out neighbours.
-   What a reserve mapped is not resident until it is used. Empty blocks beyond `spare` go back to the system at once,
-   and what is kept gives back its pages if it has touched more than a few.
+   Records begin at lines of the cache. A handle is block << 15 | line in it; the first line of a block is nobody's, so
+   that 0 is no record. Records never move. Freed ones are used again before untouched ones, the block that was last
+   freed into first, so that a churned slab still hands out neighbours. What a reserve mapped is not resident until it is
+   used. Empty blocks beyond `spare` go back to the system at once, and what is kept gives back its pages if it has
+   touched more than a few.
 
    A block is a huge page of the processor's, and from the fourth one on the system is asked for such pages: among
    millions of records most of what an access costs is finding its page. So whoever has few records pays for few. */
@@ -32,19 +33,21 @@
 #define SLAB_KEPT_BYTES ((size_t)256 << 10) /* an empty block may keep resident */
 #define SLAB_SMALL 3                        /* blocks without huge pages */
 
+enum { SLAB_LINE_BITS = 6, SLAB_SHIFT = 15 }; /* lines of 64 bytes; 2^15 of them are a block */
+
 typedef struct SlabBlock {
     char *base;    /* owned; NULL: this number is free */
     uint32_t huge; /* resident as a whole, or not at all */
     uint32_t used; /* records taken */
     uint32_t bump; /* records from here on were never taken */
-    uint32_t freed; /* the first freed one: its place + 1; each holds the next */
+    uint32_t freed; /* the first freed one: its line; each holds the next */
     uint32_t prev, next; /* among the blocks with room, or the empty ones; number + 1 */
 } SlabBlock;
 
 typedef struct Slab {
     SlabBlock *blocks; /* owned */
     uint32_t numbers;  /* of blocks, used or not */
-    uint32_t size, shift, capacity; /* bytes of a record; records a block, and the power of two that holds them */
+    uint32_t size, capacity; /* bytes of a record, whole lines; records a block */
     uint32_t partial, empty, unused; /* lists: blocks with room, without a record taken, numbers to use again */
     uint32_t mapped, empties, spare;
     size_t room;    /* records that can be taken without mapping */
@@ -52,14 +55,21 @@ typedef struct Slab {
 } Slab;
 
 static inline void slab_make(Slab *slab, uint32_t size) {
-    *slab = (Slab){.size = size, .spare = 1, .capacity = (uint32_t)(SLAB_BLOCK_BYTES / size)};
-    while (1u << slab->shift < slab->capacity) slab->shift++;
+    uint32_t line = 1u << SLAB_LINE_BITS;
+    size = (size + line - 1) & ~(line - 1);
+    *slab = (Slab){.size = size, .spare = 1, .capacity = (uint32_t)((SLAB_BLOCK_BYTES - line) / size)};
+}
+
+static inline void *slab_line(const SlabBlock *block, uint32_t line) {
+    return block->base + ((size_t)line << SLAB_LINE_BITS);
 }
 
 static inline void *slab_at(const Slab *slab, uint32_t handle) {
-    uint32_t at = handle - 1;
-    return slab->blocks[at >> slab->shift].base + (size_t)(at & ((1u << slab->shift) - 1)) * slab->size;
+    return slab_line(&slab->blocks[handle >> SLAB_SHIFT], handle & ((1u << SLAB_SHIFT) - 1));
 }
+
+/* Of the record that is the i-th of a block that was never taken from. */
+static inline uint32_t slab_nth(const Slab *slab, uint32_t i) { return 1 + i * (slab->size >> SLAB_LINE_BITS); }
 
 /* Bytes of a block that may be resident. */
 static inline size_t slab_touched(const Slab *slab, const SlabBlock *block) {
@@ -97,7 +107,7 @@ static inline char *slab_pages(void) {
 static inline int slab_map(Slab *slab) {
     if (!slab->unused) {
         uint32_t more = slab->numbers ? 2 * slab->numbers : 8;
-        if ((uint64_t)more << slab->shift >= 1u << 30) return -1; /* handles have 30 bits for others to add to */
+        if ((uint64_t)more << SLAB_SHIFT > 1u << 30) return -1; /* handles have 30 bits for others to add to */
         SlabBlock *blocks = realloc(slab->blocks, more * sizeof(SlabBlock));
         if (blocks == NULL) return -1;
         slab->blocks = blocks;
@@ -166,34 +176,30 @@ static inline uint32_t slab_take(Slab *slab) {
     if (!slab->partial) slab_open(slab, slab->empty - 1);
     uint32_t number = slab->partial - 1;
     SlabBlock *block = &slab->blocks[number];
-    uint32_t place = block->freed;
-    char *record;
-    if (place) {
-        place--;
-        record = block->base + (size_t)place * slab->size;
-        ASAN_UNPOISON_MEMORY_REGION(record, slab->size);
-        block->freed = *(uint32_t *)record;
-        if (block->freed) foresee(block->base + (size_t)(block->freed - 1) * slab->size);
+    uint32_t line = block->freed;
+    if (line) {
+        ASAN_UNPOISON_MEMORY_REGION(slab_line(block, line), slab->size);
+        block->freed = *(uint32_t *)slab_line(block, line);
+        if (block->freed) foresee(slab_line(block, block->freed));
     } else {
         size_t touched = slab_touched(slab, block);
-        place = block->bump++;
-        record = block->base + (size_t)place * slab->size;
-        ASAN_UNPOISON_MEMORY_REGION(record, slab->size);
+        line = slab_nth(slab, block->bump++);
+        ASAN_UNPOISON_MEMORY_REGION(slab_line(block, line), slab->size);
         slab->touched += slab_touched(slab, block) - touched;
     }
     slab->room--;
     if (++block->used == slab->capacity) slab_unlink(slab, &slab->partial, number);
-    return (number << slab->shift | place) + 1;
+    return number << SLAB_SHIFT | line;
 }
 
 static inline void slab_free(Slab *slab, uint32_t handle) {
-    uint32_t at = handle - 1, number = at >> slab->shift;
+    uint32_t number = handle >> SLAB_SHIFT;
     SlabBlock *block = &slab->blocks[number];
     void *record = slab_at(slab, handle);
     assert(block->used > 0);
     *(uint32_t *)record = block->freed;
     ASAN_POISON_MEMORY_REGION(record, slab->size);
-    block->freed = (at & ((1u << slab->shift) - 1)) + 1;
+    block->freed = handle & ((1u << SLAB_SHIFT) - 1);
     slab->room++;
     if (block->used-- == slab->capacity) slab_link(slab, &slab->partial, number);
     if (block->used) return;
