@@ -30,18 +30,15 @@ class Ending(NamedTuple):
     code: str
     reason: str
     who: Sequence[int]
-    declined: bool = False  # of the dead: as in Again
 
 
 class Again(NamedTuple):
-    """These are to be tried again at ``at_ns``; ``counts``: the call was an attempt of theirs; ``declined``: the
-    platform answered, and surely reached none of them."""
+    """These are to be tried again at ``at_ns``; ``counts``: the call was an attempt of theirs."""
 
     at_ns: int
     counts: bool
     reason: str
     who: Sequence[int]
-    declined: bool = False
 
 
 class Settlement(NamedTuple):
@@ -78,8 +75,7 @@ def settle(
     for verdict, who in _by_verdict(result, len(attempts)):
         action = verdict.action
         if action in ENDINGS:
-            declined = action is Action.DEAD and result.answered
-            done.endings.append(Ending(ENDINGS[action], verdict.code, verdict.reason, who, declined))
+            done.endings.append(Ending(ENDINGS[action], verdict.code, verdict.reason, who))
         elif action is Action.UNKNOWN and not repeats:
             done.endings.append(Ending(Outcome.UNKNOWN, verdict.code, verdict.reason, who))
         elif action is Action.PARK:
@@ -124,7 +120,7 @@ def _retry(
     for attempt, indices in by_attempt.items():
         if attempt + 1 >= policy.attempts:
             reason = f"retries exhausted after {attempt + 1}: {verdict.reason or verdict.code}"
-            done.endings.append(Ending(gives_up, verdict.code, reason, indices, verdict.refused))
+            done.endings.append(Ending(gives_up, verdict.code, reason, indices))
         else:
             at = now_ns + max(wait, backoff_ns(attempt, policy, jitter))
-            done.again.append(Again(at, True, verdict.reason or verdict.code, indices, verdict.refused))
+            done.again.append(Again(at, True, verdict.reason or verdict.code, indices))

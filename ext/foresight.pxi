@@ -1,23 +1,47 @@
-# Included by queues.pyx: what will be needed soon is on its way from memory while something else is done (group
-# prefetching: Chen, Ailamaki, Gibbons, Mowry, ICDE 2004). With millions queued nearly every line is in no cache, and
+# Included by queues.pyx: what will be needed soon is on its way from memory while something else is done (prefetching
+# in a pipeline: Chen, Ailamaki, Gibbons, Mowry, ICDE 2004). With millions queued nearly every line is in no cache, and
 # lines that are fetched together cost a tenth of what they cost one after the other.
 #
-# A push looks up its rows in stages, GROUP rows at a time: the slots of the table, then the queues, then the places it
-# writes to. A pop looks at the next three turns of the leaf: the campaign of the third, the queue of the second, the
-# records of the first. What is foreseen wrongly costs time and nothing else: nothing here changes anything.
+# A push looks up its rows in stages, AHEAD rows apart: the slots of the table, then the queues (or, where there is none
+# yet, the campaigns); then, again AHEAD, the places it writes to. A pop looks at the next three turns of the leaf: the
+# campaign of the third, the queue of the second, the records of the first. What is foreseen wrongly costs time and
+# nothing else: nothing here changes anything.
 
 cdef enum:
     LINE = 64
     TURNS = 4  # this one, and those that are foreseen
+    GROUP = 64  # queues of a cancel whose lines are fetched together
     LINES = 4  # of a FIFO's first chunk; what follows the processor fetches by itself
 
 
 # --- push ---
 
-cdef inline void foresee_queue(Queues* q, const Target* target) noexcept nogil:
-    cdef TableSlot* slot = table_home(&q.by_key, target.key_hash)
-    if slot != NULL and slot.item != NULL:
-        foresee(slot.item)
+cdef inline void foresee_queue(Queues* q, const Row* row, Target* target) noexcept nogil:
+    """Its slot is here. NULL: no queue has its hash; one will be made, and its campaign may be there."""
+    cdef size_t cursor = 0
+    cdef Node* leaf
+    cdef Node* tenant
+    target.queue = queue_at(q, table_next(&q.by_key, target.key_hash, &cursor))
+    if target.queue != NULL:
+        foresee(target.queue)
+        return
+    leaf = &q.accounts[row.account].leaves[row.tier]
+    tenant = find_branch(q, leaf, row.tenant, branch_hash(leaf, row.tenant))
+    target.branch_hash = branch_hash(tenant, row.campaign)
+    foresee(table_home(&q.branches, target.branch_hash))
+
+
+cdef inline void foresee_campaign(Queues* q, const Row* row, const Target* target) noexcept nogil:
+    """Of a row without a queue; the slot is here."""
+    cdef size_t cursor = 0
+    cdef Node* campaign
+    if target.queue != NULL:
+        return
+    campaign = node_at(q, table_next(&q.branches, target.branch_hash, &cursor))
+    if campaign != NULL:
+        foresee_lines(campaign, 3)
+    else:
+        foresee(table_home(&q.names, group_hash(CAMPAIGN_, row.tenant, row.campaign)))
 
 
 cdef inline void foresee_tail(Queues* q, Target* target, uint32_t id_bytes) noexcept nogil:

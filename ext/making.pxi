@@ -119,7 +119,7 @@ cdef void free_tenants(Queues* q) noexcept nogil:
     cdef Group* group
     for i in range(SHARDS):
         for k in range(q.names.shards[i].size):
-            group = <Group*>q.names.shards[i].slots[k].item
+            group = group_at(q, q.names.shards[i].slots[k].item)
             if group != NULL:
                 scope_free(&group.scope)
 

@@ -3,12 +3,11 @@
 # same times share their facts, and the sums above campaigns are brought up to date once for all of them.
 
 cdef enum:
-    GROUP = 64  # rows whose lines are fetched together
+    AHEAD = 16  # rows between what is asked for and its use
 
 
 cdef struct Pushing:  # what rows of a push that follow each other have in common
-    const Row* like  # the last one; NULL: there was none yet
-    Node* leaf
+    Node* leaf  # NULL: there was none yet
     Facts facts
     Facts* held  # those in the store; NULL: they are not there yet
     uint32_t handle  # of that
@@ -37,7 +36,7 @@ cdef void count_pushed(Queues* q, Pushing* pushing) noexcept nogil:
 cdef void begin_facts(Queues* q, Pushing* pushing, const Row* row) noexcept nogil:
     """Of a row that is not like the one before it."""
     cdef Facts* facts = &pushing.facts
-    if pushing.like != NULL:
+    if pushing.leaf != NULL:
         count_pushed(q, pushing)
     pushing.leaf = &q.accounts[row.account].leaves[row.tier]
     facts.pushed, facts.due, facts.deadline, facts.not_before = row.pushed, row.due, row.deadline, row.not_before
@@ -173,9 +172,8 @@ cdef inline void put(Queues* q, const Row* row, Target* target, Pushing* pushing
         q.counts[row.tier].pushed += row.count
         end_at_once(q, row)
         return
-    if pushing.like == NULL or not alike(row, pushing.like):
+    if not target.alike:  # else the one before it was put, too: it had the same deadline
         begin_facts(q, pushing, row)
-    pushing.like = row
     pushing.pushed += row.count
     if row.not_before > q.now:
         wait(q, queue, row, pushing, target.first)
@@ -234,49 +232,57 @@ cdef void aim_no_more(Queues* q, size_t n) noexcept nogil:
         rest_if_empty(q, queue)
 
 
+cdef inline void begin_aim(Queues* q, const Row* rows, size_t i) noexcept nogil:
+    cdef const Row* row = &rows[i]
+    cdef Target* target = &q.targets[i]
+    target.alike = i > 0 and alike(row, row - 1)
+    if target.alike and row.attempt == (row - 1).attempt:
+        target.haste = (target - 1).haste
+    else:
+        target.haste = haste_of(q, row)
+    target.key_hash = queue_hash(place_of(row.account, row.tier), row.tenant, row.campaign, row.content)
+    foresee(table_home(&q.by_key, target.key_hash))
+
+
+cdef inline int end_aim(Queues* q, const Row* row, Target* target) noexcept nogil:
+    """What was found by its hash may be another's, and what was not found may have been made meanwhile."""
+    target.first = False
+    if row.deadline <= q.now:
+        target.queue = NULL
+        return 0
+    if target.queue == NULL or not is_queue_of(target.queue, row, target.haste):
+        target.queue = find_queue(q, row, target)
+    if target.queue == NULL:
+        target.queue = new_queue_for(q, row, target)
+    return -(target.queue == NULL)
+
+
 cdef int aim(Queues* q, const Row* rows, size_t n) noexcept nogil:
     """Finds or makes the queue of every row."""
-    cdef size_t first = 0, end, i
-    cdef Target* target
-    while first < n:
-        end = min(n, first + GROUP)
-        for i in range(first, end):
-            target = &q.targets[i]
-            target.queue = NULL
-            target.key_hash = queue_hash(
-                place_of(rows[i].account, rows[i].tier), rows[i].tenant, rows[i].campaign, rows[i].content
-            )
-            foresee(table_home(&q.by_key, target.key_hash))
-        for i in range(first, end):
-            foresee_queue(q, &q.targets[i])
-        for i in range(first, end):
-            target = &q.targets[i]
-            if rows[i].deadline <= q.now:
-                continue
-            target.first = False
-            target.queue = find_queue(q, &rows[i], target.key_hash)
-            if target.queue == NULL:
-                target.queue = new_queue_for(q, &rows[i], target)
-            if target.queue == NULL:
-                aim_no_more(q, i)
-                return -1
-        first = end
+    cdef size_t i
+    for i in range(n + 3 * AHEAD):
+        if i < n:
+            begin_aim(q, rows, i)
+        if AHEAD <= i < n + AHEAD:
+            foresee_queue(q, &rows[i - AHEAD], &q.targets[i - AHEAD])
+        if 2 * AHEAD <= i < n + 2 * AHEAD:
+            foresee_campaign(q, &rows[i - 2 * AHEAD], &q.targets[i - 2 * AHEAD])
+        if i >= 3 * AHEAD and end_aim(q, &rows[i - 3 * AHEAD], &q.targets[i - 3 * AHEAD]) < 0:
+            aim_no_more(q, i - 3 * AHEAD)
+            return -1
     return 0
 
 
 cdef void put_all(Queues* q, const Row* rows, size_t n) noexcept nogil:
-    cdef size_t first = 0, end, i
+    cdef size_t i
     cdef Pushing pushing
     memset(&pushing, 0, sizeof(pushing))
-    while first < n:
-        end = min(n, first + GROUP)
-        for i in range(first, end):
-            if q.targets[i].queue != NULL:
-                foresee_tail(q, &q.targets[i], rows[i].id_bytes)
-        for i in range(first, end):
-            put(q, &rows[i], &q.targets[i], &pushing)
-        first = end
-    if pushing.like != NULL:
+    for i in range(n + AHEAD):
+        if i < n and q.targets[i].queue != NULL:
+            foresee_tail(q, &q.targets[i], rows[i].id_bytes)
+        if i >= AHEAD:
+            put(q, &rows[i - AHEAD], &q.targets[i - AHEAD], &pushing)
+    if pushing.leaf != NULL:
         count_pushed(q, &pushing)
 
 

@@ -107,7 +107,7 @@ cdef extern from "table.h" nogil:
     enum:
         SHARDS
     ctypedef struct TableSlot:
-        void* item
+        uint32_t item
     ctypedef struct TableShard:
         TableSlot* slots
         size_t size
@@ -123,9 +123,9 @@ cdef extern from "table.h" nogil:
 
     uint64_t mix64(uint64_t a, uint64_t b)
     TableSlot* table_home(const Table* table, uint64_t key_hash)
-    void* table_next(const Table* table, uint64_t key_hash, size_t* cursor)
-    int table_add(Table* table, uint64_t key_hash, void* item)
-    void table_remove(Table* table, uint64_t key_hash, const void* item)
+    uint32_t table_next(const Table* table, uint64_t key_hash, size_t* cursor)
+    int table_add(Table* table, uint64_t key_hash, uint32_t item)
+    void table_remove(Table* table, uint64_t key_hash, uint32_t item)
     void table_free(Table* table)
     int prints_add(Prints* prints, uint64_t key_hash)
     void prints_remove(Prints* prints, uint64_t key_hash)
@@ -343,7 +343,9 @@ cdef struct Row:  # of a push; the pointers are borrowed for the call
 cdef struct Target:  # where a row goes
     Queue* queue  # NULL: nowhere, its deadline has passed
     Node* campaign  # of that
-    uint64_t key_hash
+    uint64_t key_hash, branch_hash
+    uint8_t haste
+    bint alike  # its times and its leaf are those of the row before it
     bint first  # of its content in a mixed queue
 
 cdef struct Queues:

@@ -90,6 +90,20 @@ cdef inline Queue* timed_queue(Timer* timer) noexcept nogil:
     return <Queue*>(<char*>timer - (<size_t>&(<Queue*>SOMEWHERE).timer - SOMEWHERE))
 
 
+# --- from a handle to what it tells; NULL: 0, nothing ---
+
+cdef inline Queue* queue_at(const Queues* q, uint32_t handle) noexcept nogil:
+    return NULL if handle == 0 else <Queue*>slab_at(&q.queues, handle)
+
+
+cdef inline Node* node_at(const Queues* q, uint32_t handle) noexcept nogil:
+    return NULL if handle == 0 else <Node*>slab_at(&q.nodes, handle)
+
+
+cdef inline Group* group_at(const Queues* q, uint32_t handle) noexcept nogil:
+    return NULL if handle == 0 else <Group*>slab_at(&q.groups, handle)
+
+
 # --- times ---
 
 cdef inline int64_t since(int64_t now, int64_t time) noexcept nogil:
@@ -240,7 +254,7 @@ cdef Group* find_group(Queues* q, uint64_t key, uint8_t level, uint32_t tenant, 
     cdef size_t cursor = 0
     cdef Group* found
     while True:
-        found = <Group*>table_next(&q.names, key, &cursor)
+        found = group_at(q, table_next(&q.names, key, &cursor))
         if found == NULL or (found.level == level and found.tenant == tenant and found.campaign == campaign):
             return found
 
@@ -260,7 +274,7 @@ cdef Group* group_of(Queues* q, uint8_t level, uint32_t tenant, uint32_t campaig
         return NULL
     made = slab_take(&q.groups)
     found = <Group*>slab_at(&q.groups, made)
-    if table_add(&q.names, key, found) < 0:
+    if table_add(&q.names, key, made) < 0:
         slab_free(&q.groups, made)
         return NULL
     ring_make(&found.members)
@@ -279,7 +293,7 @@ cdef inline bint stays(const Group* group) noexcept nogil:
 
 cdef void free_group_if_idle(Queues* q, Group* group) noexcept nogil:
     if ring_first(&group.members) == NULL and not stays(group):
-        table_remove(&q.names, group.key_hash, group)
+        table_remove(&q.names, group.key_hash, group.self)
         slab_free(&q.groups, group.self)
 
 
@@ -297,21 +311,29 @@ cdef void set_node(
     node.handle, node.level, node.tier = handle, level, tier
 
 
+cdef inline uint64_t branch_hash(const Node* parent, uint32_t handle) noexcept nogil:
+    return mix64(<uint64_t>parent, handle)
+
+
+cdef Node* find_branch(Queues* q, const Node* parent, uint32_t handle, uint64_t key) noexcept nogil:
+    cdef size_t cursor = 0
+    cdef Node* node
+    while True:
+        node = node_at(q, table_next(&q.branches, key, &cursor))
+        if node == NULL or (node.parent == parent and node.handle == handle):
+            return node
+
+
 cdef Node* branch_of(Queues* q, Node* parent, uint8_t level, uint32_t tenant, uint32_t campaign) noexcept nogil:
     """The tenant of a leaf, or the campaign of a tenant of a leaf: found, or made."""
     cdef uint32_t handle = tenant if level == TENANT else campaign
-    cdef uint64_t key = mix64(<uint64_t>parent, handle)
-    cdef size_t cursor = 0
-    cdef Node* node
+    cdef uint64_t key = branch_hash(parent, handle)
+    cdef Node* node = find_branch(q, parent, handle, key)
     cdef Group* group
     cdef Group* share = NULL
     cdef uint32_t made
-    while True:
-        node = <Node*>table_next(&q.branches, key, &cursor)
-        if node == NULL:
-            break
-        if node.parent == parent and node.handle == handle:
-            return node
+    if node != NULL:
+        return node
     group = group_of(q, level, tenant, campaign if level == CAMPAIGN_ else 0)
     if group == NULL:
         return NULL
@@ -322,7 +344,7 @@ cdef Node* branch_of(Queues* q, Node* parent, uint8_t level, uint32_t tenant, ui
             return NULL
     made = 0 if slab_reserve(&q.nodes, 1) < 0 else slab_take(&q.nodes)
     node = NULL if made == 0 else <Node*>slab_at(&q.nodes, made)
-    if node == NULL or table_add(&q.branches, key, node) < 0:
+    if node == NULL or table_add(&q.branches, key, made) < 0:
         if node != NULL:
             slab_free(&q.nodes, made)
         if share != NULL:
@@ -356,7 +378,7 @@ cdef void free_if_idle(Queues* q, Node* node) noexcept nogil:
         if node.level == TENANT and node.scope != NULL:
             share_at(node.scope).nodes -= 1
             leave_share(q, share_at(node.scope))
-        table_remove(&q.branches, node.key_hash, node)
+        table_remove(&q.branches, node.key_hash, node.self)
         if node.level == CAMPAIGN_:
             parent.children -= 1
         slab_free(&q.nodes, node.self)
@@ -381,28 +403,30 @@ cdef inline uint64_t queue_hash(
     return mix64(<uint64_t>place << 32 | content, <uint64_t>tenant << 32 | campaign)
 
 
-cdef inline Queue* find_queue(Queues* q, const Row* row, uint64_t key) noexcept nogil:
+cdef inline bint is_queue_of(const Queue* queue, const Row* row, uint8_t haste) noexcept nogil:
+    return (
+        queue.content == row.content and queue.campaign == row.campaign and queue.tenant == row.tenant
+        and queue.place == place_of(row.account, row.tier) and queue.haste == haste
+    )
+
+
+cdef Queue* find_queue(Queues* q, const Row* row, const Target* target) noexcept nogil:
     cdef size_t cursor = 0
-    cdef uint32_t place = place_of(row.account, row.tier)
-    cdef uint8_t haste = haste_of(q, row)
     cdef Queue* found
     while True:
-        found = <Queue*>table_next(&q.by_key, key, &cursor)
-        if found == NULL or (
-            found.content == row.content and found.campaign == row.campaign and found.tenant == row.tenant
-            and found.place == place and found.haste == haste
-        ):
+        found = queue_at(q, table_next(&q.by_key, target.key_hash, &cursor))
+        if found == NULL or is_queue_of(found, row, target.haste):
             return found
 
 
-cdef Queue* make_queue(Queues* q, Node* branch, const Row* row, uint64_t key, bint mixed) noexcept nogil:
+cdef Queue* make_queue(Queues* q, Node* branch, const Row* row, const Target* target, bint mixed) noexcept nogil:
     cdef uint32_t made
     cdef Queue* queue
     if slab_reserve(&q.queues, 1) < 0:
         return NULL
     made = slab_take(&q.queues)
     queue = <Queue*>slab_at(&q.queues, made)
-    if not mixed and table_add(&q.by_key, key, queue) < 0:
+    if not mixed and table_add(&q.by_key, target.key_hash, made) < 0:
         slab_free(&q.queues, made)
         return NULL
     memset(queue, 0, sizeof(Queue))
@@ -411,7 +435,7 @@ cdef Queue* make_queue(Queues* q, Node* branch, const Row* row, uint64_t key, bi
     queue.tenant, queue.campaign, queue.content = row.tenant, row.campaign, row.content
     queue.place, queue.mixed, queue.self = place_of(row.account, row.tier), mixed, made
     queue.branch, queue.node = branch, branch.self
-    queue.haste = haste_of(q, row)
+    queue.haste = target.haste
     queue.slot = passed_slot(branch)
     queue.turn.owner = queue
     ring_append(&branch.queues, &queue.sibling)
@@ -428,7 +452,7 @@ cdef void forget_queue(Queues* q, Queue* queue) noexcept nogil:
     if queue.mixed:
         branch.mixed[queue.haste & AT_ONCE > 0] = NULL
     else:
-        table_remove(&q.by_key, hash_of(queue, queue.content), queue)
+        table_remove(&q.by_key, hash_of(queue, queue.content), queue.self)
     ring_remove(&queue.sibling)
     queue.branch = NULL
     q.counts[tier_of(queue)].flows -= 1
@@ -460,12 +484,12 @@ cdef Queue* new_queue_for(Queues* q, const Row* row, Target* target) noexcept no
     if branch.children >= q.own_queues:
         known = prints_add(&q.once, target.key_hash)
     if known == 0:
-        queue = make_queue(q, branch, row, target.key_hash, False)
+        queue = make_queue(q, branch, row, target, False)
     elif known > 0:
         target.first = True
-        queue = branch.mixed[haste_of(q, row) & AT_ONCE > 0]
+        queue = branch.mixed[target.haste & AT_ONCE > 0]
         if queue == NULL:
-            queue = make_queue(q, branch, row, target.key_hash, True)
+            queue = make_queue(q, branch, row, target, True)
         if queue == NULL:
             prints_remove(&q.once, target.key_hash)
     if queue == NULL:

@@ -40,7 +40,7 @@ cdef void free_share(Queues* q, Group* share) noexcept nogil:
     if ring_holds(&share.members):
         ring_remove(&share.members)
     scope_free(&share.scope)
-    table_remove(&q.names, share.key_hash, share)
+    table_remove(&q.names, share.key_hash, share.self)
     slab_free(&q.groups, share.self)
 
 

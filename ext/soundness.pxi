@@ -209,7 +209,7 @@ cdef const char* unsound_groups(const Queues* q, Walk* walk) noexcept nogil:
     for level in range(SHARE, TENANT - 1, -1):
         for i in range(SHARDS):
             for k in range(q.names.shards[i].size):
-                group = <Group*>q.names.shards[i].slots[k].item
+                group = group_at(q, q.names.shards[i].slots[k].item)
                 if group == NULL or group.level != level:
                     continue
                 walk.groups += 1
@@ -239,7 +239,7 @@ cdef const char* unsound_tenant(const Queues* q, const Node* tenant, Walk* walk)
     cdef const Node* node
     for i in range(SHARDS):
         for k in range(q.branches.shards[i].size):
-            node = <Node*>q.branches.shards[i].slots[k].item
+            node = node_at(q, q.branches.shards[i].slots[k].item)
             if node != NULL and node.parent == tenant:
                 children += 1
                 ready += 0 if node.state else node.ready

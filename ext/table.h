@@ -21,8 +21,8 @@ static inline uint64_t mix64(uint64_t a, uint64_t b) {
 #define SHARDS 64
 
 typedef struct TableSlot {
-    uint64_t hash;
-    void *item; /* borrowed; NULL: free */
+    uint32_t hash; /* its lower half */
+    uint32_t item; /* a handle; 0: free */
 } TableSlot;
 
 typedef struct TableShard {
@@ -40,32 +40,31 @@ static inline TableSlot *table_home(const Table *table, uint64_t hash) {
     return shard->size ? &shard->slots[hash & (shard->size - 1)] : NULL;
 }
 
-/* The next record with this hash, NULL when there is none left; *cursor is 0 at first. */
-static inline void *table_next(const Table *table, uint64_t hash, size_t *cursor) {
+/* The next record with this hash (its shard and its lower half), 0 when there is none left; *cursor is 0 at first. */
+static inline uint32_t table_next(const Table *table, uint64_t hash, size_t *cursor) {
     const TableShard *shard = &table->shards[hash >> 58];
-    if (shard->size == 0) return NULL;
+    if (shard->size == 0) return 0;
     for (;; ++*cursor) {
         const TableSlot *slot = &shard->slots[(hash + *cursor) & (shard->size - 1)];
-        if (slot->item == NULL) return NULL;
-        if (slot->hash == hash) {
+        if (slot->item == 0) return 0;
+        if (slot->hash == (uint32_t)hash) {
             ++*cursor;
             return slot->item;
         }
     }
 }
 
-static inline void table_place(TableShard *shard, uint64_t hash, void *item) {
+static inline void table_place(TableShard *shard, uint32_t hash, uint32_t item) {
     size_t at = hash & (shard->size - 1);
-    while (shard->slots[at].item != NULL) at = (at + 1) & (shard->size - 1);
-    shard->slots[at].hash = hash;
-    shard->slots[at].item = item;
+    while (shard->slots[at].item) at = (at + 1) & (shard->size - 1);
+    shard->slots[at] = (TableSlot){hash, item};
 }
 
 static inline int table_resize(Table *table, TableShard *shard, size_t size) {
     TableShard other = {calloc(size, sizeof(TableSlot)), size, shard->used};
     if (other.slots == NULL) return -1;
     for (size_t i = 0; i < shard->size; i++)
-        if (shard->slots[i].item != NULL) table_place(&other, shard->slots[i].hash, shard->slots[i].item);
+        if (shard->slots[i].item) table_place(&other, shard->slots[i].hash, shard->slots[i].item);
     free(shard->slots);
     table->bytes += (other.size - shard->size) * sizeof(TableSlot);
     *shard = other;
@@ -73,30 +72,30 @@ static inline int table_resize(Table *table, TableShard *shard, size_t size) {
 }
 
 /* -1: no memory, and nothing has changed. */
-static inline int table_add(Table *table, uint64_t hash, void *item) {
+static inline int table_add(Table *table, uint64_t hash, uint32_t item) {
     TableShard *shard = &table->shards[hash >> 58];
     size_t size = shard->size;
     if (2 * (shard->used + 1) > size && table_resize(table, shard, size ? 2 * size : 8) < 0) return -1;
-    table_place(shard, hash, item);
+    table_place(shard, (uint32_t)hash, item);
     shard->used++;
     return 0;
 }
 
 /* The record must be in the table. What stands after it moves up, so that no marks of the dead pile up. */
-static inline void table_remove(Table *table, uint64_t hash, const void *item) {
+static inline void table_remove(Table *table, uint64_t hash, uint32_t item) {
     TableShard *shard = &table->shards[hash >> 58];
     size_t mask = shard->size - 1, at = hash & mask;
     while (shard->slots[at].item != item) {
-        assert(shard->slots[at].item != NULL);
+        assert(shard->slots[at].item);
         at = (at + 1) & mask;
     }
-    for (size_t next = (at + 1) & mask; shard->slots[next].item != NULL; next = (next + 1) & mask) {
+    for (size_t next = (at + 1) & mask; shard->slots[next].item; next = (next + 1) & mask) {
         size_t home = shard->slots[next].hash & mask;
         if (((next - home) & mask) < ((next - at) & mask)) continue;
         shard->slots[at] = shard->slots[next];
         at = next;
     }
-    shard->slots[at].item = NULL;
+    shard->slots[at].item = 0;
     shard->used--;
     if (shard->size > 64 && 16 * shard->used < shard->size)
         table_resize(table, shard, shard->size / 4); /* no memory for less: keep it */
