@@ -34,6 +34,7 @@ class Arrival(msgspec.Struct, frozen=True, gc=False):
     still: frozenset[int] | None = None  # the places of its `to` that are open; None: all
     sent: frozenset[int] | None = None  # those that were when it was moved
     until_ms: int = 0  # not to be sent before, whatever it says itself
+    declined: int = 0  # times, before: see OpenSend.decline
     reason: str = ""  # why it was moved
 
     @property
@@ -82,6 +83,7 @@ def moved(arrival: Arrival, send: Send | Reject) -> Arrival:
         still=still,
         sent=still,
         until_ms=min(told.until_ms, LATEST_MS),
+        declined=told.declined & 255,
         reason=told.reason,
     )
 

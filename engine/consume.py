@@ -344,6 +344,7 @@ class Intake:
             admitted.data,
             still is not None,
             move,
+            arrival.declined,
         )
         handle = self._opens.add(opened)
         self._taker.learn(arrival.value, flow)
@@ -432,12 +433,11 @@ class Intake:
     def _undeliverable(self, send: Send | None, arrival: Arrival, reject: Reject) -> None:
         self._counters.invalid[self.tier, reject.reason] += 1
         still = None if arrival.still is None else sorted(arrival.still)
-        dead = wire.dead_headers(
-            reject.reason, reject.detail, arrival.origin, arrival.hop, arrival.attempts, arrival.first_seen_ms, still
-        )
+        facts = arrival.origin, arrival.hop, arrival.attempts, arrival.first_seen_ms, still, arrival.declined
+        dead = wire.dead_headers(reject.reason, reject.detail, *facts)
         self._recorder.dead_record(arrival.key, arrival.value, arrival.headers, dead)
-        facts = Facts(self.tier, *((send.channel, send.account, send.tenant, send.campaign) if send else NOT_KNOWN))
-        self._end_whole(facts, send, arrival, Outcome.DEAD, reject.reason)
+        flow = Facts(self.tier, *((send.channel, send.account, send.tenant, send.campaign) if send else NOT_KNOWN))
+        self._end_whole(flow, send, arrival, Outcome.DEAD, reject.reason)
 
     def _end_whole(self, facts: Facts, send: Send | None, arrival: Arrival, outcome: Outcome, reason: str) -> None:
         """A record that never entered the core."""

@@ -362,7 +362,8 @@ class Dispatcher:
         for rows in _runs(handles, ending.who):
             send, attempts = self.opens[handles[rows[0]]], batch.attempts[rows[0]] + 1
             some = None if send.whole(len(rows)) else [positions[row] for row in rows]
-            self.recorder.dead(send, ending.code or ending.reason, ending.reason, attempts, some)
+            declined = send.most_declined([positions[row] for row in rows]) + ending.declined
+            self.recorder.dead(send, ending.code or ending.reason, ending.reason, attempts, some, declined)
 
     def _again(self, batch: Batch, again: Again, columns: Columns, now: int, noted: Noted | None) -> None:
         """To wait, in the core or on the log; ``noted``: in the core, for exactly this call only."""
@@ -382,6 +383,8 @@ class Dispatcher:
                 apart = self._attempts.queue(noted, handle, rows, who)
                 columns.add_rows(batch, rows, batch.attempts[rows[0]] + again.counts, again.at_ns, apart)
             else:
+                if again.declined:
+                    send.decline(who)
                 self._put_off.again(batch, rows, again, columns, now)
 
     def _reap(self, now: int) -> bool:

@@ -165,6 +165,7 @@ class Mover:
             detail=move.detail,
             until_ms=until_ms,
             back_ms=min(until_ms, now_ms + delay_ms),
+            declined=send.most_declined(move.positions),
         )
         return Record(topic, send.value, send.record_key, wire.with_headers(send.headers, wire.headers_of(history)))
 

@@ -103,10 +103,18 @@ class Recorder:
             self.backlog_bytes += len(value)
         self._awake()
 
-    def dead(self, send: OpenSend, reason: str, detail: str, attempts: int, positions: Sequence[int] | None) -> None:
+    def dead(
+        self,
+        send: OpenSend,
+        reason: str,
+        detail: str,
+        attempts: int,
+        positions: Sequence[int] | None,
+        declined: int = 0,
+    ) -> None:
         """Keep what has no way on of a send (``positions`` None: all of it), as it came."""
         hop = wire.hop_of(send.headers)
-        dead = wire.dead_headers(reason, detail, send.origin, hop, attempts, send.first_seen_ms, positions)
+        dead = wire.dead_headers(reason, detail, send.origin, hop, attempts, send.first_seen_ms, positions, declined)
         self.dead_record(send.record_key, send.value, send.headers, dead)
 
     def dead_record(self, key: bytes | None, value: bytes | None, headers: Headers, dead: Headers) -> None:

@@ -30,15 +30,18 @@ class Ending(NamedTuple):
     code: str
     reason: str
     who: Sequence[int]
+    declined: bool = False  # of the dead: as in Again
 
 
 class Again(NamedTuple):
-    """These are to be tried again at ``at_ns``; ``counts``: the call was an attempt of theirs."""
+    """These are to be tried again at ``at_ns``; ``counts``: the call was an attempt of theirs; ``declined``: the
+    platform answered, and surely reached none of them."""
 
     at_ns: int
     counts: bool
     reason: str
     who: Sequence[int]
+    declined: bool = False
 
 
 class Settlement(NamedTuple):
@@ -75,7 +78,8 @@ def settle(
     for verdict, who in _by_verdict(result, len(attempts)):
         action = verdict.action
         if action in ENDINGS:
-            done.endings.append(Ending(ENDINGS[action], verdict.code, verdict.reason, who))
+            declined = action is Action.DEAD and result.answered
+            done.endings.append(Ending(ENDINGS[action], verdict.code, verdict.reason, who, declined))
         elif action is Action.UNKNOWN and not repeats:
             done.endings.append(Ending(Outcome.UNKNOWN, verdict.code, verdict.reason, who))
         elif action is Action.PARK:
@@ -120,7 +124,7 @@ def _retry(
     for attempt, indices in by_attempt.items():
         if attempt + 1 >= policy.attempts:
             reason = f"retries exhausted after {attempt + 1}: {verdict.reason or verdict.code}"
-            done.endings.append(Ending(gives_up, verdict.code, reason, indices))
+            done.endings.append(Ending(gives_up, verdict.code, reason, indices, verdict.refused))
         else:
             at = now_ns + max(wait, backoff_ns(attempt, policy, jitter))
-            done.again.append(Again(at, True, verdict.reason or verdict.code, indices))
+            done.again.append(Again(at, True, verdict.reason or verdict.code, indices, verdict.refused))

@@ -161,8 +161,9 @@ HOP = "surgetank-hop"
 OPEN = "surgetank-open"
 UNTIL = "surgetank-until"
 BACK = "surgetank-back"
+DECLINED = "surgetank-declined"
 REPLAY = "replay"  # the reason of a letter sent again
-OURS = frozenset((REASON, DETAIL, ORIGIN, ATTEMPTS, FIRST_SEEN, HOP, OPEN, UNTIL, BACK))
+OURS = frozenset((REASON, DETAIL, ORIGIN, ATTEMPTS, FIRST_SEEN, HOP, OPEN, UNTIL, BACK, DECLINED))
 
 
 class History(NamedTuple):
@@ -177,6 +178,7 @@ class History(NamedTuple):
     detail: str
     until_ms: int = 0  # not sent before
     back_ms: int = 0  # not taken in from a later topic before; 0, of both: at once
+    declined: int = 0  # times: see OpenSend.decline
 
 
 def headers_of(history: History) -> Headers:
@@ -192,8 +194,8 @@ def headers_of(history: History) -> Headers:
     ]
     if history.positions is not None:
         headers.append((OPEN, bitset(history.positions)))
-    times = ((UNTIL, history.until_ms), (BACK, history.back_ms))
-    return (*headers, *((name, b"%d" % ms) for name, ms in times if ms))
+    rare = ((UNTIL, history.until_ms), (BACK, history.back_ms), (DECLINED, history.declined))
+    return (*headers, *((name, b"%d" % number) for name, number in rare if number))
 
 
 def dead_headers(
@@ -204,10 +206,11 @@ def dead_headers(
     attempts: int,
     first_seen_ms: int,
     positions: Sequence[int] | None,
+    declined: int = 0,
 ) -> Headers:
     """Our headers for the dead topic."""
     listed = None if positions is None else list(positions)
-    return headers_of(History(origin, hop, first_seen_ms, attempts, listed, reason, detail))
+    return headers_of(History(origin, hop, first_seen_ms, attempts, listed, reason, detail, declined=declined))
 
 
 def hop_of(headers: Headers) -> int:
@@ -235,6 +238,7 @@ def history(headers: Headers) -> History | None:
         detail=_text(ours, DETAIL),
         until_ms=_number(ours, UNTIL),
         back_ms=_number(ours, BACK),
+        declined=_number(ours, DECLINED),
     )
 
 

@@ -57,7 +57,8 @@ class Batch:
     def __init__(self, popped: Batches, number: int, table: SendTable, now_ns: int) -> None: ...
     def __len__(self) -> int: ...
     def name(self) -> str:
-        """Our id of the batch: the same whenever exactly these recipients of these sends go together."""
+        """Our id of the batch: the same whenever exactly these recipients of these sends go together, until the
+        platform has declined some (see OpenSend.decline)."""
 
     def stale(self) -> list[int]:
         """Rows of sends whose partition is no longer ours."""

@@ -19,7 +19,7 @@ from ext.sends cimport Flow, OpenSend, SendTable
 from hashlib import blake2b
 
 cdef enum:
-    NAMED_BYTES = 30  # of a recipient, in a batch's name: key, offset, partition, position
+    NAMED_BYTES = 31  # of a recipient, in a batch's name: key, offset, partition, position, declines
 
 cdef enum:  # the vectors, in push_many's order
     SEND, TIER, ACCOUNT, TENANT, CAMPAIGN, CONTENT, ATTEMPT, NOT_BEFORE, DUE, DEADLINE, LINGER, PUSHED, COUNT
@@ -235,6 +235,7 @@ cdef class Batch:
             memcpy(to + 16, &send.origin_offset, 8)  # an id may be used again: another send's body is another body
             memcpy(to + 24, &send.partition, 4)
             memcpy(to + 28, &self.position[i], 2)
+            to[30] = <char>send.declines_of(self.position[i])  # a platform that knows names would decline it again
             to += NAMED_BYTES
             if send.topic != topic:
                 topic = send.topic

@@ -1,4 +1,4 @@
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t
 
 from ext.ledger cimport Ledger
 
@@ -38,6 +38,8 @@ cdef class OpenSend:
     cdef public bint given_back
     cdef readonly bint partial
     cdef readonly object move_key  # bytes or None
+    cdef bytearray declines  # by position, each modulo 256; None: none since it was taken in
+    cdef uint8_t declined  # before
     cdef str topic  # of its origin, like the next two
     cdef int32_t partition
     cdef int64_t origin_offset
@@ -45,6 +47,7 @@ cdef class OpenSend:
     cdef bytes id_bytes, meta_bytes  # NULL (None): they stand in the value, at these places
     cdef uint32_t id_at, id_length, meta_at, meta_length
 
+    cdef uint8_t declines_of(self, uint16_t position) noexcept
     cdef const char* id_text(self, Py_ssize_t* length) noexcept
     cdef const char* meta_text(self, Py_ssize_t* length) noexcept
 

@@ -5,7 +5,7 @@ what all sends of one content do. Their attributes are C fields: Python reads th
 (ext.intake, ext.batches) without asking.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from engine.commit import Ledger
@@ -97,7 +97,15 @@ class OpenSend:
         data: Mapping[int, Mapping[str, Any]],
         partial: bool = False,
         move_key: bytes | None = None,
+        declined: int = 0,
     ) -> None: ...
+    def decline(self, positions: Sequence[int]) -> None:
+        """The platform has answered that these were not reached and may come again: a call with them needs another
+        name, since a platform that knows names repeats its answer."""
+
+    def most_declined(self, positions: Sequence[int]) -> int:
+        """The most often that one of these was, ``declined`` times before it was taken in included; modulo 256."""
+
     def whole(self, count: int) -> bool:
         """Whether so many of its recipients are all that its record names."""
 

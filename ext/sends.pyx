@@ -7,9 +7,10 @@ Never: holds a recipient; their ids stand in the core.
 """
 
 cimport cython
+from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
-from libc.stdint cimport int64_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy
 
@@ -48,6 +49,7 @@ cdef class OpenSend:
         self, str id, origin, Flow flow, Content content, Ledger ledger, int64_t offset, bytes key, uint32_t total,
         uint32_t left, int64_t first_seen_ms, int64_t pushed_ns, int64_t due_ns, int64_t deadline_ns,
         int64_t linger_ns, meta, record_key, bytes value, headers, data, bint partial=False, move_key=None,
+        uint8_t declined=0,
     ):
         if len(key) != 16:
             raise ValueError(f"key has {len(key)} bytes: 16 expected")
@@ -59,7 +61,22 @@ cdef class OpenSend:
         self.first_seen_ms, self.pushed_ns, self.due_ns = first_seen_ms, pushed_ns, due_ns
         self.deadline_ns, self.linger_ns = deadline_ns, linger_ns
         self.record_key, self.value, self.headers, self.data = record_key, value, headers, data
-        self.partial, self.move_key = partial, move_key
+        self.partial, self.move_key, self.declined = partial, move_key, declined
+
+    cdef uint8_t declines_of(self, uint16_t position) noexcept:
+        if self.declines is None or position >= PyByteArray_GET_SIZE(self.declines):
+            return self.declined
+        return self.declined + <uint8_t>PyByteArray_AS_STRING(self.declines)[position]
+
+    def decline(self, positions):
+        if self.declines is None:
+            self.declines = bytearray()
+        self.declines.extend(bytes(max(max(positions) + 1 - len(self.declines), 0)))
+        for position in positions:
+            self.declines[position] = (self.declines[position] + 1) & 255
+
+    def most_declined(self, positions):
+        return max(self.declines_of(position) for position in positions)
 
     cdef const char* id_text(self, Py_ssize_t* length) noexcept:
         if self.id_bytes is None:

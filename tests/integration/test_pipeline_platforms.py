@@ -52,6 +52,19 @@ async def test_each_recipient_gets_it_once_or_is_known_not_to(tmp_path: Path) ->
             assert not sim.ledger.violations
 
 
+async def test_who_is_told_to_come_again_is_not_given_the_old_answer(tmp_path: Path) -> None:
+    """Each goes alone, so each call again is of the same recipients; a gateway repeats what it said to a name."""
+    async with Simulator(parse(json.dumps({"webhook": {"retry_share": 0.5, "retry_after_ms": 5}}))) as sim:
+        config = configured(tmp_path, channel("partner", f"{sim.url}/webhook/gate", QUICKLY))
+        async with working(config) as worker:
+            await worker.send("system", *(send(f"i{n}", f"u{n}", "partner", content={"n": n}) for n in range(40)))
+            await worker.all_ended(40)
+            assert worker.ended() == {Outcome.ACCEPTED: 40}
+            verdicts = Counter(entry.verdict for entry in sim.ledger.entries(0, sim.ledger.rows))
+            assert verdicts["retry"] > 10
+            assert not verdicts["duplicate"]
+
+
 async def test_tokens_that_end_are_renewed(tmp_path: Path) -> None:
     async with Simulator() as sim:
         config = configured(tmp_path, channel("notice", f"{sim.url}/wecom", WECOM, "wecom.message"))

@@ -113,6 +113,20 @@ def test_the_name_tells_sends_of_one_id_apart() -> None:
     assert name(0) != name(1)
 
 
+def test_whoever_was_declined_goes_under_another_name() -> None:
+    """A platform that knows names would answer the old one as before, for ever."""
+    bench = Bench()
+    send = bench.opens[bench.add("i", ["a", "b"])]
+    (batch,) = bench.batches()
+    names = [batch.name()]
+    for positions in ([1], [0, 1], [1], [0]):
+        send.decline(positions)
+        names.append(batch.name())
+    assert len({*names}) == 5
+    assert batch.name() == names[-1]  # an unknown effect changes nothing
+    assert (send.most_declined([0]), send.most_declined([0, 1])) == (2, 3)
+
+
 def test_rows_are_left_out_of_every_column() -> None:
     bench = Bench()
     bench.add("i", ["a", "b", "c", "d"])

@@ -47,6 +47,16 @@ def test_attempts_are_bounded() -> None:
     assert "busy" in done.endings[0].reason
 
 
+def test_whom_the_platform_declined_is_told_apart() -> None:
+    """Else a call with the same recipients has the same name, and gets the same answer."""
+    for refused in (False, True):
+        verdict = Verdict(Action.RETRY, "retry", "retry", None, refused)
+        ending, again = settle(CallResult(verdict), [2, 0], Retry(attempts=3), True, 0, 0.0)[:2]
+        assert (ending[0].who, ending[0].declined) == ([0], refused)
+        assert (again[0].who, again[0].declined) == ([1], refused)
+    assert settle(CallResult(Verdict(Action.DEAD, "http_400")), [0], Retry(), True, 0, 0.0).endings[0].declined
+
+
 def test_an_order_to_rest_is_no_attempt() -> None:
     done = settle(CallResult(Verdict(Action.PARK, "45009", after_s=60)), [2], POLICY, True, 7, 0.0)
     assert done.rest_until_ns == 7 + 60_000_000_000

@@ -134,6 +134,14 @@ def test_headers_of_what_waits_say_until_when() -> None:
     assert wire.back_ms((("surgetank-back", b"soon"),)) == wire.back_ms(()) == 0
 
 
+def test_headers_of_what_was_declined_say_how_often() -> None:
+    headers = wire.dead_headers("retry", "", ORIGIN, 0, 16, 5, None, 15)
+    assert dict(headers)["surgetank-declined"] == b"15"
+    told = wire.history(headers)
+    assert told is not None
+    assert told.declined == 15
+
+
 def test_dead_headers_leave_out_what_is_all() -> None:
     headers = wire.dead_headers("id_missing", "", ORIGIN, 0, 0, 5, None)
     assert wire.OPEN not in dict(headers)
