@@ -375,7 +375,10 @@ class LaterConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     horizon: Annotated[
         Duration,
         about(
-            "What may not leave for longer than this waits on a `later` topic, not in memory.", NS["ms"], 7 * NS["d"]
+            "What may not leave for longer than this (a `not_before`, a rest, a pause, a spent limit) waits on a "
+            "`later` topic, not in memory.",
+            NS["ms"],
+            7 * NS["d"],
         ),
     ] = Duration(15 * 60_000_000_000)
     retries: Annotated[

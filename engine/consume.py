@@ -31,7 +31,7 @@ from engine.drivers import Template
 from engine.errors import LogUnavailable, Reject
 from engine.gates import Gates
 from engine.held import Held, HeldSends
-from engine.later import NOT_BEFORE, Later, Wait
+from engine.later import NOT_BEFORE, PAID, Later, Wait
 from engine.later_due import LaterDue
 from engine.logs import Chunk, Partition
 from engine.open_sends import Content, Flow, OpenSend, OpenSends, names
@@ -388,7 +388,7 @@ class Intake:
         """Where they wait: None, in memory."""
         reason = arrival.reason if arrival.until_ms else NOT_BEFORE
         wait = self._later.wait(flow.channel, not_before_ns - self._now_ns, reason)
-        if wait is None and arrival.attempts:
+        if wait is None and arrival.attempts and arrival.reason not in PAID:
             return self._later.retry_wait(flow, arrival.hop, 0, count)
         return wait
 

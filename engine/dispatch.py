@@ -182,7 +182,10 @@ class Dispatcher:
             self._limits.look()
             more = popped.more
         certain = self._fence.certain()  # else what has expired may be another worker's, and delivered
-        if (certain and self._reap(now)) or more:
+        if certain:
+            more |= self._reap(now)
+            more |= self._put_off.held(now)
+        if more:
             self.wake()
         else:
             self._sleep(now, NEVER if certain else now + SHUT_NS)

@@ -2,6 +2,7 @@
 
 In: how long something must wait, and why. Out: None, or a Wait on a later topic, for engine.mover to make.
 Invariant: what may not leave within the horizon, and retries that wait long or were not earned, wait on the log.
+What others may take back (a pause, a limit) is looked at again after the longest delay at the latest.
 Never: moves what may not be repeated; lets one tier's moves or retries hold up, or pay for, another's.
 
 A later topic holds every record equally long, so that in a partition those due first stand first. What waits longer
@@ -22,12 +23,16 @@ from engine.mover import Move, Mover, Owner, Wait
 from engine.open_sends import Flow, OpenSend
 from engine.retry_budget import RetryBudget
 from engine.send import Tier
+from ext.schedule import PUT_OFF_LIMIT, PUT_OFF_PAUSE, PUT_OFF_REST
 
-__all__ = ["FREQUENCY", "NOT_BEFORE", "REST", "Later", "Move", "Wait"]
+__all__ = ["FREQUENCY", "NOT_BEFORE", "PAID", "PAUSE", "REST", "Later", "Move", "Wait"]
 
 # Why something was moved, in headers and metrics.
 NOT_BEFORE, RETRY, RETRY_BUDGET, REST, FREQUENCY = "not_before", "retry", "retry_budget", "rest", "frequency"
-REASONS = frozenset((NOT_BEFORE, RETRY, RETRY_BUDGET, REST, FREQUENCY))
+PAUSE, LIMIT = "pause", "limit"
+REASONS = frozenset((NOT_BEFORE, RETRY, RETRY_BUDGET, REST, FREQUENCY, PAUSE, LIMIT))
+PUT_OFF = {PUT_OFF_PAUSE: PAUSE, PUT_OFF_REST: REST, PUT_OFF_LIMIT: LIMIT}  # the core's causes
+PAID = frozenset((PAUSE, LIMIT))  # its retry, if it is one, was the budget's before that came in its way
 
 
 class Later:
@@ -60,6 +65,19 @@ class Later:
             return None
         reason = reason if reason in REASONS else NOT_BEFORE
         return Wait(self._clock.wall_ms() + -(-wait_ns // NS_PER_MS), reason)
+
+    def put_off(self, tier: Tier, cause: int, until_ns: int) -> Wait:
+        """For what the core has put off (PUT_OFF_*), until then at least."""
+        now_ms, reason = self._clock.wall_ms(), PUT_OFF[cause]
+        wait_ms = -(-(until_ns - self._clock.now_ns()) // NS_PER_MS)
+        if reason == REST:  # a worker that starts later does not know of it
+            return Wait(now_ms + wait_ms, REST)
+        longest_ms = self._movers[tier].topics[-1][1]
+        return Wait(now_ms + min(wait_ms, longest_ms), reason, binds=False)
+
+    def has_room(self, tier: Tier) -> bool:
+        """Whether as much is moved as is to be: False while the log is behind."""
+        return self._movers[tier].has_room
 
     def retry_wait(self, flow: Flow, hop: int, wait_ns: int, count: int) -> Wait | None:
         """For ``count`` recipients of a send (moved ``hop`` times) that are to be called again in ``wait_ns``.

@@ -3,8 +3,8 @@
 In: chunks of a tier's later topics. Out: the records that are due, to the tier's intake, like those of its own topics.
 Invariant: a record is handed out once its time has come, never before, and once under one assignment; the first of a
 partition that is not due holds those behind it, which are due hardly earlier, and the partition is paused meanwhile.
-What a cancel command covers waits for nothing: as far as it is kept here it is handed out at once, with all that stands
-before it (which, not due, moves on to wait as before).
+What a cancel command covers, or was moved for a pause that is over, waits for nothing: as far as it is kept here it is
+handed out at once, with all that stands before it (which, not due, moves on to wait as before).
 Never: reads a partition further than what it holds of it, or produces: the record is taken in from where it stands, and
 its group's position is what makes that safe.
 """
@@ -14,9 +14,9 @@ from __future__ import annotations
 import asyncio
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import accumulate
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from engine import wire
 from engine.admit import Channel, address
@@ -24,9 +24,12 @@ from engine.cancelled import Cancelled
 from engine.clock import Clock
 from engine.decode import decode
 from engine.errors import Reject
+from engine.later import PAUSE
 from engine.logs import AssignmentListener, Chunk, Consumer, Headers, Partition, Position
+from engine.send import Send, Tier
 
 LEAST_POLL_S = 0.001
+HEARD_MS = 60_000  # so long after one worker others may still move for a pause that is over
 KEPT_BYTES = 32 << 20  # when so much is kept, one record of a partition is enough to know when it is due
 
 
@@ -38,21 +41,34 @@ class Kept(NamedTuple):
     back_ms: list[int]
 
 
+class Paused(Protocol):
+    """The pauses in force."""
+
+    resumed_ms: int  # when one last ended
+
+    def covers(self, tier: Tier, channel: str, account: str, tenant: str, campaign: str | None) -> bool:
+        """Whether one covers a send of these."""
+
+
 class LaterDue:
     """One tier's member over its later topics: a Consumer, and the listener between that and the intake."""
 
     def __init__(
         self,
+        tier: Tier,
         delays_ms: Mapping[str, int],
         listener: AssignmentListener,
         channels: Mapping[str, Channel],
         cancelled: Cancelled,
+        paused: Paused,
         clock: Clock,
     ) -> None:
         """``delays_ms``: how long each topic holds a record, at most."""
         self.consumer: Consumer
         self._channels = channels
         self._cancelled = cancelled
+        self._paused_by = paused
+        self._tier = tier
         self._delays_ms = delays_ms
         self._listener = listener
         self._clock = clock
@@ -144,35 +160,61 @@ class LaterDue:
             partition = Partition(chunk.topic, chunk.partition)
             self._kept.setdefault(partition, deque()).append(kept)
             if self._cancelled:
-                self._release(partition)
+                self._release(partition, self._covered)
+            self._release(partition, self._freed)
 
     def release(self) -> int:
         """A cancel command has come: what it covers goes now; how many recipients that are."""
-        return sum(self._release(partition) for partition in self._kept) if self._cancelled else 0
+        return sum(self._release(partition, self._covered) for partition in self._kept) if self._cancelled else 0
 
-    def _release(self, partition: Partition) -> int:
-        """Of what is kept of it, the first ones, up to the last that is covered."""
+    def resumed(self) -> int:
+        """A pause is over: what waits for it alone goes now; how many recipients that are."""
+        return sum(self._release(partition, self._freed) for partition in self._kept)
+
+    def _release(self, partition: Partition, count: Callable[[bytes | None, Headers, int], int]) -> int:
+        """Of what is kept of it, the first ones, up to the last of whom any count."""
         found = 0
         for one in reversed(self._kept[partition]):
             chunk = one.chunk
-            covered = [*map(self._covered, chunk.values, chunk.headers, chunk.timestamps_ms)]
-            last = len(covered) if found else max((at for at, count in enumerate(covered, 1) if count), default=0)
+            counts = [*map(count, chunk.values, chunk.headers, chunk.timestamps_ms)]
+            last = len(counts) if found else max((at for at, n in enumerate(counts, 1) if n), default=0)
             one.back_ms[:last] = [0] * last
-            found += sum(covered)
+            found += sum(counts)
         return found
 
     def _covered(self, value: bytes | None, headers: Headers, stamp_ms: int) -> int:
         """How many recipients of the record a cancel command covers."""
-        try:
-            send, told = decode(value), wire.history(headers)
-            _, account = address(send, self._channels)
-        except Reject:
+        read = self._read(value, headers)
+        if read is None:
             return 0
+        send, account, told = read
         seen_ms = stamp_ms if told is None else min(told.first_seen_ms, stamp_ms)
         tenant = send.tenant or account
         if send.campaign is None or not self._cancelled.covers(send.campaign, tenant, seen_ms, self._clock.wall_ms()):
             return 0
-        return len(send.to) if told is None or told.positions is None else len(told.positions)
+        return _open(send, told)
+
+    def _freed(self, value: bytes | None, headers: Headers, stamp_ms: int) -> int:
+        """How many recipients the record has that were moved for a pause, and no pause covers any more."""
+        if stamp_ms > self._paused_by.resumed_ms + HEARD_MS or wire.reason(headers) != PAUSE:
+            return 0
+        read = self._read(value, headers)
+        if read is None:
+            return 0
+        send, account, told = read
+        tenant = send.tenant or account
+        if self._paused_by.covers(self._tier, send.channel, account, tenant, send.campaign):
+            return 0
+        return _open(send, told)
+
+    def _read(self, value: bytes | None, headers: Headers) -> tuple[Send, str, wire.History | None] | None:
+        """The send, its account and its way here; None: intake will say what is wrong with it."""
+        try:
+            send, told = decode(value), wire.history(headers)
+            _, account = address(send, self._channels)
+        except Reject:
+            return None
+        return send, account, told
 
     def _take(self, max_records: int) -> list[Chunk]:
         if self._paused or not self._kept:
@@ -207,6 +249,10 @@ class LaterDue:
         return (
             float("inf") if first is None or self._paused else max((first - self._clock.wall_ms()) / 1000, LEAST_POLL_S)
         )
+
+
+def _open(send: Send, told: wire.History | None) -> int:
+    return len(send.to) if told is None or told.positions is None else len(told.positions)
 
 
 def _size(chunk: Chunk) -> int:

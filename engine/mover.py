@@ -39,6 +39,7 @@ class Wait(NamedTuple):
 
     until_ms: int
     reason: str
+    binds: bool = True  # it may not leave before; else it is looked at again then
 
 
 class Move(NamedTuple):
@@ -78,6 +79,11 @@ class Mover:
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
+
+    @property
+    def has_room(self) -> bool:
+        """Whether more than what has to should be moved now."""
+        return len(self._moves) < APPEND_MOVES
 
     def move(self, move: Move) -> None:
         """Put it on the log, as soon as may be. A wait past its deadline ends there, so that it expires in time."""
@@ -153,7 +159,7 @@ class Mover:
             self.owner.moved(move)
 
     def _record(self, move: Move) -> Record:
-        send, (until_ms, reason), now_ms = move.send, move.wait, self._clock.wall_ms()
+        send, (until_ms, reason, binds), now_ms = move.send, move.wait, self._clock.wall_ms()
         topic, delay_ms = self._step(until_ms - now_ms)
         history = wire.History(
             origin=send.origin,
@@ -163,7 +169,7 @@ class Mover:
             positions=None if send.whole(len(move.positions)) else list(move.positions),
             reason=reason,
             detail=move.detail,
-            until_ms=until_ms,
+            until_ms=until_ms if binds else 0,
             back_ms=min(until_ms, now_ms + delay_ms),
             declined=send.most_declined(move.positions),
         )

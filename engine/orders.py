@@ -90,7 +90,7 @@ class Orders:
             await asyncio.sleep(EXPIRE_S)
             now_ms = self._dispatcher.clock.wall_ms()
             for target in self._pauses.expire(now_ms):
-                logger.info("resumed", target=str(target), reason="the pause has expired")
+                logger.info("resumed", target=str(target), reason="the pause has expired", recipients=self._back())
                 self._dispatcher.wake()
             if self._changed.expire(now_ms):
                 self._dispatcher.wake()
@@ -109,14 +109,15 @@ class Orders:
         before = self._paused()
         self._pauses.pause(target, command.expires)
         kept = self._paused() - before
+        self._dispatcher.wake()  # what is kept for long waits on the log
         logger.info("paused", target=str(target), recipients=kept, until_ms=command.expires)
         return kept
 
     def _resume(self, command: Command) -> int:
         target = _target(command)
         before = self._paused()
-        self._pauses.resume(target)
-        freed = before - self._paused()
+        self._pauses.resume(target, self._dispatcher.clock.wall_ms())
+        freed = before - self._paused() + self._back()
         self._dispatcher.wake()
         logger.info("resumed", target=str(target), recipients=freed)
         return freed
@@ -141,6 +142,10 @@ class Orders:
             self._weights.restore(target)
             logger.info("weight restored", target=str(target), reason="by command")
         return 0
+
+    def _back(self) -> int:
+        """What was moved for a pause that has ended comes back, as far as it was read; how many recipients."""
+        return sum(intake.due.resumed() for intake in self._intakes if intake.due is not None)
 
     def _paused(self) -> int:
         return sum(self._dispatcher.core.stats()["paused"])

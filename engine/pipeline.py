@@ -103,6 +103,9 @@ class Pipeline:
         self.frequencies = Frequencies(Path(config.state), config.channels, drivers, clock, keep_for_system=urgent)
         self.gates = Gates(config, self.channels, self.core, clock)
         self.later = Later(log, config, self.fence, self.counters, clock)
+        self.pauses = Pauses(
+            self.core, self.opens, self.channels, lambda ms: ms * NS_PER_MS + clock.offset_ns(), clock.wall_ms()
+        )
         self.dispatcher = Dispatcher(
             self.core, self.opens, self.channels, config.channels, self.deliverers, self.recorder, self.seen,
             self.limits, self.frequencies, self.gates, self.fence, self.flight, self.attempts, self.later,
@@ -115,11 +118,10 @@ class Pipeline:
         self.intakes = [self._intake(tier) for tier in tiers]
         self.dues: dict[Tier, LaterDue] = {}
         self.later_intakes = [self._later_intake(tier) for tier in tiers]
-        pauses = Pauses(self.core, self.opens, self.channels)
-        why = Why(self.core, self.opens, pauses.standing, self.limits.told, clock)
+        why = Why(self.core, self.opens, self.pauses.standing, self.limits.told, clock)
         changed = Changed(config, self.limits, self.channels, self.opens)
         self.orders = Orders(
-            worker, self.dispatcher, pauses, _weights(config, self.core, self.opens), why, self.limits, changed,
+            worker, self.dispatcher, self.pauses, _weights(config, self.core, self.opens), why, self.limits, changed,
             self.all_intakes,
         )  # fmt: skip
         self.control = Control(f"{config.log.prefix}.control", self.orders.obey, clock)
@@ -210,7 +212,7 @@ class Pipeline:
         intake = self._new_intake(tier, group := self._groups(tier)[1], lambda _: None)
         topics = later_topics(self.config, tier)
         self.dues[tier] = due = LaterDue(
-            topics, intake.assignment, self.channels, self.dispatcher.cancelled, self.clock
+            tier, topics, intake.assignment, self.channels, self.dispatcher.cancelled, self.pauses, self.clock
         )
         due.consumer = self.log.consumer(group, list(topics), due)
         intake.assignment.consumer = intake.due = due
@@ -390,6 +392,7 @@ def _core(config: Config) -> Core:
         tau_ns=config.pacing.tau,
         floor=_rate(config.pacing.floor),
         near_ns=[0, policies[Tier.TEMPLATE].due_after, 0],
+        horizon_ns=config.later.horizon,
     )
 
 
@@ -403,7 +406,7 @@ def _channels(config: Config, core: Core, limits: Limits, urgent: bool = True) -
     for name, channel in config.channels.items():
         driver = load(channel.driver)(name, channel)
         reserved = max(1, channel.in_flight // 4) if urgent and channel.in_flight > 1 else 0
-        handle = core.add_channel(channel.in_flight, reserved, driver.cap)
+        handle = core.add_channel(channel.in_flight, reserved, driver.cap, stays=channel.repeats == "never")
         for rule in channel.limits:
             limits.add(CHANNEL, handle, ["channel", name], rule)
         for rule in channel.tenant_limits:

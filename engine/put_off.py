@@ -1,9 +1,16 @@
-"""What of the core's must wait: there, or on the log (part of the dispatcher's shell)."""
+"""What of the core's must wait: there, or on the log (part of the dispatcher's shell).
+
+In: rows of batches, and what the core holds for longer than the horizon. Out: rows back into the core, or moves.
+Invariant: what is taken out of the core is in it again, or the mover's, before anything else happens.
+Never: takes more out of the core than the log keeps up with.
+"""
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from engine import wire
@@ -12,13 +19,17 @@ from engine.clock import NS_PER_MS
 from engine.decode import decode
 from engine.later import FREQUENCY, REST, Later, Move, Wait
 from engine.open_sends import OpenSend, recipients
-from engine.send import Outcome
+from engine.send import Outcome, Tier
 from engine.settle import Again, Ending
 from engine.state.seen import Seen
 from ext.columns import Batch, Columns
+from ext.schedule import Ended
 
 if TYPE_CHECKING:
     from engine.dispatch import Dispatcher
+
+PUT_OFF_BUDGET = 512  # steps of the core a turn and tier, some ms
+SAME = itemgetter(0, 1, 2, 3)  # of one send, on one way
 
 
 class PutOff:
@@ -74,6 +85,27 @@ class PutOff:
         who = [positions[row] for row in rows]
         self._later.move(handle, self._dispatcher.opens[handle], who, attempts, wait, why)
 
+    # --- what is held for longer than the horizon
+
+    def held(self, now: int) -> bool:
+        """It goes to the log, in portions; True: there is more, and the log keeps up."""
+        more = False
+        for tier in Tier:
+            taken = self._dispatcher.core.put_off(now, tier, PUT_OFF_BUDGET) if self._later.has_room(tier) else None
+            if taken is not None:
+                self._held(tier, taken)
+                more |= taken.more
+        return more
+
+    def _held(self, tier: Tier, taken: Ended) -> None:
+        opens, columns = self._dispatcher.opens, (taken.send, taken.attempt, taken.cause, taken.until, taken.position)
+        for (handle, attempts, cause, until_ns), rows in groupby(zip(*columns, strict=True), SAME):
+            send, positions = opens[handle], [row[4] for row in rows]
+            if send.ledger.leaving:
+                self._dispatcher.leave(handle, send, len(positions))
+            else:
+                self._later.move(handle, send, positions, attempts, self._later.put_off(tier, cause, until_ns))
+
     # --- what was moved, or comes back into the core
 
     def moved(self, move: Move) -> None:
@@ -84,6 +116,7 @@ class PutOff:
             self._seen.claim(send.key, send.origin, wire.hop_of(send.headers) + 1)
         if dispatcher.less(move.handle, send, move.positions):
             dispatcher.recorder.complete(send.ledger, array("q", [send.offset]))
+        dispatcher.wake()  # there is room for more
 
     def not_moved(self, move: Move) -> None:
         """See engine.mover.Owner."""

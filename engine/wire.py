@@ -242,6 +242,11 @@ def history(headers: Headers) -> History | None:
     )
 
 
+def reason(headers: Headers) -> str:
+    """Why a record was moved; empty: it was not, or its header says nothing readable."""
+    return _text({name: value or b"" for name, value in headers if name == REASON}, REASON)
+
+
 def until_ms(headers: Headers) -> int:
     """Before when it is not sent; 0: at once, too when its header says nothing readable."""
     return _readable(headers, UNTIL)

@@ -22,9 +22,11 @@ cdef Queues* queues_make(
     ring_make(&q.dead)
     ring_make(&q.held)
     ring_make(&q.counting)
+    q.horizon = INT64_MAX
     set_node(&q.root, NULL, NULL, NULL, 0, ROOT, 0)
     scope_make(&q.everything, &q.asking)
     for tier in range(TIERS):
+        ring_make(&q.away[tier])
         scope_make(&q.of_tier[tier], &q.asking)
         set_node(&q.tiers[tier], &q.root, NULL, NULL, 0, TIER_, tier)
     return q
@@ -39,7 +41,7 @@ cdef void free_channel(Channel* channel) noexcept nogil:
     free(channel)
 
 
-cdef int queues_add_channel(Queues* q, uint32_t slots, uint32_t reserved, uint32_t cap) noexcept nogil:
+cdef int queues_add_channel(Queues* q, uint32_t slots, uint32_t reserved, uint32_t cap, bint stays) noexcept nogil:
     cdef void* grown = realloc(q.channels, (q.channel_count + 1) * sizeof(Channel*))
     cdef uint8_t tier
     if grown == NULL:
@@ -49,7 +51,7 @@ cdef int queues_add_channel(Queues* q, uint32_t slots, uint32_t reserved, uint32
     if made == NULL or idset_reserve(&q.seen, cap) < 0:
         free(made)
         return -1
-    made.slots, made.reserved, made.cap = slots, reserved, cap
+    made.slots, made.reserved, made.cap, made.stays = slots, reserved, cap, stays
     scope_make(&made.scope, &q.asking)
     scope_make(&made.each, &q.asking)
     for tier in range(TIERS):

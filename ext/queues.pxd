@@ -148,6 +148,10 @@ cdef enum Closed:
 
 cdef enum Cause:
     LIVE, EXPIRED_, CANCELLED_
+    BY_PAUSE, BY_REST, BY_LIMIT  # put off: what holds it longest
+
+cdef enum:
+    PUT_OFF_WHOLE = 10_000  # so many more are put off rather than a part of a send
 
 cdef enum Level:
     ROOT, TIER_, LANE, LEAF, TENANT, CAMPAIGN_
@@ -214,6 +218,7 @@ cdef struct Group:  # a tenant, or a tenant's campaign, over all leaves; or a sh
     uint32_t self
     uint8_t level  # TENANT, CAMPAIGN_ or SHARE
     uint8_t paused
+    int64_t paused_until  # like a node's
 
 cdef struct Node:
     # Line by line of the cache. A push touches the first one only, a batch the first two.
@@ -250,6 +255,8 @@ cdef struct Node:
     Refusal kept  # while PARKED: what its scope said
     uint64_t turn  # a tier's virtual time
     uint64_t lingering  # a leaf's in queues that linger
+    int64_t paused_until  # while PAUSED: until then at least; 0: that is not known
+    Link away  # held for longer than the horizon: its place among those whose work is put off
 
 cdef struct Pacing:  # of a lane, or of a tier over all its lanes
     Pace pace  # who waits in its rings: queues, or lanes
@@ -274,6 +281,7 @@ cdef struct Channel:
     uint32_t cap
     uint32_t in_flight[TIERS]
     bint is_paced  # a lane of it is
+    bint stays  # its work is never put off
     Capacity capacity
     Beside beside
     Counts* queue_wait[TIERS]  # borrowed from Histograms that live as long as the core
@@ -302,7 +310,7 @@ cdef struct Reason:  # of one campaign in one leaf
     uint8_t level  # Level of what holds it: whose pause, scope or rate
 
 cdef struct Count:  # of one tier; all but flows in recipients
-    uint64_t pushed, popped, expired, cancelled
+    uint64_t pushed, popped, expired, cancelled, put_off
     uint64_t queued, retries, scheduled, ended
     uint64_t flows  # queues
 
@@ -351,6 +359,7 @@ cdef struct Target:  # where a row goes
 cdef struct Queues:
     int64_t now
     int64_t lead
+    int64_t horizon  # what is held for longer is put off
     uint32_t own_queues  # of a campaign in a leaf; contents beyond share its mixed one until they are seen again
     Wheel wheel
     Scope everything
@@ -375,6 +384,7 @@ cdef struct Queues:
     Link dead  # queues that were cancelled
     Link held  # tenants and campaigns that are not open
     Link counting  # shares without nodes or calls, whose uses count
+    Link away[TIERS]  # held nodes that may have work to put off
     Output out
     Target* targets
     size_t targets_room
@@ -397,7 +407,7 @@ cdef void queues_free(Queues* q) noexcept nogil
 cdef int queues_pace(
     Queues* q, uint8_t tier, int mode, int64_t tau, uint64_t floor, int64_t near
 ) noexcept nogil
-cdef int queues_add_channel(Queues* q, uint32_t slots, uint32_t reserved, uint32_t cap) noexcept nogil
+cdef int queues_add_channel(Queues* q, uint32_t slots, uint32_t reserved, uint32_t cap, bint stays) noexcept nogil
 cdef int queues_add_account(Queues* q, uint32_t channel) noexcept nogil
 cdef Limit* queues_add_limit(
     Queues* q, Scope* scope, int unit, int calendar, uint64_t number, int64_t per, uint64_t reserved
@@ -412,8 +422,10 @@ cdef void queues_release(
 ) noexcept nogil
 cdef Group* queues_tenant(Queues* q, uint32_t tenant) noexcept nogil  # NULL: nothing of it, and nothing to keep
 cdef Group* queues_make_tenant(Queues* q, uint32_t tenant) noexcept nogil
-cdef void queues_pause(Queues* q, Node* node, bint paused) noexcept nogil
-cdef int queues_pause_group(Queues* q, uint8_t level, uint32_t tenant, uint32_t campaign, bint paused) noexcept nogil
+cdef void queues_pause(Queues* q, Node* node, bint paused, int64_t until) noexcept nogil
+cdef int queues_pause_group(
+    Queues* q, uint8_t level, uint32_t tenant, uint32_t campaign, bint paused, int64_t until
+) noexcept nogil
 cdef int queues_reweight(Queues* q, uint8_t level, uint32_t tenant, uint32_t campaign, uint32_t weight) noexcept nogil
 cdef void queues_reweight_tier(Queues* q, uint8_t tier, uint32_t weight) noexcept nogil
 cdef size_t queues_explain(
@@ -423,6 +435,8 @@ cdef Kept queues_kept(const Queues* q, uint8_t tier) noexcept nogil
 cdef uint64_t queues_cancel(Queues* q, uint32_t tenant, uint32_t campaign, int tier) noexcept nogil  # tier -1: all
 cdef uint64_t queues_queued(const Queues* q, uint8_t tier, uint32_t channel) noexcept nogil
 cdef uint64_t queues_reap(Queues* q, EndedRow* rows, uint64_t most) noexcept nogil
+cdef uint64_t queues_put_off(Queues* q, uint8_t tier, EndedRow* rows, int64_t* untils, uint64_t most) noexcept nogil
+cdef bint queues_puts_off(const Queues* q, uint8_t tier) noexcept nogil
 cdef bint queues_has_ended(const Queues* q) noexcept nogil
 cdef bint queues_has_work(const Queues* q) noexcept nogil
 cdef int64_t queues_due(const Queues* q) noexcept nogil

@@ -1,17 +1,18 @@
 # distutils: include_dirs = ext
 """The scheduling algorithm, on plain records (queues.pxd), without Python objects.
 
-In: rows of recipients, each row for one queue. Out: batches in ``Output``, and recipients that ended here (expired or
-cancelled).
-Invariants: pushed = popped + expired + cancelled + queued + waiting, per tier; a queue is in its campaign's ring iff
-READY; a node that is not held and has work is in its parent's ring; no window is ever over its number.
+In: rows of recipients, each row for one queue. Out: batches in ``Output``, recipients that ended here (expired or
+cancelled), and what is held for so long that it need not wait here.
+Invariants: pushed = popped + expired + cancelled + put off + queued + waiting, per tier; a queue is in its campaign's
+ring iff READY; a node that is not held and has work is in its parent's ring; no window is ever over its number.
 Never: reads a clock, walks queues to find work, allocates while a timer fires, or lets a recipient leave after its
 deadline.
 
 The records are one state machine, and the compiler sees it as a whole; it is included from push.pxi (what comes in),
 batch.pxi (how a batch is formed), foresight.pxi (what is fetched ahead), pacing.pxi, shares.pxi, ended.pxi (cancel and
-reap), making.pxi and soundness.pxi. Here is what they share, more than 500 lines of it: nodes, the states of a queue,
-whose turn it is. What stands alone (slabs, FIFOs, rings, wheel, windows, tables) is in the headers.
+reap), away.pxi (what is held for long), making.pxi and soundness.pxi. Here is what they share, more than 500 lines of
+it: nodes, the states of a queue, whose turn it is. What stands alone (slabs, FIFOs, rings, wheel, windows, tables) is
+in the headers.
 """
 
 from libc.stdint cimport INT64_MAX
@@ -144,6 +145,8 @@ cdef void activate(Queues* q, Node* node) noexcept nogil:
         ring_append(&node.parent.ring, &node.link)
         place(q, node)
         node = node.parent
+    if node.state:
+        note_held(q, node)
 
 
 cdef void deactivate(Queues* q, Node* node) noexcept nogil:
@@ -181,6 +184,7 @@ cdef void add_ready(Queues* q, Node* node, int64_t n) noexcept nogil:
     while True:
         node.ready += <uint32_t>n
         if node.state:
+            note_held(q, node)
             return
         if node.ready and not ring_holds(&node.link):
             join(q, node, &node.parent.fresh)
@@ -229,6 +233,7 @@ cdef void park(Queues* q, Node* node, Scope* scope, Refusal no) noexcept nogil:
     """Until its time (LIMIT_NEVER: that is not known), or until the scope changes."""
     hold(q, node, PARKED)
     node.kept = no
+    note_held(q, node)
     ring_append(&scope.parked, &node.halt)
     if no.until != LIMIT_NEVER:
         wheel_arm(&q.wheel, &node.timer, no.until)
@@ -280,7 +285,7 @@ cdef Group* group_of(Queues* q, uint8_t level, uint32_t tenant, uint32_t campaig
     ring_make(&found.members)
     found.key_hash = key
     found.tenant, found.campaign, found.level = tenant, campaign, level
-    found.weight, found.paused, found.nodes = 1, False, 0
+    found.weight, found.paused, found.paused_until, found.nodes = 1, False, 0, 0
     found.self = made
     scope_make(&found.scope, &q.asking)
     return found
@@ -359,6 +364,7 @@ cdef Node* branch_of(Queues* q, Node* parent, uint8_t level, uint32_t tenant, ui
     if level == CAMPAIGN_:
         parent.children += 1
     if group.paused:
+        node.paused_until = group.paused_until
         hold(q, node, PAUSED)
     return node
 
@@ -373,6 +379,8 @@ cdef void free_if_idle(Queues* q, Node* node) noexcept nogil:
             ring_remove(&node.held)
         if ring_holds(&node.halt):
             ring_remove(&node.halt)
+        if ring_holds(&node.away):
+            ring_remove(&node.away)
         ring_remove(&node.sibling)
         free_group_if_idle(q, node.group)
         if node.level == TENANT and node.scope != NULL:
@@ -902,17 +910,19 @@ cdef void queues_release(
 
 # --- what an operator changes ---
 
-cdef void queues_pause(Queues* q, Node* node, bint paused) noexcept nogil:
+cdef void queues_pause(Queues* q, Node* node, bint paused, int64_t until) noexcept nogil:
     """Nothing of the node leaves until it is resumed; it takes no turns meanwhile, and claims none afterwards."""
     if paused:
         hold(q, node, PAUSED)
+        node.paused_until = until
+        note_held(q, node)
         free_if_idle(q, node)
     elif node.state & PAUSED:
         let_go(q, node, PAUSED)
 
 
 cdef int queues_pause_group(
-    Queues* q, uint8_t level, uint32_t tenant, uint32_t campaign, bint paused
+    Queues* q, uint8_t level, uint32_t tenant, uint32_t campaign, bint paused, int64_t until
 ) noexcept nogil:
     """O(its nodes). -1: no memory, and nothing has changed."""
     cdef uint64_t key = group_hash(level, tenant, campaign)
@@ -925,12 +935,12 @@ cdef int queues_pause_group(
         group = group_of(q, level, tenant, campaign)
         if group == NULL:
             return -1
-    group.paused = True  # it stays while its nodes change
+    group.paused, group.paused_until = True, until  # it stays while its nodes change
     member = ring_first(&group.members)
     while member != NULL:
         node = member_of(member)
         member = NULL if member.next == &group.members else member.next
-        queues_pause(q, node, paused)
+        queues_pause(q, node, paused, until)
     group.paused = paused
     free_group_if_idle(q, group)
     return 0
@@ -1152,5 +1162,6 @@ include "foresight.pxi"
 include "shares.pxi"
 include "pacing.pxi"
 include "ended.pxi"
+include "away.pxi"
 include "making.pxi"
 include "soundness.pxi"

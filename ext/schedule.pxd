@@ -17,7 +17,7 @@ cdef class Core:
     cdef Scope* each_tenant(self, object handle, bint calendar) except NULL
     cdef int64_t channel_of(self, object handle) except -1
     cdef int64_t account_of(self, object handle) except -1
-    cdef int set_paused(self, object scope, object handle, object campaign, bint paused) except -1
+    cdef int set_paused(self, object scope, object handle, object campaign, bint paused, int64_t until) except -1
     cdef int advance(self, object now_ns) except -1
     cdef Limit* limit(self, object handle) except NULL
     cdef Row* room_for_rows(self, Py_ssize_t n) except? NULL
@@ -42,6 +42,7 @@ cdef class Batches:
 
 cdef class Ended:
     cdef readonly Py_ssize_t items
+    cdef readonly object until  # None: of reap
     cdef readonly bint more
     cdef object columns
     cdef dict __dict__

@@ -36,6 +36,9 @@ CLOSED_DUE: int
 CLOSED_CUT: int
 EXPIRED: int
 CANCELLED: int
+PUT_OFF_PAUSE: int
+PUT_OFF_REST: int
+PUT_OFF_LIMIT: int
 ASAP: int
 EVEN: int
 PACED: int
@@ -66,11 +69,12 @@ class Batches:
     ids: bytes
 
 class Ended:
-    """What reap returned: recipients that ended inside the core, as columns."""
+    """What reap returned: recipients that ended inside the core, as columns; and put_off, of what it hands back."""
 
     items: int
     more: bool
-    cause: memoryview  # u8: EXPIRED or CANCELLED
+    cause: memoryview  # u8: EXPIRED or CANCELLED; of put_off PUT_OFF_*, what holds them longest
+    until: memoryview  # i64 ns, of put_off: until when that does, at least
     send: memoryview  # u32
     position: memoryview  # u16
     attempt: memoryview  # u8
@@ -101,17 +105,20 @@ class Core:
         tau_ns: int = 3_600_000_000_000,
         floor: int = ...,
         near_ns: Sequence[int] = (0, 0, 0),
+        horizon_ns: int = ...,
     ) -> None:
         """``pacing`` by tier: ASAP; PACED: at the lowest peak rate that meets every due time, earliest due first; EVEN:
         each call's share from its arrival to its due time; system is ASAP. A paced tier has a rate for each channel,
         and one over all, and a call keeps to both: see ``pace``. ``tau_ns`` (0..2**62): how slowly a past peak is
         forgotten, 0 at once. ``floor`` (1 and more): never slower than this rate. ``near_ns`` by tier: what is due no
         later than this after its start (0: nothing) leaves at once, first in, first out, and neither waits for a rate
-        nor takes any of it; when it cannot leave within 2 s, fair shares rule."""
+        nor takes any of it; when it cannot leave within 2 s, fair shares rule. ``horizon_ns`` (0..NEVER, at first
+        NEVER): see ``put_off``."""
 
-    def add_channel(self, slots: int, reserved: int, cap: int) -> int:
+    def add_channel(self, slots: int, reserved: int, cap: int, stays: bool = False) -> int:
         """A channel of ``slots`` calls in flight (1..2**20), ``reserved`` of them (0..slots - 1) for system, and at
-        most ``cap`` recipients a batch (1..2**20). Returns its handle."""
+        most ``cap`` recipients a batch (1..2**20); what is queued there is never ``put_off`` if it ``stays``. Returns
+        its handle."""
 
     def add_account(self, channel: int) -> int:
         """An account of a channel. Returns its handle, counted over all channels."""
@@ -216,11 +223,22 @@ class Core:
         expired behind others of its queue that may still go is handed back when those have gone.
         """
 
-    def pause(self, scope: int, handle: int, campaign: int = 0) -> None:
+    def put_off(self, now_ns: int, tier: int, budget: int) -> Ended | None:
+        """Take up to ``budget`` (1..2**20) recipients of a tier out of the core that nothing but a pause, a block or a
+        limit keeps, and that for longer than the horizon: those that wait first, in the order of their queues. What
+        lingers or waits for its time is taken when that is over. None: there is nothing. ``more``: look again.
+
+        A pause counts by its ``until_ns``; a limit by when the batch that it refused would fit; one that waits for a
+        grant or for calls under way, not at all. Nothing is walked to find it: what comes to be held, and what is
+        pushed below, says so itself. Of its steps each is a recipient, or a node looked at; a send that it has begun it
+        takes whole, up to 10,000 more."""
+
+    def pause(self, scope: int, handle: int, campaign: int = 0, until_ns: int = 0) -> None:
         """Nothing of a CHANNEL, an ACCOUNT, a WHOLE_TIER, an OF_TENANT (``handle``: the tenant's) or an OF_CAMPAIGN
         (a campaign of that tenant) leaves until it is resumed, be it there now or pushed later. Deadlines go on. Calls
         in flight are not affected. Takes as long as the tenant or campaign has accounts it is queued for, whatever is
-        queued. One that is paused costs some 60 bytes when nothing of it is queued."""
+        queued. One that is paused costs some 60 bytes when nothing of it is queued. ``until_ns`` resumes nothing: until
+        then at least it lasts, for ``put_off`` (0: that is not known). A second pause has it anew."""
 
     def resume(self, scope: int, handle: int, campaign: int = 0) -> None:
         """Undo ``pause``. It takes its turns behind those that had theirs meanwhile."""
@@ -257,12 +275,12 @@ class Core:
         """By name one number a tier, in recipients where nothing else is said; cheap (takes as long as there are
         accounts, and tenants and campaigns that are paused or held by a limit).
 
-        Since the start: pushed = popped + expired + cancelled + queued + waiting. Now: queued = linger (waits to merge)
-        + paused + throttled (held by a limit or a block, and not paused) + paced (only held back until its time comes)
-        + ready; waiting = retry (attempt > 0) + scheduled; ended (not reaped); flows (queues that are not empty, or
-        have something waiting). ``pacing_calls`` are still to leave, which needs ``pacing_need`` and happens at
-        ``pacing_rate``, not below ``pacing_floor``: rates over all channels, as of the last pop. ``memory_bytes``: one
-        number, what may be resident of what the core has asked for.
+        Since the start: pushed = popped + expired + cancelled + put_off + queued + waiting. Now: queued = linger (waits
+        to merge) + paused + throttled (held by a limit or a block, and not paused) + paced (only held back until its
+        time comes) + ready; waiting = retry (attempt > 0) + scheduled; ended (not reaped); flows (queues that are not
+        empty, or have something waiting). ``pacing_calls`` are still to leave, which needs ``pacing_need`` and happens
+        at ``pacing_rate``, not below ``pacing_floor``: rates over all channels, as of the last pop. ``memory_bytes``:
+        one number, what may be resident of what the core has asked for.
         """
 
     def queued(self, tier: int, channel: int) -> int:

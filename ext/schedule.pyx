@@ -21,13 +21,14 @@ from ext.limits cimport (
 )
 from ext.pace cimport PACE_ASAP, PACE_CALL_A_SECOND, PACE_EVEN, PACE_FASTEST, PACE_PACED, Pace
 from ext.queues cimport (
-    BASIC, CAMPAIGN_, CANCELLED_, CAP, CUT, DUE, EXPIRED_, LINGER_OVER, SYSTEM, TEMPLATE, TIERS,
+    BASIC, BY_LIMIT, BY_PAUSE, BY_REST, CAMPAIGN_, CANCELLED_, CAP, CUT, DUE, EXPIRED_, LINGER_OVER, SYSTEM,
+    PUT_OFF_WHOLE, TEMPLATE, TIERS,
     OF_BLOCK, OF_GRANT, OF_LIMIT, OF_LINGER, OF_PAUSE, OF_RATE, OF_SLOT, OF_TIME, TURN,
     BatchRow, EndedRow, Group, Kept, Node, Output, Queues, Reason, Row,
     queues_add_account, queues_add_channel, queues_add_limit, queues_advance, queues_cancel, queues_due, queues_free,
     queues_explain, queues_has_ended, queues_has_work, queues_kept, queues_make, queues_make_tenant, queues_memory,
-    queues_pace, queues_pause, queues_pause_group, queues_pop, queues_push, queues_queued, queues_reap,
-    queues_reconsider,
+    queues_pace, queues_pause, queues_pause_group, queues_pop, queues_push, queues_put_off,
+    queues_puts_off, queues_queued, queues_reap, queues_reconsider,
     queues_release, queues_reweight, queues_reweight_tier, queues_tenant, queues_unsound,
 )
 from ext.queues cimport TENANT as TENANT_
@@ -43,6 +44,7 @@ HELD_TURN, HELD_PAUSE, HELD_SLOT, HELD_BLOCK, HELD_LIMIT, HELD_GRANT, HELD_LINGE
 cdef tuple SCOPE_OF = (GLOBAL, WHOLE_TIER, CHANNEL, ACCOUNT, OF_TENANT, OF_CAMPAIGN, EACH_TENANT)
 CLOSED_CAP, CLOSED_LINGER, CLOSED_DUE, CLOSED_CUT = CAP, LINGER_OVER, DUE, CUT
 EXPIRED, CANCELLED = EXPIRED_, CANCELLED_
+PUT_OFF_PAUSE, PUT_OFF_REST, PUT_OFF_LIMIT = BY_PAUSE, BY_REST, BY_LIMIT
 ASAP, EVEN, PACED = PACE_ASAP, PACE_EVEN, PACE_PACED
 CALL_A_SECOND = PACE_CALL_A_SECOND
 
@@ -352,7 +354,7 @@ cdef void fill_ended(Layout layout, const EndedRow* rows, Py_ssize_t n) noexcept
 cdef class Core:
     def __cinit__(
         self, template_weight=1, basic_weight=1, deadline_lead_ns=1_000_000_000, own_queues=64, *,
-        pacing=(ASAP, ASAP, ASAP), tau_ns=3_600_000_000_000, floor=CALL_A_SECOND, near_ns=(0, 0, 0),
+        pacing=(ASAP, ASAP, ASAP), tau_ns=3_600_000_000_000, floor=CALL_A_SECOND, near_ns=(0, 0, 0), horizon_ns=NEVER,
     ):
         cdef int tier
         if len(pacing) != TIERS or len(near_ns) != TIERS:
@@ -366,6 +368,7 @@ cdef class Core:
         )
         if self.q == NULL:
             raise MemoryError
+        self.q.horizon = within("horizon_ns", horizon_ns, 0, INT64_MAX)
         for tier in range(TIERS):
             self.pace_tier(
                 tier, within(f"pacing[{tier}]", pacing[tier], PACE_ASAP, PACE_ASAP if tier == SYSTEM else PACE_PACED),
@@ -424,7 +427,7 @@ cdef class Core:
         queues_advance(self.q, within("now_ns", now_ns, 0, LATEST))
         return 0
 
-    def add_channel(self, slots, reserved, cap):
+    def add_channel(self, slots, reserved, cap, bint stays=False):
         cdef int64_t most = within("slots", slots, 1, MOST)
         cdef int64_t kept = within("reserved", reserved, 0, most - 1)
         cdef int64_t largest = within("cap", cap, 1, MOST)
@@ -433,7 +436,7 @@ cdef class Core:
         sizes = Histogram(SIZE_EDGES)
         waits = [Histogram(WAIT_EDGES) for _ in range(TIERS)]
         within("channels", handle + 1, 1, MOST)
-        if queues_add_channel(self.q, <uint32_t>most, <uint32_t>kept, <uint32_t>largest) < 0:
+        if queues_add_channel(self.q, <uint32_t>most, <uint32_t>kept, <uint32_t>largest, stays) < 0:
             raise MemoryError
         self.sizes.append(sizes)
         self.waits.append(waits)
@@ -601,28 +604,54 @@ cdef class Core:
         ended.more = queues_has_ended(self.q)
         return ended
 
-    def pause(self, scope, handle, campaign=0):
-        self.set_paused(scope, handle, campaign, True)
+    def put_off(self, now_ns, tier, budget):
+        cdef int64_t n = within("budget", budget, 1, MOST)
+        cdef int64_t room = n + PUT_OFF_WHOLE
+        cdef uint8_t of = <uint8_t>within("tier", tier, SYSTEM, BASIC)
+        self.advance(now_ns)
+        if not queues_puts_off(self.q, of):
+            return None
+        # Everything is allocated before the first row is taken: no memory means nothing is lost.
+        cdef Layout layout = Layout(room * sizeof(EndedRow), 4)
+        cdef Ended ended = Ended()
+        cdef bytes untils = PyBytes_FromStringAndSize(NULL, room * sizeof(int64_t))
+        cdef EndedRow* rows = <EndedRow*>malloc(room * sizeof(EndedRow))
+        if rows == NULL:
+            raise MemoryError
+        ended.items = <Py_ssize_t>queues_put_off(self.q, of, rows, <int64_t*>PyBytes_AS_STRING(untils), <uint64_t>n)
+        ended.columns = layout.data
+        fill_ended(layout, rows, ended.items)
+        free(rows)
+        ended.until = memoryview(untils).cast("q")[:ended.items]
+        ended.more = queues_puts_off(self.q, of)
+        return ended
+
+    def pause(self, scope, handle, campaign=0, until_ns=0):
+        self.set_paused(scope, handle, campaign, True, within("until_ns", until_ns, 0, INT64_MAX))
 
     def resume(self, scope, handle, campaign=0):
-        self.set_paused(scope, handle, campaign, False)
+        self.set_paused(scope, handle, campaign, False, 0)
 
-    cdef int set_paused(self, object scope, object handle, object campaign, bint paused) except -1:
+    cdef int set_paused(
+        self, object scope, object handle, object campaign, bint paused, int64_t until
+    ) except -1:
         cdef int64_t kind = within("scope", scope, CHANNEL, OF_CAMPAIGN), at
         cdef int i
         if kind >= OF_TENANT:
-            if queues_pause_group(self.q, level_of(kind), name("handle", handle), part_of(kind, campaign), paused) < 0:
+            if queues_pause_group(
+                self.q, level_of(kind), name("handle", handle), part_of(kind, campaign), paused, until
+            ) < 0:
                 raise MemoryError
         elif kind == WHOLE_TIER:
-            queues_pause(self.q, &self.q.tiers[within("tier", handle, SYSTEM, BASIC)], paused)
+            queues_pause(self.q, &self.q.tiers[within("tier", handle, SYSTEM, BASIC)], paused, until)
         elif kind == CHANNEL:
             at = self.channel_of(handle)
             for i in range(TIERS):
-                queues_pause(self.q, &self.q.channels[at].lanes[i], paused)
+                queues_pause(self.q, &self.q.channels[at].lanes[i], paused, until)
         else:
             at = self.account_of(handle)
             for i in range(TIERS):
-                queues_pause(self.q, &self.q.accounts[at].leaves[i], paused)
+                queues_pause(self.q, &self.q.accounts[at].leaves[i], paused, until)
         return 0
 
     def reweight(self, scope, handle, weight, campaign=0):
@@ -705,9 +734,9 @@ cdef class Core:
         pacing = self.q.tiers[tier].pacing
         return {
             "pushed": count.pushed, "popped": count.popped, "expired": count.expired, "cancelled": count.cancelled,
-            "queued": count.queued, "waiting": count.retries + count.scheduled, "retry": count.retries,
-            "scheduled": count.scheduled, "ended": count.ended, "linger": lingering, "throttled": kept.throttled,
-            "paused": kept.paused, "paced": kept.paced,
+            "put_off": count.put_off, "queued": count.queued, "waiting": count.retries + count.scheduled,
+            "retry": count.retries, "scheduled": count.scheduled, "ended": count.ended, "linger": lingering,
+            "throttled": kept.throttled, "paused": kept.paused, "paced": kept.paced,
             "ready": count.queued - lingering - kept.paused - kept.throttled - kept.paced, "flows": count.flows,
             "pacing_calls": 0 if pacing == NULL else pacing.pace.work,
             "pacing_floor": 0 if pacing == NULL else self.q.floor,

@@ -152,7 +152,7 @@ cdef const char* unsound_queue(const Queues* q, const Queue* queue, Walk* walk) 
 
 
 cdef const char* unsound_branch(
-    const Node* node, uint32_t ready, uint64_t queued, Walk* walk
+    const Queues* q, const Node* node, uint32_t ready, uint64_t queued, Walk* walk
 ) noexcept nogil:
     walk.nodes += 1
     if node.ready != ready or node.queued != queued:
@@ -169,6 +169,8 @@ cdef const char* unsound_branch(
         return "a branch is held and not among the held, or paused and its group is not, or the other way round"
     if (node.state & PARKED != 0) != ring_holds(&node.halt):
         return "a branch is parked and no scope keeps it, or the other way round"
+    if node.ready and put_off_later(q, node):
+        return "a branch is held for long, has work, and nobody is to put that off"
     walk.held += node.state != 0
     return NULL
 
@@ -195,7 +197,7 @@ cdef const char* unsound_campaign(const Queues* q, const Node* node, Walk* walk)
         link = NULL if link.next == &node.queues else link.next
     if children != node.children:
         return "a campaign's queues are counted wrongly"
-    return unsound_branch(node, ready, queued, walk)
+    return unsound_branch(q, node, ready, queued, walk)
 
 
 cdef const char* unsound_groups(const Queues* q, Walk* walk) noexcept nogil:
@@ -246,7 +248,7 @@ cdef const char* unsound_tenant(const Queues* q, const Node* tenant, Walk* walk)
                 queued += node.queued
     if children != tenant.children:
         return "a tenant's campaigns are counted wrongly"
-    return unsound_branch(tenant, ready, queued, walk)
+    return unsound_branch(q, tenant, ready, queued, walk)
 
 
 cdef const char* unsound_above(const Queues* q, const Node* node) noexcept nogil:
@@ -255,6 +257,8 @@ cdef const char* unsound_above(const Queues* q, const Node* node) noexcept nogil
         return "a node takes turns and has none below, or the other way round"
     if ring_holds(&node.link) != holds(&node.parent.ring, &node.link):
         return "a node is linked and in no ring of its parent"
+    if child_of(node) != NULL and put_off_later(q, node):
+        return "a node is held for long, has work, and nobody is to put that off"
     return NULL
 
 
@@ -286,9 +290,10 @@ cdef const char* unsound_counts(const Queues* q, const Walk* walk) noexcept nogi
         retries += count.retries
         ended += count.ended
         if count.pushed != (
-            count.popped + count.expired + count.cancelled + count.queued + count.retries + count.scheduled
+            count.popped + count.expired + count.cancelled + count.put_off + count.queued + count.retries
+            + count.scheduled
         ):
-            return "pushed is not popped + expired + cancelled + queued + waiting"
+            return "pushed is not popped + expired + cancelled + put off + queued + waiting"
         for i in range(q.account_count):
             in_leaves += q.accounts[i].leaves[tier].queued + q.accounts[i].leaves[tier].lingering
             lingering += q.accounts[i].leaves[tier].lingering

@@ -28,6 +28,7 @@ from engine.send import Origin, Outcome, Recipient, Tier
 DEADLINE_S = 20.0
 TIERS = ("system", "template", "basic")
 # Tests wait for batches to close; nobody merges over time here.
+IN_MEMORY = '[later]\nhorizon = "7d"'  # what is held for hours waits there
 QUICK = "".join(f'[tiers.{tier}]\npacing = "asap"\nlinger = "10ms"\n' for tier in TIERS)
 
 
@@ -424,9 +425,10 @@ async def working(config: Config, clock: Clock | None = None) -> AsyncIterator[W
 async def partnered(
     directory: Path, more: str = "", answer: Answer = accept, clock: Clock | None = None
 ) -> AsyncIterator[tuple[Gateway, Worker]]:
-    """A pipeline whose only channel is ``partner``, and its gateway; ``more``: further keys of the channel."""
+    """A pipeline whose only channel is ``partner``, and its gateway; ``more``: further keys of the channel. What is
+    held waits in memory, for however long."""
     async with gateway(answer=answer) as partner:
-        config = configured(directory, channel("partner", partner.url, more))
+        config = configured(directory, channel("partner", partner.url, more), IN_MEMORY)
         async with working(config, clock) as worker:
             yield partner, worker
 

@@ -161,3 +161,36 @@ async def test_letters_of_what_has_waited_are_shown_and_sent_again(tmp_path: Pat
         assert partner.ids == {"u0": 1, "u1": 2, "u2": 1}
         audited = await place.command("audit", "--grace", "1h")
         assert (audited["recipients"], audited["missing"]) == (3, 0)
+
+
+async def test_paused_for_long_and_killed_while_it_moves_nothing_is_lost_or_repeated(
+    tmp_path: Path, kafka_bootstrap: str
+) -> None:
+    """Three times, each time at another place: on the way to the later topics, there, and from one to the next."""
+    async with gateway() as partner, asyncio.timeout(WITHIN_S):
+        place = Place(tmp_path, kafka_bootstrap, channel("partner", partner.url, "batch = 20"))
+        await place.command("topics", "create")
+        wanted = Counter({f"{part}{n}": 1 for n in range(SENDS) for part in "uv"})
+        ways = [("basic", 1), ("basic", SENDS), ("later.basic", SENDS)]
+        values = [send(f"i{n}", [f"u{n}", f"v{n}"], campaign=f"k{n % 5}") for n in range(SENDS)]
+        for group, done in ways:
+            async with place.serving() as engine:
+                await engine.ready()
+                if values:
+                    await place.command("pause", "channel", "partner", "--for", "24h")
+                    await place.append(*(Record(f"{place.prefix}.basic", value) for value in values))
+                    values = []
+                await place.taken(group, done)
+                assert not partner.calls
+                await killed(engine)
+        waits = await place.command("audit")
+        assert (waits["waiting"], waits["missing"], waits["outcomes"]) == (2 * SENDS, 0, {})
+        async with place.serving() as engine:
+            await engine.ready()
+            await place.command("resume", "channel", "partner")
+            await until_called(engine, partner, len(wanted))
+            await drained(engine)
+        assert partner.ids == wanted
+        audited = await place.command("audit", "--grace", "1h")
+        assert (audited["recipients"], audited["missing"], audited["repeated"]) == (2 * SENDS, 0, 0)
+        assert audited["outcomes"] == {"accepted": 2 * SENDS}

@@ -13,6 +13,7 @@ from engine.logs import Record
 from engine.wire_control import LimitUse, Reply, Target, Window
 from tests.integration.support import (
     DEADLINE_S,
+    IN_MEMORY,
     Ahead,
     Worker,
     channel,
@@ -75,7 +76,7 @@ async def test_a_change_survives_a_restart_and_ends_by_itself(tmp_path: Path) ->
     clock, on = Ahead(), Target(channel="partner")
     limited = 'batch = 1\nlimits = [{ calls = 2, per = "1h" }]'
     async with gateway() as partner:
-        config = configured(tmp_path, channel("partner", partner.url, limited))
+        config = configured(tmp_path, channel("partner", partner.url, limited), IN_MEMORY)
         async with working(config, clock) as worker:
             await worker.append(change("c", on, window=CALLS_AN_HOUR, number=4, lasts_ms=60_000))
             await replied(worker, "c")

@@ -14,6 +14,7 @@ from aiohttp import web
 
 from engine.wire_control import Command, Target
 from tests.integration.support import (
+    IN_MEMORY,
     Arrived,
     Gateway,
     busiest,
@@ -147,7 +148,7 @@ async def test_a_tenant_has_its_weight_and_keeps_to_its_limits_over_a_restart(tm
     tenants = '[tenants.t]\nweight = 3\nlimits = [{ recipients = 4, per = "1h" }]\n[tenants.w]\nweight = 3\n'
     limited = "batch = 1\nin_flight = 1\n[channels.partner.accounts.a]\n"
     async with gateway() as partner:
-        config = configured(tmp_path, channel("partner", partner.url, limited), tenants)
+        config = configured(tmp_path, channel("partner", partner.url, limited), tenants, IN_MEMORY)
         async with working(config) as worker:
             await worker.append(order("pause", "p", tier="basic"))
             await worker.send("basic", *(send(f"w{n}", f"w{n}", tenant="w") for n in range(30)))
@@ -172,7 +173,7 @@ async def test_a_tenant_has_its_weight_and_keeps_to_its_limits_over_a_restart(tm
 async def test_every_tenant_has_the_limit_of_its_channel_for_itself(tmp_path: Path) -> None:
     more = 'batch = 1\ntenant_limits = [{ calls = 3, per = "1h" }]'
     async with gateway() as one, gateway() as other:
-        config = configured(tmp_path, channel("partner", one.url, more), channel("free", other.url))
+        config = configured(tmp_path, channel("partner", one.url, more), channel("free", other.url), IN_MEMORY)
         async with working(config) as worker:
             for tenant in "abc":
                 sends = (send(f"{tenant}{n}", f"{tenant}{n}", tenant=tenant, campaign="k") for n in range(6))

@@ -13,6 +13,7 @@ from engine.clock import NS_PER_S
 from engine.send import Outcome
 from tests.integration.support import (
     DEADLINE_S,
+    IN_MEMORY,
     Ahead,
     Worker,
     cancel,
@@ -67,7 +68,7 @@ async def test_what_is_paused_waits_and_goes_when_resumed(tmp_path: Path, on: Ma
 @pytest.mark.parametrize("on", [{"channel": "partner"}, {"tier": "basic"}], ids=str)
 async def test_a_channel_or_tier(tmp_path: Path, on: Mapping[str, Any]) -> None:
     async with gateway() as one, gateway() as other:
-        config = configured(tmp_path, channel("partner", one.url), channel("other", other.url))
+        config = configured(tmp_path, channel("partner", one.url), channel("other", other.url), IN_MEMORY)
         async with working(config) as worker:
             await worker.send("basic", send("i", ["a", "b"]))
             await worker.judged()
@@ -84,7 +85,7 @@ async def test_a_channel_or_tier(tmp_path: Path, on: Mapping[str, Any]) -> None:
 async def test_a_pause_survives_a_restart_and_ends_by_itself(tmp_path: Path) -> None:
     clock = Ahead()
     async with gateway() as partner:
-        config = configured(tmp_path, channel("partner", partner.url))
+        config = configured(tmp_path, channel("partner", partner.url), IN_MEMORY)
         async with working(config, clock) as worker:
             await worker.append(order("pause", "p", campaign="k"), order("pause", "q", tier="system"))
             await worker.append(order("resume", "r", tier="system"))

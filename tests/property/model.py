@@ -172,6 +172,7 @@ class Node:
     aside: list[Queue] = field(default_factory=list)
     newcomer: bool = True
     kept: Refusal | None = None  # of the last time it was parked
+    paused_until: int = 0  # of the last time it was paused
 
     def above(self, levels: int) -> Node:
         node = self
@@ -236,6 +237,7 @@ class Channel:
     reserved: int
     cap: int
     lanes: list[Node]
+    stays: bool = False
     in_flight: list[int] = field(default_factory=lambda: [0, 0, 0])
     beside: Beside = field(default_factory=Beside)
 
@@ -275,8 +277,10 @@ class Model(Explained, Paced):
         tau_ns: int,
         floor: int,
         near_ns: tuple[int, ...],
+        horizon_ns: int,
     ) -> None:
         self.now = 0
+        self.horizon = horizon_ns
         self.pace(pacing, tau_ns, floor, near_ns)
         self.lead, self.own_queues = lead, own_queues
         self.stride = [0, 2**20 // template_weight, 2**20 // basic_weight]
@@ -288,7 +292,7 @@ class Model(Explained, Paced):
         self.channels: list[Channel] = []
         self.leaves: list[list[Node]] = []  # an account: by tier
         self.branches: list[Node] = []  # tenants and campaigns of all leaves, in order of creation
-        self.paused: set[tuple[int, ...]] = set()  # tenants, and campaigns with their tenants
+        self.paused: dict[tuple[int, ...], int] = {}  # tenants, and campaigns with their tenants: until when
         self.tenants: defaultdict[int, Scope] = defaultdict(Scope)
         self.each: defaultdict[int, list[Limit]] = defaultdict(list)  # a channel's rules for each tenant
         self.shares: dict[tuple[int, int], Scope] = {}  # a channel and a tenant: made after its rules
@@ -297,18 +301,18 @@ class Model(Explained, Paced):
         self.told: list[tuple[int, int, int, int, int]] = []  # cause, send, position, attempt, tier
         self.sweeping: list[Queue] = []
         self.dead: list[Queue] = []
-        self.counts = {name: [0, 0, 0] for name in ("pushed", "popped", "expired", "cancelled")}
+        self.counts = {name: [0, 0, 0] for name in ("pushed", "popped", "expired", "cancelled", "put_off")}
         self.waits: list[tuple[int, int, int]] = []  # tier, channel, ns
         self.late: list[tuple[int, int]] = []
 
     # --- the tree ---
 
-    def add_channel(self, slots: int, reserved: int, cap: int) -> None:
+    def add_channel(self, slots: int, reserved: int, cap: int, stays: bool) -> None:
         scope = Scope()
         lanes = [Node("lane", tier, self.tiers[tier], scope, len(self.channels)) for tier in range(3)]
         for lane in lanes:
             lane.pacing = self.pacing(lane.tier, Timer())
-        self.channels.append(Channel(slots, reserved, cap, lanes))
+        self.channels.append(Channel(slots, reserved, cap, lanes, stays))
 
     def add_account(self, channel: int) -> None:
         scope, lanes = Scope(), self.channels[channel].lanes
@@ -416,6 +420,7 @@ class Model(Explained, Paced):
             self.branches.append(parent.branches[handle])
             if group_of(parent.branches[handle]) in self.paused:
                 parent.branches[handle].held.add("paused")
+                parent.branches[handle].paused_until = self.paused[group_of(parent.branches[handle])]
         return parent.branches[handle]
 
     def free_if_idle(self, node: Node) -> None:
@@ -868,17 +873,19 @@ class Model(Explained, Paced):
 
     # --- what an operator changes ---
 
-    def pause(self, scope: int, handle: int, campaign: int, paused: bool) -> None:
+    def pause(self, scope: int, handle: int, campaign: int, paused: bool, until: int = 0) -> None:
         nodes = [self.tiers[handle]] if scope == 3 else self.leaves[handle] if scope == 2 else []
         if scope == 1:
             nodes = self.channels[handle].lanes
         if scope > 3:
             group = (handle,) if scope == 4 else (handle, campaign)
-            (self.paused.add if paused else self.paused.discard)(group)
+            self.paused.pop(group, None)
+            self.paused.update({group: until} if paused else {})
             nodes = [node for node in self.branches if group_of(node) == group]
         for node in nodes:
             if paused:
                 self.hold(node, "paused")
+                node.paused_until = until
                 self.free_if_idle(node)
             elif "paused" in node.held:
                 self.let_go(node, "paused")

@@ -32,6 +32,7 @@ from ext.schedule import (
     WHOLE_TIER,
     Core,
 )
+from tests.property import away_model
 from tests.property.columns import columns, rows
 from tests.property.model import BASIC, SYSTEM, Batch, Limit, Model, Run
 from tests.property.windows import most_in_a_window
@@ -45,6 +46,7 @@ STEPS = st.one_of(
     st.integers(1, 200).map(lambda n: n * TICK_NS // 4),
     st.sampled_from([64 * TICK_NS, 64**2 * TICK_NS + 1, NS_PER_S, 3600 * NS_PER_S]),
 )
+LONG = st.just(3600 * NS_PER_S)
 AHEAD = st.integers(-2, 300).map(lambda n: n * TICK_NS // 4)
 DUE = st.one_of(st.just(NEVER), AHEAD, st.sampled_from([1, 9, 30, 600, 600, 1200]).map(lambda n: n * NS_PER_S))
 NAMES = st.sampled_from([b"a", b"b", b"c", b"d", b"ee", b"ff", b"a-name-of-17-char"])
@@ -89,12 +91,17 @@ class CoreMachine(RuleBasedStateMachine):
         weights=st.tuples(st.sampled_from([1, 3]), st.sampled_from([1, 3])),
         lead=st.sampled_from([0, TICK_NS // 2, 10 * TICK_NS]),
         own_queues=st.sampled_from([0, 1, 2, 64]),
-        channels=st.lists(st.tuples(st.integers(1, 8), st.integers(0, 3), st.integers(1, 5)), min_size=2, max_size=2),
+        channels=st.lists(
+            st.tuples(st.integers(1, 8), st.integers(0, 3), st.integers(1, 5), st.sampled_from([False, False, True])),
+            min_size=2,
+            max_size=2,
+        ),
         accounts=st.lists(st.integers(0, 1), min_size=2, max_size=4),
         pacing=st.sampled_from([(ASAP, ASAP, ASAP), (ASAP, ASAP, PACED), (ASAP, PACED, PACED), (ASAP, PACED, EVEN)]),
         tau=st.sampled_from([0, 64, 3600]),
         floor=st.sampled_from([1, CALL_A_SECOND, 20 * CALL_A_SECOND]),
         near=st.sampled_from([0, 5]),
+        horizon_ns=st.sampled_from([0, TICK_NS, 64 * TICK_NS, NEVER]),
         each=st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1), LIMITS), max_size=2),
     )
     def start(
@@ -102,26 +109,33 @@ class CoreMachine(RuleBasedStateMachine):
         weights: tuple[int, int],
         lead: int,
         own_queues: int,
-        channels: list[tuple[int, int, int]],
+        channels: list[tuple[int, int, int, bool]],
         accounts: list[int],
         pacing: tuple[int, int, int],
         tau: int,
         floor: int,
         near: int,
+        horizon_ns: int,
         each: list[tuple[int, int, tuple[int, int, int]]],
     ) -> None:
         tau_ns, near_ns = tau * NS_PER_S, (0, near * NS_PER_S, 0)
-        self.core = Core(*weights, lead, own_queues, pacing=pacing, tau_ns=tau_ns, floor=floor, near_ns=near_ns)
-        self.model = Model(*weights, lead, own_queues, pacing=pacing, tau_ns=tau_ns, floor=floor, near_ns=near_ns)
+        self.core = Core(
+            *weights, lead, own_queues, pacing=pacing, tau_ns=tau_ns, floor=floor, near_ns=near_ns,
+            horizon_ns=horizon_ns,
+        )  # fmt: skip
+        self.model = Model(
+            *weights, lead, own_queues, pacing=pacing, tau_ns=tau_ns, floor=floor, near_ns=near_ns,
+            horizon_ns=horizon_ns,
+        )  # fmt: skip
         self.now = self.sends = 0
         self.in_flight: list[Call] = []
         self.left: list[Call] = []
         self.deadlines: dict[int, int] = {}
         self.paused: set[tuple[int, int, int]] = set()  # scope, handle, campaign
         self.limits: list[tuple[int, int, Limit, int]] = []  # scope, handle, limit, how much had left before
-        for slots, reserved, cap in channels:
-            self.core.add_channel(slots, min(reserved, slots - 1), cap)
-            self.model.add_channel(slots, min(reserved, slots - 1), cap)
+        for slots, reserved, cap, stays in channels:
+            self.core.add_channel(slots, min(reserved, slots - 1), cap, stays)
+            self.model.add_channel(slots, min(reserved, slots - 1), cap, stays)
         for channel in accounts:
             self.core.add_account(channel % len(channels))
             self.model.add_account(channel % len(channels))
@@ -248,18 +262,22 @@ class CoreMachine(RuleBasedStateMachine):
             (OF_CAMPAIGN, tenant, campaign),
         }
 
-    @rule(scope=KEPT, pick=st.integers(0, 5), campaign=st.integers(0, 1))
-    def pause(self, scope: int, pick: int, campaign: int) -> None:
-        self.set_paused(scope, self.handle(scope, pick), campaign if scope == OF_CAMPAIGN else 0, True)
+    @rule(scope=KEPT, pick=st.integers(0, 5), campaign=st.integers(0, 1), ahead=st.one_of(AHEAD, LONG))
+    def pause(self, scope: int, pick: int, campaign: int, ahead: int) -> None:
+        until = max(self.now + ahead, 0) if ahead else 0
+        self.set_paused(scope, self.handle(scope, pick), campaign if scope == OF_CAMPAIGN else 0, True, until)
 
     @precondition(lambda self: self.paused)
     @rule(pick=st.integers(0, 20))
     def resume(self, pick: int) -> None:
         self.set_paused(*sorted(self.paused)[pick % len(self.paused)], False)
 
-    def set_paused(self, scope: int, handle: int, campaign: int, paused: bool) -> None:
-        (self.core.pause if paused else self.core.resume)(scope, handle, campaign)
-        self.model.pause(scope, handle, campaign, paused)
+    def set_paused(self, scope: int, handle: int, campaign: int, paused: bool, until: int = 0) -> None:
+        if paused:
+            self.core.pause(scope, handle, campaign, until)
+        else:
+            self.core.resume(scope, handle, campaign)
+        self.model.pause(scope, handle, campaign, paused, until)
         (self.paused.add if paused else self.paused.discard)((scope, handle, campaign))
 
     @rule(
@@ -313,7 +331,28 @@ class CoreMachine(RuleBasedStateMachine):
         ]
         assert ended.more == self.model.has_ended
 
-    @rule(scope=SCOPES.filter(lambda scope: scope != OF_TENANT), pick=st.integers(0, 5), ahead=AHEAD)
+    @rule(step=STEPS, tier=st.integers(0, 2), budget=st.sampled_from([1, 3, 100]))
+    def put_off(self, step: int, tier: int, budget: int) -> None:
+        """In portions, until there is nothing more. In which order queues give is left to the core."""
+        self.now += step
+        self.taken_out(tier, budget)
+
+    @rule(scope=KEPT, pick=st.integers(0, 5), campaign=st.integers(0, 1), budget=st.sampled_from([1, 3, 100]))
+    def put_off_for_a_pause(self, scope: int, pick: int, campaign: int, budget: int) -> None:
+        """Something that may well have work."""
+        self.pause(scope, pick, campaign, 3600 * NS_PER_S)
+        for tier in range(3):
+            self.taken_out(tier, budget)
+
+    def taken_out(self, tier: int, budget: int) -> None:
+        self.model.advance(self.now)
+        while (taken := self.core.put_off(self.now, tier, budget)) is not None:
+            assert len(set(taken.send[budget - 1 :])) <= 1, "beyond it only the rest of a send"
+            told = taken.send, taken.position, taken.attempt, taken.cause, taken.until
+            away_model.put_off(self.model, tier, list(zip(*told, strict=True)))
+        away_model.all_put_off(self.model, tier)
+
+    @rule(scope=SCOPES.filter(lambda scope: scope != OF_TENANT), pick=st.integers(0, 5), ahead=st.one_of(AHEAD, LONG))
     def block(self, scope: int, pick: int, ahead: int) -> None:
         handle, until = self.handle(scope, pick), max(0, self.now + ahead)
         self.core.block(scope, handle, until)
@@ -358,7 +397,8 @@ class CoreMachine(RuleBasedStateMachine):
         assert stats == self.model.stats()
         assert memory[0] > 0
         for tier in range(3):
-            kept = sum(stats[name][tier] for name in ("popped", "expired", "cancelled", "queued", "waiting"))
+            parts = ("popped", "expired", "cancelled", "put_off", "queued", "waiting")
+            kept = sum(stats[name][tier] for name in parts)
             assert stats["pushed"][tier] == kept
 
     def teardown(self) -> None:

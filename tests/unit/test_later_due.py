@@ -14,7 +14,7 @@ from engine.config import ChannelConfig
 from engine.drivers import load
 from engine.later_due import KEPT_BYTES, LaterDue
 from engine.logs import Chunk, Headers, Partition, Position
-from engine.send import Origin
+from engine.send import Origin, Tier
 
 TOPIC = "s.later.basic.1h"
 DELAY_MS = 3_600_000
@@ -31,6 +31,18 @@ class Hand(Clock):
 
     def wall_ms(self) -> int:
         return self.ms
+
+
+class Pausing:
+    """A pause of some campaigns."""
+
+    def __init__(self, *campaigns: str) -> None:
+        self.resumed_ms = NOW_MS
+        self.campaigns = set(campaigns)
+
+    def covers(self, tier: Tier, channel: str, account: str, tenant: str, campaign: str | None) -> bool:
+        assert (tier, channel, account, tenant) == (Tier.BASIC, "partner", "default", "default")
+        return campaign in self.campaigns
 
 
 class Nobody:
@@ -91,15 +103,18 @@ class Log:
         pass
 
 
-def moved(back_ms: int, campaign: str = "k", to: int = 1, size: int = 0) -> tuple[bytes, Headers]:
+def moved(
+    back_ms: int, campaign: str = "k", to: int = 1, size: int = 0, reason: str = "not_before"
+) -> tuple[bytes, Headers]:
     body = {"id": "i", "channel": "partner", "to": [f"u{n}" for n in range(to)], "campaign": campaign}
     value = msgpack.packb(body | {"content": {"text": "x" * size}})
-    history = wire.History(Origin("s.basic", 0, 0), 1, NOW_MS, 0, None, "not_before", "", back_ms, back_ms)
+    history = wire.History(Origin("s.basic", 0, 0), 1, NOW_MS, 0, None, reason, "", back_ms, back_ms)
     return value, wire.headers_of(history)
 
 
-def due_of(log: Log, clock: Clock, cancelled: Cancelled | None = None) -> LaterDue:
-    due = LaterDue({TOPIC: DELAY_MS}, Nobody(), CHANNELS, Cancelled() if cancelled is None else cancelled, clock)
+def due_of(log: Log, clock: Clock, cancelled: Cancelled | None = None, paused: Pausing | None = None) -> LaterDue:
+    cancelled = Cancelled() if cancelled is None else cancelled
+    due = LaterDue(Tier.BASIC, {TOPIC: DELAY_MS}, Nobody(), CHANNELS, cancelled, paused or Pausing(), clock)
     due.consumer = log
     return due
 
@@ -159,3 +174,23 @@ async def test_a_cancel_lets_out_what_it_covers_and_what_stands_before_it() -> N
     await due.revoked([Partition(TOPIC, 1)])
     log.paused.clear()
     assert await taken(due) == [(1, 1)], "what is read later is let out as it is seen"
+
+
+async def test_what_was_moved_for_a_pause_that_is_over_goes_at_once() -> None:
+    """What is kept of it, what is read later, and nothing else."""
+    clock, paused = Hand(), Pausing("k", "l")
+    at = NOW_MS + 1_000_000
+    first = [moved(at, "l", reason="pause"), moved(at, "k", to=3, reason="pause"), moved(at, "k"), moved(at, "k")]
+    log = Log({0: first, 1: [moved(at, "l", reason="limit")]})
+    due = due_of(log, clock, paused=paused)
+    assert await taken(due) == []
+    assert due.resumed() == 0, "all is paused"
+    paused.campaigns = {"l"}
+    assert due.resumed() == 3
+    assert await taken(due) == [(0, 0), (0, 1)], "with what stands before it"
+    paused.campaigns = set()
+    log.records[2] = [(0, moved(at, "l", reason="pause")), (1, moved(at, "m"))]
+    assert await taken(due) == [(2, 0)]
+    paused.resumed_ms = NOW_MS - 600_000
+    log.records[3] = [(0, moved(at, "l", reason="pause"))]
+    assert await taken(due) == [], "moved long after the last resume: nobody looks"
