@@ -221,9 +221,7 @@ class Dispatcher:
             return
         self.counters.in_flight[batch.tier] += len(batch)
         self._flight.begin(batch.tier, len(batch))
-        task = self._loop.create_task(self._call(batch, popped, held, noted))
-        self._calls.add(task)
-        task.add_done_callback(self._called)
+        self._calls.add(self._loop.create_task(self._watched(batch, popped, held, noted)))
 
     def _release(self, batch: Batch, popped: int, left: int, late_ns: int) -> None:
         flow, now = batch.flow, self.clock.now_ns()
@@ -254,11 +252,15 @@ class Dispatcher:
         columns.push(self.core, now)
         batch.without([*waits])
 
-    def _called(self, task: asyncio.Task[None]) -> None:
-        self._calls.discard(task)
-        error = None if task.cancelled() else task.exception()
-        if error is not None and not self.failure.done():
-            self.failure.set_exception(error)
+    async def _watched(self, batch: Batch, popped: int, held: Held, noted: Noted | None) -> None:
+        """A call's task. What a callback of the task would cost is worth saving: one a call."""
+        try:
+            await self._call(batch, popped, held, noted)
+        except Exception as error:  # noqa: BLE001  serve says it, as of the pump
+            if not self.failure.done():
+                self.failure.set_exception(error)
+        finally:
+            self._calls.discard(asyncio.current_task())
 
     async def _call(self, batch: Batch, popped: int, held: Held, noted: Noted | None) -> None:
         """``noted``: the earlier call that this one makes again."""
@@ -335,14 +337,15 @@ class Dispatcher:
                 seconds=(settlement.rest_until_ns - now) // NS_PER_S,
             )
         self._put_off.earn(batch, settlement.endings, now)
-        columns = Columns()
         if noted is not None and not self._attempts.settled(batch, noted, settlement, result):
             noted = None
         for ending in settlement.endings:
             self._end(batch, ending, call.batch, result.platform_id)
-        for again in settlement.again:
-            self._again(batch, again, columns, now, noted)
-        columns.push(self.core, now)
+        if settlement.again:
+            columns = Columns()
+            for again in settlement.again:
+                self._again(batch, again, columns, now, noted)
+            columns.push(self.core, now)
 
     def _end(self, batch: Batch, ending: Ending, name: str, platform_id: str) -> None:
         flow, outcome, counters = batch.flow, ending.outcome, self.counters

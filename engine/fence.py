@@ -11,6 +11,7 @@ Never: stops what is on its way.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 
 from engine.clock import Clock
 from engine.counters import Counters
@@ -30,11 +31,12 @@ class Fence:
         self._gaps = 0
         self._groups: list[list[str]] = [[] for _ in Tier]
         self._proven: dict[str, int] = {}  # how many gaps there had been when its last commit that succeeded was begun
+        self._least: list[int | float] = [inf for _ in Tier]  # of a tier's groups; every call asks
 
     def add(self, tier: Tier, group: str) -> None:
         """A group whose partitions hold sends of the tier."""
         self._groups[tier].append(group)
-        self._proven[group] = self._gaps
+        self.proven(group, self._gaps)
 
     def look(self) -> int:
         """To be called at least every few hundred ms; how many gaps there have been."""
@@ -46,17 +48,15 @@ class Fence:
 
     def doubtful(self, tier: Tier) -> bool:
         """The process stood still, and not every group of the tier has taken a commit of it since."""
-        gaps = self.look()
-        return any(self._proven[group] != gaps for group in self._groups[tier])
+        return self._least[tier] < self.look()
 
     def unproven(self, group: str) -> bool:
         """The same of one group."""
-        return self._proven[group] != self.look()
+        return self._proven[group] < self.look()
 
     def certain(self) -> bool:
         """No tier is doubtful."""
-        gaps = self.look()
-        return all(proven == gaps for proven in self._proven.values())
+        return min(self._least) >= self.look()
 
     def shut(self, tier: Tier) -> bool:
         """No call of the tier is to be begun."""
@@ -65,3 +65,4 @@ class Fence:
     def proven(self, group: str, gaps: int) -> None:
         """A commit of it has succeeded that was begun when ``look`` said ``gaps``."""
         self._proven[group] = gaps
+        self._least = [min((self._proven[name] for name in names), default=inf) for names in self._groups]

@@ -61,8 +61,7 @@ class PutOff:
     def earn(self, batch: Batch, endings: Iterable[Ending], now: int) -> None:
         """Retries that a call has earned its channel."""
         attempts = batch.attempts
-        first = sum(not attempt for attempt in attempts)
-        again = 0
+        first, again = attempts.count(0), 0
         if first < len(attempts):
             answered = (ending.who for ending in endings if ending.outcome in (Outcome.ACCEPTED, Outcome.FAILED))
             again = sum(attempts[row] > 0 for who in answered for row in who)

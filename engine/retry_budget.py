@@ -15,6 +15,7 @@ from math import exp
 
 NS_PER_S = 1_000_000_000
 FADE_NS = 10 * NS_PER_S
+GRAIN_NS = FADE_NS // 10_000  # what passes in less is seen to later: every call asks
 EARNED_BACK = 2
 
 
@@ -48,8 +49,10 @@ class RetryBudget:
 
     def _pass(self, now_ns: int) -> None:
         """Towards what the floor comes to: what is more fades, what is less is earned by the second."""
-        passed_ns = max(now_ns - self._at_ns, 0)
-        self._at_ns += passed_ns
+        passed_ns = now_ns - self._at_ns
+        if passed_ns < GRAIN_NS:
+            return
+        self._at_ns = now_ns
         above = self._tokens - self._steady
         if above > 0:
             self._tokens = self._steady + above * exp(-passed_ns / FADE_NS)

@@ -73,13 +73,14 @@ def settle(
 ) -> Settlement:
     """``attempts[i]``: calls made for recipient i before this one. ``repeats``: an unknown effect may be repeated.
     ``unsure``: some call may have had its effect, so whom no answer reaches in the end is `unknown`, not dead."""
+    if not result.exceptions and result.whole.action in ENDINGS:  # most calls
+        return Settlement([_ended(result.whole, range(len(attempts)), result)], [], None)
     done = Settlement([], [], None)
     rest: int | None = None
     for verdict, who in _by_verdict(result, len(attempts)):
         action = verdict.action
         if action in ENDINGS:
-            declined = action is Action.DEAD and result.answered
-            done.endings.append(Ending(ENDINGS[action], verdict.code, verdict.reason, who, declined))
+            done.endings.append(_ended(verdict, who, result))
         elif action is Action.UNKNOWN and not repeats:
             done.endings.append(Ending(Outcome.UNKNOWN, verdict.code, verdict.reason, who))
         elif action is Action.PARK:
@@ -91,6 +92,11 @@ def settle(
             gives_up = Outcome.UNKNOWN if unsure and verdict is result.whole else Outcome.DEAD
             _retry(done, verdict, who, attempts, policy, now_ns, jitter, gives_up)
     return done if rest is None else done._replace(rest_until_ns=rest)
+
+
+def _ended(verdict: Verdict, who: Sequence[int], result: CallResult) -> Ending:
+    declined = verdict.action is Action.DEAD and result.answered
+    return Ending(ENDINGS[verdict.action], verdict.code, verdict.reason, who, declined)
 
 
 def _after_ns(verdict: Verdict) -> int:

@@ -228,7 +228,7 @@ cdef class Batch:
         cdef Py_ssize_t i
         cdef OpenSend send
         cdef str topic = None
-        digest = blake2b(self.content.key[1], digest_size=16)
+        cdef list parts = [self.content.key[1]]
         for i in range(self.size):
             send = self.table.at(self.send[i])
             memcpy(to, send.dedupe, 16)
@@ -239,9 +239,9 @@ cdef class Batch:
             to += NAMED_BYTES
             if send.topic != topic:
                 topic = send.topic
-                digest.update(topic.encode())
-        digest.update(keys)
-        return digest.hexdigest()
+                parts.append(topic.encode())
+        parts.append(keys)
+        return blake2b(b"".join(parts), digest_size=16).hexdigest()
 
     def without(self, rows):
         cdef Py_ssize_t i
