@@ -105,9 +105,13 @@ cdef uint32_t form(Queues* q, Forming* forming) noexcept nogil:
     cdef const Facts* facts = NULL
     cdef const char* start
     cdef const uint8_t* name
+    cdef Ahead ahead
+    memset(&ahead, 0, sizeof(ahead))
     idset_clear(&q.seen)
     fifo_foresee(&q.store, &queue.fifo)
     while at - first < most and queue.fifo.count:
+        if most > 1:
+            fifo_foresee_facts(&q.store, &queue.fifo, &ahead, queue.mixed)
         start = fifo_first(&q.store, &queue.fifo, &rec)
         name = <const uint8_t*>start
         if rec.facts & REC_FACTS != forming.facts:

@@ -271,6 +271,30 @@ static inline void fifo_foresee(const Store *store, const Fifo *fifo) {
     foresee_lines(chunk_at(store, ((const Chunk *)chunk_at(store, fifo->head))->next), 4);
 }
 
+#define FACTS_AHEAD 8
+
+typedef struct Ahead {
+    uint32_t chunk; /* it stands in; 0: not begun */
+    const char *at, *end; /* of the records whose facts are on their way; of the chunk's records */
+} Ahead;
+
+/* The facts of the records behind the first one, FACTS_AHEAD of them as far as they stand in its chunk, are on their
+   way. Called for one record after the other. */
+static inline void fifo_foresee_facts(const Store *store, const Fifo *fifo, Ahead *ahead, int mixed) {
+    uint32_t n = 1;
+    if (ahead->chunk != fifo->head) {
+        const char *chunk = chunk_at(store, fifo->head);
+        *ahead = (Ahead){fifo->head, chunk + fifo->head_at, chunk + fifo_end(fifo, (const Chunk *)chunk)};
+        n = FACTS_AHEAD;
+    }
+    for (; n && ahead->at < ahead->end; n--) {
+        Rec rec;
+        memcpy(&rec, ahead->at, sizeof rec);
+        foresee(facts_at(store, rec.facts & REC_FACTS));
+        ahead->at += rec_bytes(&rec, mixed);
+    }
+}
+
 /* Removes the first record, as fifo_first found it at `start`; its facts are the caller's to drop. */
 static inline void fifo_skip_from(Store *store, Fifo *fifo, const Rec *rec, int mixed, const char *start) {
     uint32_t chunk = fifo->head;

@@ -75,6 +75,8 @@ cdef extern from "fifo.h" nogil:
         uint16_t head_at, tail_at
         uint32_t count, last, falls, fill
         int64_t close, deadline
+    ctypedef struct Ahead:
+        uint32_t chunk
     ctypedef struct Store:
         Slab chunks[3]
         Slab facts
@@ -95,6 +97,7 @@ cdef extern from "fifo.h" nogil:
     const char* fifo_first(const Store* store, const Fifo* fifo, Rec* rec)
     void fifo_step(const Store* store, Fifo* fifo, const Rec* rec, bint mixed)
     void fifo_foresee(const Store* store, const Fifo* fifo)
+    void fifo_foresee_facts(const Store* store, const Fifo* fifo, Ahead* ahead, bint mixed)
     void fifo_skip(Store* store, Fifo* fifo, const Rec* rec, bint mixed)
     void fifo_skip_from(Store* store, Fifo* fifo, const Rec* rec, bint mixed, const char* start)
     void fifo_mark(Store* store, Fifo* fifo, bint opens)
