@@ -44,12 +44,11 @@ cdef inline void foresee_campaign(Queues* q, const Row* row, const Target* targe
         foresee(table_home(&q.names, group_hash(CAMPAIGN_, row.tenant, row.campaign)))
 
 
-cdef inline void foresee_tail(Queues* q, Target* target, uint32_t id_bytes) noexcept nogil:
+cdef inline void foresee_tail(Queues* q, const Queue* queue, uint32_t id_bytes) noexcept nogil:
     """Where its record goes, and where that is counted."""
-    cdef const Queue* queue = target.queue
     cdef const char* at
-    target.campaign = campaign_of(q, queue)
-    foresee(target.campaign)
+    if queue.state == READY and not queue.counts_in & ALONE:
+        foresee(counting(q, queue))
     if queue.fifo.tail:
         at = chunk_at(&q.store, queue.fifo.tail) + queue.fifo.tail_at
         foresee(at)

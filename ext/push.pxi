@@ -167,7 +167,6 @@ cdef inline void append_all(Queues* q, Fifo* fifo, const Row* row, Pushing* push
 cdef inline void put(Queues* q, const Row* row, Target* target, Pushing* pushing) noexcept nogil:
     """There is room for it."""
     cdef Queue* queue = target.queue
-    cdef Node* campaign
     if queue == NULL:
         q.counts[row.tier].pushed += row.count
         end_at_once(q, row)
@@ -187,9 +186,7 @@ cdef inline void put(Queues* q, const Row* row, Target* target, Pushing* pushing
         append_all(q, &queue.fifo, row, pushing)
     pushing.queued += row.count
     if queue.state == READY:
-        campaign = target.campaign
-        campaign.queued += row.count
-        campaign.parent.queued += row.count
+        count_ready(q, queue, row.count)
         pushing.ready += row.count
     else:
         count_state(q, queue, pushing.leaf, row.count)
@@ -279,7 +276,7 @@ cdef void put_all(Queues* q, const Row* rows, size_t n) noexcept nogil:
     memset(&pushing, 0, sizeof(pushing))
     for i in range(n + AHEAD):
         if i < n and q.targets[i].queue != NULL:
-            foresee_tail(q, &q.targets[i], rows[i].id_bytes)
+            foresee_tail(q, q.targets[i].queue, rows[i].id_bytes)
         if i >= AHEAD:
             put(q, &rows[i - AHEAD], &q.targets[i - AHEAD], &pushing)
     if pushing.leaf != NULL:

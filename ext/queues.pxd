@@ -146,6 +146,9 @@ cdef enum:
     LEAST_COST = 16  # a call counts as at least the cap / 16 recipients in fair turns
     EARLY = 4096  # tenants of which it is remembered that they came anew
 
+cdef enum:
+    ALONE = 1 << 30  # of Queue.counts_in
+
 cdef enum Closed:
     CAP, LINGER_OVER, DUE, CUT
 
@@ -189,7 +192,7 @@ cdef struct Queue:
     Fifo fifo
     uint32_t place  # place_of its account and tier
     uint32_t tenant, campaign, content
-    uint32_t node  # its campaign's
+    uint32_t counts_in  # READY: the handle of its campaign; or of its tenant, and ALONE
     uint8_t state  # QueueState
     uint8_t mixed
     uint8_t haste  # paced: of all its records; AT_ONCE: it is due at once, and not paced
@@ -229,7 +232,9 @@ cdef struct Node:
     Link ring  # its children that take turns (a campaign's: READY queues)
     Link fresh  # its children that came anew and go first
     Node* parent
-    uint64_t queued  # recipients in READY queues, of a leaf, tenant or campaign; in all FIFOs, of a lane or tier
+    # Recipients in READY queues, of a leaf or tenant; of a campaign if it has more than one of these; of a lane or tier
+    # in all FIFOs.
+    uint64_t queued
     # --
     int64_t deficit
     Channel* channel  # NULL: a tier
@@ -353,7 +358,6 @@ cdef struct Row:  # of a push; the pointers are borrowed for the call
 
 cdef struct Target:  # where a row goes
     Queue* queue  # NULL: nowhere, its deadline has passed
-    Node* campaign  # of that
     uint64_t key_hash, branch_hash
     uint8_t haste
     bint alike  # its times and its leaf are those of the row before it

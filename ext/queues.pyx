@@ -442,7 +442,7 @@ cdef Queue* make_queue(Queues* q, Node* branch, const Row* row, const Target* ta
     timer_make(&queue.timer, OF_QUEUE)
     queue.tenant, queue.campaign, queue.content = row.tenant, row.campaign, row.content
     queue.place, queue.mixed, queue.self = place_of(row.account, row.tier), mixed, made
-    queue.branch, queue.node = branch, branch.self
+    queue.branch = branch
     queue.haste = target.haste
     queue.slot = passed_slot(branch)
     queue.turn.owner = queue
@@ -511,20 +511,47 @@ cdef inline Node* leaf_of(const Queue* queue) noexcept nogil:
     return queue.branch.parent.parent
 
 
-cdef inline Node* campaign_of(Queues* q, const Queue* queue) noexcept nogil:
-    """Its branch, told by the first of its cache lines."""
-    return <Node*>slab_at(&q.nodes, queue.node)
+cdef inline Node* counting(const Queues* q, const Queue* queue) noexcept nogil:
+    """Where the recipients of a READY queue are counted first."""
+    return <Node*>slab_at(&q.nodes, queue.counts_in & ~<uint32_t>ALONE)
+
+
+cdef inline void count_ready(Queues* q, const Queue* queue, int64_t n) noexcept nogil:
+    """n recipients more in a READY queue, or less, for its campaign and tenant.
+
+    The only one of its campaign is counted by its tenant alone: with many flows a push would find the campaign in no
+    cache, and who asks can look at the queue.
+    """
+    cdef Node* node = counting(q, queue)
+    node.queued += n
+    if not queue.counts_in & ALONE:
+        node.parent.queued += n
+
+
+cdef inline void count_in_campaign(Queue* queue, bint alone) noexcept nogil:
+    """From now on, or no more; the tenant's sum is the same."""
+    cdef Node* campaign = queue.branch
+    if alone:
+        queue.counts_in = campaign.parent.self | ALONE
+        campaign.queued = 0
+    else:
+        queue.counts_in = campaign.self
+        campaign.queued = queue.fifo.count
+
+
+cdef inline uint64_t ready_below(const Node* node) noexcept nogil:
+    """Recipients in READY queues of a tenant or campaign."""
+    if node.level == CAMPAIGN_ and node.ready == 1:
+        return queue_of(node.ring.next).fifo.count
+    return node.queued
 
 
 cdef inline void count_state(Queues* q, const Queue* queue, Node* leaf, int64_t n) noexcept nogil:
     """n recipients more in the state its queue is in, or less."""
-    cdef Node* campaign
     if queue.state == LINGERING:
         leaf.lingering += n
     elif queue.state == READY:
-        campaign = campaign_of(q, queue)
-        campaign.queued += n
-        campaign.parent.queued += n
+        count_ready(q, queue, n)
         leaf.queued += n
 
 
@@ -563,15 +590,21 @@ cdef void rest(Queues* q, Queue* queue) noexcept nogil:
         stand_down(q, queue)
         ring_remove(&queue.link)
         add_ready(q, queue.branch, -1)
+        if queue.branch.ready == 1:
+            count_in_campaign(queue_of(ring_first(&queue.branch.ring)), True)
     queue.state = IDLE
 
 
 cdef void make_ready(Queues* q, Queue* queue) noexcept nogil:
+    cdef Node* campaign = queue.branch
     rest(q, queue)
+    if campaign.ready == 1:
+        count_in_campaign(queue_of(ring_first(&campaign.ring)), False)
+    queue.counts_in = campaign.self if campaign.ready else campaign.parent.self | ALONE
     queue.state = READY
     count_state(q, queue, leaf_of(queue), queue.fifo.count)
-    ring_append(&queue.branch.ring, &queue.link)
-    add_ready(q, queue.branch, 1)
+    ring_append(&campaign.ring, &queue.link)
+    add_ready(q, campaign, 1)
     stand_by(q, queue)
 
 
@@ -977,8 +1010,8 @@ cdef Kept queues_kept(const Queues* q, uint8_t tier) noexcept nogil:
         link = link.next
         if node.tier == tier:
             above = above_of(node)
-            kept_by(&kept, above)[0] -= node.queued
-            kept_by(&kept, above | node.state)[0] += node.queued
+            kept_by(&kept, above)[0] -= ready_below(node)
+            kept_by(&kept, above | node.state)[0] += ready_below(node)
     return kept
 
 
@@ -1003,7 +1036,7 @@ cdef uint64_t queues_queued(const Queues* q, uint8_t tier, uint32_t channel) noe
         node = held_node(<Link*>link)
         link = link.next
         if node.tier == tier and node.channel == of and node.state & PAUSED and not above_of(node) & PAUSED:
-            n -= node.queued
+            n -= ready_below(node)
     return n
 
 
@@ -1112,7 +1145,7 @@ cdef void explain_node(Queues* q, Node* campaign, Reason* reason) noexcept nogil
     cdef Refusal no
     cdef uint32_t content, n
     memset(reason, 0, sizeof(Reason))
-    reason.tier, reason.account, reason.ready = leaf.tier, leaf.handle, campaign.queued
+    reason.tier, reason.account, reason.ready = leaf.tier, leaf.handle, ready_below(campaign)
     reason.until = INT64_MAX
     if explain_pause(campaign, reason):
         return

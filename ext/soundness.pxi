@@ -155,7 +155,7 @@ cdef const char* unsound_branch(
     const Queues* q, const Node* node, uint32_t ready, uint64_t queued, Walk* walk
 ) noexcept nogil:
     walk.nodes += 1
-    if node.ready != ready or node.queued != queued:
+    if node.ready != ready or ready_below(node) != queued:
         return "the ready queues below a node are counted wrongly"
     if ring_holds(&node.link) != (holds(&node.parent.ring, &node.link) or holds(&node.parent.fresh, &node.link)):
         return "a branch is linked and in no ring of its parent"
@@ -191,11 +191,11 @@ cdef const char* unsound_campaign(const Queues* q, const Node* node, Walk* walk)
             return wrong
         if (
             queue.mixed != (queue == node.mixed[queue.haste & AT_ONCE > 0])
-            or queue.branch != node or queue.node != node.self
+            or queue.branch != node
         ):
             return "a queue is not its campaign's"
         link = NULL if link.next == &node.queues else link.next
-    if children != node.children:
+    if children != node.children or ready < 2 and node.queued:
         return "a campaign's queues are counted wrongly"
     return unsound_branch(q, node, ready, queued, walk)
 
@@ -245,7 +245,7 @@ cdef const char* unsound_tenant(const Queues* q, const Node* tenant, Walk* walk)
             if node != NULL and node.parent == tenant:
                 children += 1
                 ready += 0 if node.state else node.ready
-                queued += node.queued
+                queued += ready_below(node)
     if children != tenant.children:
         return "a tenant's campaigns are counted wrongly"
     return unsound_branch(q, tenant, ready, queued, walk)
