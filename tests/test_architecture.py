@@ -31,7 +31,7 @@ LAYERS = [
     {"put_off", "dispatch", "control"},
     {"assignment"},
     {"consume", "orders", "why"},
-    {"metrics", "pipeline", "audit", "worker", "supervise"},
+    {"metrics", "pipeline", "audit", "worker", "supervise", "waiting"},
     {"cli"},
 ]
 

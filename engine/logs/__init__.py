@@ -118,7 +118,7 @@ class Consumer(Protocol):
 
 
 class Reader(Protocol):
-    """Reads whole topics without a group, from their beginning, in order per partition."""
+    """Reads whole topics without a group, from where it was told, in order per partition."""
 
     async def poll(self, max_records: int, timeout_s: float) -> list[Chunk]:
         """Like Consumer.poll; ``epoch`` is 0."""
@@ -155,8 +155,11 @@ class Log(Protocol):
     def consumer(self, group: str, topics: Sequence[str], listener: AssignmentListener) -> Consumer:
         """A member of ``group``, not started. One per tier."""
 
-    async def reader(self, topics: Sequence[str], *, from_end: bool = False) -> Reader:
-        """A reader over all partitions of ``topics``, from the beginning or from the present end."""
+    async def reader(
+        self, topics: Sequence[str], *, from_end: bool = False, at: Mapping[Partition, int] | None = None
+    ) -> Reader:
+        """A reader over all partitions of ``topics``, from the beginning or from the present end; of those in ``at``
+        from there, or from the first record that is left behind it."""
 
     async def trim(self, ends: Mapping[Partition, int]) -> None:
         """Give up the records below these offsets (of the embedded log: those appends that lie below as a whole).

@@ -97,7 +97,9 @@ class KafkaLog:
         """A member of ``group``."""
         return KafkaConsumer(self, group, topics, listener)
 
-    async def reader(self, topics: Sequence[str], *, from_end: bool = False) -> Reader:
+    async def reader(
+        self, topics: Sequence[str], *, from_end: bool = False, at: Mapping[Partition, int] | None = None
+    ) -> Reader:
         """A reader over all partitions ``topics`` have now. Raises LogUnavailable when one is not there."""
         found = await self._topics(topics)
         missing = [topic for topic in topics if topic not in found]
@@ -105,7 +107,7 @@ class KafkaLog:
             raise LogUnavailable(f"{self.bootstrap}: no topic {', '.join(missing)}")
         partitions = [Partition(topic, number) for topic in topics for number in range(len(found[topic]))]
         reader = KafkaReader(self)
-        await reader.start(partitions, from_end=from_end)
+        await reader.start(partitions, from_end, at or {})
         return reader
 
     async def committed(self, group: str) -> dict[Partition, Position]:

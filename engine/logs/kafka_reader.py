@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -28,15 +28,16 @@ class KafkaReader:
         self._log = log
         self._source: Source | None = None
 
-    async def start(self, partitions: Sequence[Partition], *, from_end: bool) -> None:
-        """Stand at the beginning or the present end of ``partitions``. Raises LogUnavailable."""
+    async def start(self, partitions: Sequence[Partition], from_end: bool, at: Mapping[Partition, int]) -> None:
+        """Stand at the beginning or the present end of ``partitions``, or ``at`` a place. Raises LogUnavailable."""
         kafka = AIOKafkaConsumer(**self._log.client, **CONSUMER)
         kafka.assign([TopicPartition(*partition) for partition in partitions])
         source = Source(kafka)
         try:
             async with asyncio.timeout(START_S):
                 await kafka.start()
-                source.seek((await source.bounds(partitions))[from_end])
+                bounds = await source.bounds(partitions)
+                source.seek({one: max(at.get(one, bounds[from_end][one]), bounds[0][one]) for one in partitions})
         except (KafkaError, OSError, TimeoutError) as error:
             await source.stop()
             raise LogUnavailable(f"{self._log.bootstrap}: {error!r}") from error

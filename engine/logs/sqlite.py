@@ -117,10 +117,12 @@ class SqliteLog:
         """The one member of ``group``; it owns every partition of ``topics``."""
         return SqliteConsumer(self, group, topics, listener)
 
-    async def reader(self, topics: Sequence[str], *, from_end: bool = False) -> Reader:
+    async def reader(
+        self, topics: Sequence[str], *, from_end: bool = False, at: Mapping[Partition, int] | None = None
+    ) -> Reader:
         """A reader over all partitions of ``topics``."""
         reader = SqliteReader(self)
-        await reader.start(topics, from_end=from_end)
+        await reader.start(topics, from_end, at or {})
         return reader
 
     async def committed(self, group: str) -> dict[Partition, Position]:

@@ -138,12 +138,12 @@ class SqliteReader:
         self._log = log
         self._cursor: Cursor | None = None
 
-    async def start(self, topics: Sequence[str], *, from_end: bool) -> None:
-        """Stand at the beginning or the end of every partition."""
+    async def start(self, topics: Sequence[str], from_end: bool, at: Mapping[Partition, int]) -> None:
+        """Stand at the beginning or the end of every partition, or ``at`` a place."""
         ids = await self._log.partitions(topics)
 
         def places(db: sqlite3.Connection) -> dict[Partition, Place]:
-            return {partition: place_at(db, id, bounds(db, id)[from_end]) for partition, id in ids.items()}
+            return {one: place_at(db, id, at.get(one, bounds(db, id)[from_end])) for one, id in ids.items()}
 
         cursor = Cursor(self._log, 0)
         cursor.places = await self._log.read(places)

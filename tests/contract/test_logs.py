@@ -69,6 +69,24 @@ async def test_offsets_are_dense_and_a_poll_is_bounded(opened: OpenLog, topic: s
     assert {chunk.epoch for chunk in chunks} == {0}
 
 
+async def test_a_reader_stands_where_it_is_told(opened: OpenLog, topic: str) -> None:
+    """Some of its partitions in their midst, the others at the beginning; or at the first record that is left."""
+    log = await opened()
+    await log.create_topics([TopicSpec(topic, partitions=2)])
+    for start in (0, 20):  # an embedded log gives up whole appends
+        await log.append([Record(topic, b"%d" % n, partition=n % 2) for n in range(start, start + 20)])
+    reader = await log.reader([topic], at={Partition(topic, 1): 15, Partition("other", 0): 7})
+    chunks = await poll_until(reader, 25)
+    assert sorted((chunk.partition, offset) for chunk in chunks for offset in chunk.offsets) == [
+        *((0, n) for n in range(20)),
+        *((1, n) for n in range(15, 20)),
+    ]
+    assert await reader.at_end()
+    await log.trim({Partition(topic, 1): 10})
+    reader = await log.reader([topic], at={Partition(topic, 0): 20, Partition(topic, 1): 3})
+    assert [offset for chunk in await poll_until(reader, 10) for offset in chunk.offsets] == [*range(10, 20)]
+
+
 async def test_a_record_comes_back_as_it_was(opened: OpenLog, topic: str) -> None:
     log = await opened()
     await log.create_topics([TopicSpec(topic)])

@@ -423,12 +423,12 @@ async def working(config: Config, clock: Clock | None = None) -> AsyncIterator[W
 
 @asynccontextmanager
 async def partnered(
-    directory: Path, more: str = "", answer: Answer = accept, clock: Clock | None = None
+    directory: Path, more: str = "", answer: Answer = accept, clock: Clock | None = None, top: str = IN_MEMORY
 ) -> AsyncIterator[tuple[Gateway, Worker]]:
-    """A pipeline whose only channel is ``partner``, and its gateway; ``more``: further keys of the channel. What is
-    held waits in memory, for however long."""
+    """A pipeline whose only channel is ``partner``, and its gateway; ``more``: further keys of the channel, ``top``:
+    further sections. By default what is held waits in memory, for however long."""
     async with gateway(answer=answer) as partner:
-        config = configured(directory, channel("partner", partner.url, more), IN_MEMORY)
+        config = configured(directory, channel("partner", partner.url, more), top)
         async with working(config, clock) as worker:
             yield partner, worker
 

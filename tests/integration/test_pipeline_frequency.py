@@ -116,7 +116,7 @@ async def test_an_outage_uses_up_nobodys_messages_and_limits_count_who_left(tmp_
         'retry = { attempts = 9, first = "1ms", most = "5ms" }\nlimits = [{ recipients = 1000, per = "1h" }]\n'
         'frequency = [{ messages = 1, per = "1h" }]'
     )
-    async with partnered(tmp_path, more) as (partner, worker):
+    async with partnered(tmp_path, more, top="") as (partner, worker):
         partner.answer = busy
         await worker.send("basic", send("i", ["one", "two"], campaign="a"))
         await worker.judged()

@@ -186,6 +186,14 @@ async def test_the_audit_knows_what_waits(tmp_path: Path) -> None:
         audited = json.loads(out)
         assert (code, audited["waiting"], audited["missing"], audited["outcomes"]) == (0, 2, 0, {"accepted": 1})
         assert audited["read"]["later"] == 1
+        code, out, _ = await run("why", "--send", "i", "-c", tmp_path / "surgetank.toml", "--timeout", "100ms")
+        waits, nobody = out.splitlines()
+        assert waits.startswith(
+            "on the log: basic, partner/default, tenant default: 1 sends, 2 recipients: not before "
+        )
+        assert (code, nobody) == (1, "no worker answered within 100ms")
+        code, out, _ = await run("why", "k", "-c", tmp_path / "surgetank.toml", "--timeout", "100ms", "--json")
+        assert json.loads(out)["later"] == {"read": 1, "all": True, "waits": []}
 
 
 async def test_cancelled_while_it_waits(tmp_path: Path) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,12 @@ from engine.deliver import MISSES
 from engine.errors import LogUnavailable
 from engine.mover import APPEND_MOVES
 from engine.put_off import PUT_OFF_BUDGET
-from engine.send import Outcome
+from engine.send import Outcome, Send, Tier
+from engine.waiting import Looking
 from engine.wire_control import Target, Window
 from tests.integration.support import (
-    IN_MEMORY,
     TIERS,
     Ahead,
-    Answer,
     Arrived,
     Gateway,
     Worker,
@@ -33,6 +31,7 @@ from tests.integration.support import (
     gateway,
     now_ms,
     order,
+    partnered,
     send,
     working,
 )
@@ -50,17 +49,6 @@ PAUSED = [
     {"channel": "partner"},
 ]
 LONG = 24 * HOUR_MS
-
-
-@asynccontextmanager
-async def running(
-    directory: Path, more: str = "", top: str = "", answer: Answer = accept, clock: Ahead | None = None
-) -> AsyncIterator[tuple[Gateway, Worker]]:
-    """A worker whose only channel is ``partner``; ``more``: of that, ``top``: further sections."""
-    async with gateway(answer=answer) as partner:
-        config = configured(directory, channel("partner", partner.url, more), top)
-        async with working(config, clock) as worker:
-            yield partner, worker
 
 
 def has_sent(partner: Gateway, recipients: int) -> bool:
@@ -160,7 +148,7 @@ async def test_resumed_while_no_worker_ran(tmp_path: Path) -> None:
 
 
 async def test_another_pause_keeps_what_one_that_ends_lets_go(tmp_path: Path) -> None:
-    async with running(tmp_path) as (partner, worker):
+    async with partnered(tmp_path, top="") as (partner, worker):
         await worker.append(
             order("pause", "p", lasts_ms=LONG, campaign="k"), order("pause", "q", lasts_ms=LONG, tenant="t")
         )
@@ -175,7 +163,7 @@ async def test_another_pause_keeps_what_one_that_ends_lets_go(tmp_path: Path) ->
 
 async def test_what_expires_while_it_is_paused_is_told_so(tmp_path: Path) -> None:
     clock = Ahead()
-    async with running(tmp_path, clock=clock) as (partner, worker):
+    async with partnered(tmp_path, clock=clock, top="") as (partner, worker):
         await worker.append(order("pause", "p", lasts_ms=LONG, tier="basic"))
         await worker.send("basic", send("i", deadline=now_ms() + HOUR_MS // 2))
         await worker.until(lambda: moved(worker, "pause") == 1 and at_rest(worker), "on the log")
@@ -190,7 +178,7 @@ async def test_what_expires_while_it_is_paused_is_told_so(tmp_path: Path) -> Non
 async def test_what_a_spent_quota_keeps_waits_on_the_log_and_leaves_with_the_next_window(tmp_path: Path) -> None:
     clock = Ahead()
     more = 'batch = 2\nlimits = [{ recipients = 4, per = "2h" }]\n[channels.partner.accounts.a]'
-    async with running(tmp_path, more, clock=clock) as (partner, worker):
+    async with partnered(tmp_path, more, clock=clock, top="") as (partner, worker):
         to = [f"u{n}" for n in range(10)]
         await worker.send("basic", send("i", to))
         await worker.until(lambda: moved(worker, "limit") == 6 and at_rest(worker), "four have left")
@@ -210,7 +198,7 @@ async def test_a_limit_that_is_raised_is_felt_when_it_is_looked_at_again(tmp_pat
     clock = Ahead()
     more = 'batch = 1\nlimits = [{ calls = 1, per = "1d" }]'
     delays = '[later]\ndelays = ["5s", "1m"]'
-    async with running(tmp_path, more, top=delays, clock=clock) as (partner, worker):
+    async with partnered(tmp_path, more, top=delays, clock=clock) as (partner, worker):
         await worker.send("basic", *(send(f"i{n}", f"u{n}") for n in range(3)))
         await worker.until(lambda: moved(worker, "limit") >= 2 and at_rest(worker), "spent")
         await worker.append(change("more", Target(channel="partner"), window=Window("calls", "1d"), number=100))
@@ -231,7 +219,7 @@ async def test_a_long_rest_is_waited_for_on_the_log(tmp_path: Path) -> None:
         return web.json_response({}, status=503, headers={"Retry-After": "2400"} if calls > MISSES else {})
 
     more = 'batch = 1\nin_flight = 1\nretry = { first = "1ms", most = "1ms" }\n[channels.partner.accounts.a]'
-    async with running(tmp_path, more, answer=answer, clock=clock) as (partner, worker):
+    async with partnered(tmp_path, more, answer=answer, clock=clock, top="") as (partner, worker):
         await worker.send("basic", *(send(f"i{n}", f"u{n}", campaign="k") for n in range(9)))
         await worker.until(lambda: moved(worker, "rest") == 9 and at_rest(worker), "it rests")
         way = [said for _, said in await moves(worker)]
@@ -267,10 +255,57 @@ async def test_no_more_is_taken_out_than_the_log_takes(tmp_path: Path, monkeypat
 
 
 async def test_what_is_held_no_longer_than_the_horizon_stays(tmp_path: Path) -> None:
-    async with running(tmp_path, top=IN_MEMORY) as (_, worker):
+    async with partnered(tmp_path) as (_, worker):
         await worker.append(order("pause", "p", lasts_ms=LONG, channel="partner"))
         await worker.send("basic", send("i"))
         await worker.until(lambda: worker.pipeline.core.stats()["paused"][2] == 1, "in memory")
         await worker.append(order("resume", "r", channel="partner"))
         await worker.judged()
         assert not await moves(worker)
+
+
+# --- what is said of it
+
+
+async def looked(worker: Worker, most: int = 1_000, **about: Any) -> Looking:
+    def wants(one: Send, tenant: str) -> bool:
+        return all(about[name] == found for name, found in (("id", one.id), ("tenant", tenant)) if name in about)
+
+    looking = Looking(worker.log, worker.config, wants, now_ms(), most)
+    await looking.run()
+    return looking
+
+
+async def test_what_waits_on_the_log_is_found_there_and_what_has_ended_is_not(tmp_path: Path) -> None:
+    async with partnered(tmp_path, top="") as (partner, worker):
+        for lasts_ms in (60_000, LONG):  # all of it moves at once
+            await worker.append(*(order("pause", tenant, lasts_ms=lasts_ms, tenant=tenant) for tenant in "tu"))
+            if lasts_ms < LONG:
+                sends = (send(f"{tenant}{n}", tenant, tenant=tenant) for tenant in "tu" for n in range(5))
+                await worker.send("basic", *sends)
+                await worker.until(lambda: worker.pipeline.core.stats()["paused"][2] == 10, "queued")
+        await worker.until(lambda: moved(worker, "pause") == 10 and at_rest(worker), "on the log")
+        at = now_ms() + HOUR_MS
+        await worker.send("basic", send("last", ["a", "b"], not_before=at, tenant="t"))
+        await worker.until(lambda: moved(worker, "not_before") == 2 and at_rest(worker), "behind them")
+        found = await looked(worker)
+        assert (found.read, found.all) == (11, True)
+        (scheduled,) = [one for one in found.found.values() if one.reason == "not_before"]
+        assert (scheduled.sends, scheduled.recipients, scheduled.tier, scheduled.account) == (1, 2, "basic", "default")
+        assert scheduled.until is not None
+        assert at <= scheduled.until <= at + 10
+        paused = {one.tenant: one for one in found.found.values() if one.reason == "pause"}
+        assert {tenant: one.sends for tenant, one in paused.items()} == {"t": 5, "u": 5}
+        assert paused["u"].until is None
+        assert now_ms() < paused["u"].next <= now_ms() + HOUR_MS
+        await worker.append(order("resume", "r", tenant="u"))
+        await worker.until(lambda: partner.ids == {"u": 5}, "they go")
+        counters = worker.pipeline.counters
+        await worker.until(lambda: worker.ended().total() == 5 and not counters.uncommitted(Tier.BASIC), "committed")
+        found = await looked(worker)
+        assert {one.tenant for one in found.found.values()} == {"t"}, "what is done above the position has ended"
+        (one,) = (await looked(worker, id="t3")).found.values()
+        assert (one.sends, one.reason) == (1, "pause")
+        few = await looked(worker, 2)
+        assert few.read == 2
+        assert not few.all

@@ -108,10 +108,13 @@ class SimLog:
     def consumer(self, group: str, topics: Sequence[str], listener: AssignmentListener) -> Consumer:
         return SimConsumer(self, group, topics, listener)
 
-    async def reader(self, topics: Sequence[str], *, from_end: bool = False) -> Reader:
+    async def reader(
+        self, topics: Sequence[str], *, from_end: bool = False, at: Mapping[Partition, int] | None = None
+    ) -> Reader:
         def places() -> dict[Partition, int]:
             partitions = self.broker.partitions(topics)
-            return {partition: self.broker.bounds(partition)[from_end] for partition in partitions}
+            bounds = {partition: self.broker.bounds(partition)[from_end] for partition in partitions}
+            return bounds | {partition: offset for partition, offset in (at or {}).items() if partition in bounds}
 
         return SimReader(self, await self.ask(places))
 
