@@ -11,6 +11,7 @@ SCENARIOS = {
     "decode": "bench.decode",
     "dedupe": "bench.dedupe",
     "kafka": "bench.kafka",
+    "ledger": "bench.ledger",
     "path": "bench.path",
     "demo": "bench.demo",
     "simulator": "bench.simulator",
