@@ -8,7 +8,6 @@
 # nothing else: nothing here changes anything.
 
 cdef enum:
-    LINE = 64
     TURNS = 4  # this one, and those that are foreseen
     GROUP = 64  # queues of a cancel whose lines are fetched together
     LINES = 4  # of a FIFO's first chunk; what follows the processor fetches by itself
@@ -66,7 +65,7 @@ cdef Link* foresee_siblings(Queues* q, const Node* campaign, Link* link) noexcep
             break
         queue = sibling_of(link)
         link = link.next
-        foresee_lines(queue, (sizeof(Queue) + LINE - 1) // LINE)
+        foresee_lines(queue, 3)
         foresee(table_home(&q.by_key, hash_of(queue, queue.content)))
     return link
 

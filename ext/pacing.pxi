@@ -206,6 +206,8 @@ cdef void stand_by(Queues* q, Queue* queue) noexcept nogil:
 
 cdef void stand_down(Queues* q, Queue* queue) noexcept nogil:
     cdef Node* lane = lane_of(q, queue)
+    if lane.pacing == NULL:
+        return
     if pace_waits(&queue.turn):
         pace_wait_no_more(&lane.pacing.pace, &queue.turn, queue.slot)
         lane.pacing.at_once -= queue.haste & AT_ONCE > 0
