@@ -9,22 +9,26 @@ the log.
 
 from __future__ import annotations
 
+import asyncio
 import io
+import socket
 from collections.abc import Mapping
 
 import aiohttp
 import structlog
+from aiohttp.abc import ResolveResult
 from yarl import URL
 
 from engine.clock import NS_PER_S, Clock
 from engine.config import ChannelConfig
 from engine.drivers import Action, Call, CallResult, Driver, Reply, Request, Token, Verdict
 from engine.errors import PlatformRefused, PlatformUnavailable
+from engine.time_limit import TimeLimit
 from engine.tokens import REFUSED_NS, Tokens
 
 MAX_BODY_BYTES = 1 << 20  # of an answer; a 10,000-recipient one of the webhook's has about half of that
-CONNECT_S = 5.0
-CONNECT_SHARE = 0.9  # of the whole timeout, so that one that could not connect is never taken for one that hung
+CONNECT_S = 5.0  # for finding the address, and again for connecting
+CONNECT_SHARE = 0.45  # of the whole timeout, so that one that could not connect is never taken for one that hung
 TOKEN_REFUSED_S = 10.0  # rest when the platform refuses a token it has just given
 # The circuit breaker: after a few calls in a row that did not even reach the platform, or found it out of service, the
 # next ones cost nobody an attempt: the account rests, but never so long that an urgent send would wait for it after
@@ -61,18 +65,19 @@ class Deliverer:
         self._stale: dict[str, str] = {}  # the token an account was refused last, until one works
         self._misses = 0  # calls in a row that did not reach the platform
         self._refused: set[str] = set()  # accounts whose credentials are; said once
+        self._limit = TimeLimit(config.timeout / NS_PER_S)
         self._session: aiohttp.ClientSession | None = None
 
     async def start(self) -> None:
         """Make the connection pool; nothing is sent."""
-        total = self._config.timeout / NS_PER_S
+        connect_s = min(CONNECT_S, self._limit.seconds * CONNECT_SHARE)
         # Beside the calls' connections one for each account's token, so that a renewal never takes a call's.
         limit = self._config.in_flight + len(self._wants_token)
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=limit),
+            connector=aiohttp.TCPConnector(limit=limit, resolver=_Resolver(connect_s)),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=HEADERS,
-            timeout=aiohttp.ClientTimeout(total=total, connect=min(CONNECT_S, total * CONNECT_SHARE)),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_s),
             trust_env=False,
         )
 
@@ -131,18 +136,19 @@ class Deliverer:
         assert self._session is not None, "start() first"  # noqa: S101
         body = request.body
         try:
-            async with self._session.request(
-                request.method,
-                URL(request.url, encoded=True),
-                # A large body goes out in pieces: in one it would hold up the loop.
-                data=body if len(body) <= MAX_BODY_BYTES else io.BytesIO(body),
-                headers=request.headers,
-                allow_redirects=False,
-            ) as response:
-                answer = await _read(response)
-                if answer is None:
-                    return OVERSIZE
-                return Reply(response.status, response.headers, answer)
+            with self._limit.block():
+                async with self._session.request(
+                    request.method,
+                    URL(request.url, encoded=True),
+                    # A large body goes out in pieces: in one it would hold up the loop.
+                    data=body if len(body) <= MAX_BODY_BYTES else io.BytesIO(body),
+                    headers=request.headers,
+                    allow_redirects=False,
+                ) as response:
+                    answer = await _read(response)
+                    if answer is None:
+                        return OVERSIZE
+                    return Reply(response.status, response.headers, answer)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
             return CONNECT
         except TimeoutError:
@@ -180,6 +186,24 @@ class Deliverer:
 
     def _names(self, account: str) -> Mapping[str, str]:
         return {"channel": self._channel, "account": account}
+
+
+class _Resolver(aiohttp.ThreadedResolver):
+    """aiohttp limits the search for an address only together with the wait for a free connection, which costs each call
+    a timer; here every call has a connection."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self._seconds = seconds
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        try:
+            async with asyncio.timeout(self._seconds):
+                return await super().resolve(host, port, family)
+        except TimeoutError as error:
+            raise OSError(f"no address of {host} within {self._seconds:g} s") from error
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytes | None:

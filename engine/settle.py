@@ -35,7 +35,7 @@ class Ending(NamedTuple):
 
 class Again(NamedTuple):
     """These are to be tried again at ``at_ns``; ``counts``: the call was an attempt of theirs; ``declined``: the
-    platform answered, and surely reached none of them."""
+    platform took the call, and answered that it reached none of them."""
 
     at_ns: int
     counts: bool
@@ -90,7 +90,8 @@ def settle(
             done.again.append(Again(now_ns, False, verdict.reason or verdict.code, who))
         else:
             gives_up = Outcome.UNKNOWN if unsure and verdict is result.whole else Outcome.DEAD
-            _retry(done, verdict, who, attempts, policy, now_ns, jitter, gives_up)
+            declined = verdict.refused and verdict is not result.whole
+            _retry(done, verdict, who, attempts, policy, now_ns, jitter, gives_up, declined)
     return done if rest is None else done._replace(rest_until_ns=rest)
 
 
@@ -122,6 +123,7 @@ def _retry(
     now_ns: int,
     jitter: float,
     gives_up: Outcome,
+    declined: bool,
 ) -> None:
     wait = _after_ns(verdict)
     by_attempt: dict[int, list[int]] = {}
@@ -130,7 +132,7 @@ def _retry(
     for attempt, indices in by_attempt.items():
         if attempt + 1 >= policy.attempts:
             reason = f"retries exhausted after {attempt + 1}: {verdict.reason or verdict.code}"
-            done.endings.append(Ending(gives_up, verdict.code, reason, indices, verdict.refused))
+            done.endings.append(Ending(gives_up, verdict.code, reason, indices, declined))
         else:
             at = now_ns + max(wait, backoff_ns(attempt, policy, jitter))
-            done.again.append(Again(at, True, verdict.reason or verdict.code, indices, verdict.refused))
+            done.again.append(Again(at, True, verdict.reason or verdict.code, indices, declined))

@@ -22,7 +22,20 @@ PURE = {
 FORBIDDEN = {"asyncio", "aiokafka", "aiohttp", "time", "random", "prometheus_client", "sqlite3", "socket", "threading"}
 # Each layer may import itself and the ones before it.
 LAYERS = [
-    {"errors", "send", "config", "shares", "suspects", "periods", "clock", "backoff", "wire", "merge", "retry_budget"},
+    {
+        "errors",
+        "send",
+        "config",
+        "shares",
+        "suspects",
+        "periods",
+        "clock",
+        "backoff",
+        "wire",
+        "merge",
+        "retry_budget",
+        "time_limit",
+    },
     {"decode", "drivers", "logs", "counters", "state", "fence"},
     {"progress", "commit", "overload", "open_sends", "topics", "tokens"},
     {"admit", "arrival", "held", "cancelled", "paused", "weights", "settle"},

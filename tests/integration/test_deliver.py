@@ -254,6 +254,15 @@ async def test_a_handshake_that_hangs_is_not_a_call_that_hangs() -> None:
         assert said(await deliverer.call(call())) == (Action.RETRY, "connect")
 
 
+async def test_a_search_for_the_address_that_hangs_is_not_a_call_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def mute(*_: Any, **__: Any) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", mute)
+    async with delivering("webhook", "http://platform.invalid", 0.3) as deliverer:
+        assert said(await deliverer.call(call())) == (Action.RETRY, "connect")
+
+
 @pytest.mark.parametrize(
     ("part", "hangs_after"),
     [
