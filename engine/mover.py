@@ -11,7 +11,7 @@ Never: ends anybody, spends an attempt, or waits for another tier's moves.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import NamedTuple, Protocol
 
 import structlog
@@ -31,6 +31,7 @@ logger = structlog.get_logger("surgetank.mover")
 GATHER_S = 0.005  # what moves within it goes with one append
 APPEND_MOVES = 1_000  # at once: so many at most are written again after an error
 DOUBT_S = 0.05  # between two looks at a fence
+SLICE = 100  # moves between two turns of the loop, 2 ms or so
 NEAR_MS = 1_000  # so much less than a topic's delay, or an eighth of it, and it still goes there
 
 
@@ -112,11 +113,12 @@ class Mover:
     async def _append(self, moves: Sequence[Move]) -> None:
         backoff = Backoff(0.1, 5.0)
         while moves := self._ours(moves):
+            records = [self._record(move) async for move in _in_slices(moves)]
             if self._fence.doubtful(self._tier):
                 await asyncio.sleep(DOUBT_S)
                 continue
             try:
-                await self._log.append([self._record(move) for move in moves])
+                await self._log.append(records)
                 break
             except LogUnavailable as error:
                 # Some may have been written: the second of the same is known by its origin and recipients.
@@ -126,7 +128,8 @@ class Mover:
             except RecordRefused as error:
                 await self._without_refused(moves, error)
                 return
-        self._moved(moves)
+        async for move in _in_slices(moves):
+            self._moved(move)
 
     def _ours(self, moves: Sequence[Move]) -> list[Move]:
         """Without those whose partition was taken away meanwhile: the next owner reads them again."""
@@ -151,12 +154,11 @@ class Mover:
         self._counters.moving[self._tier] -= len(move.positions)
         self.owner.not_moved(move)
 
-    def _moved(self, moves: Sequence[Move]) -> None:
-        for move in moves:
-            count = len(move.positions)
-            self._counters.moving[self._tier] -= count
-            self._counters.move(self._tier, move.wait.reason, count)
-            self.owner.moved(move)
+    def _moved(self, move: Move) -> None:
+        count = len(move.positions)
+        self._counters.moving[self._tier] -= count
+        self._counters.move(self._tier, move.wait.reason, count)
+        self.owner.moved(move)
 
     def _record(self, move: Move) -> Record:
         send, (until_ms, reason, binds), now_ms = move.send, move.wait, self._clock.wall_ms()
@@ -179,3 +181,11 @@ class Mover:
         """The topic of the longest delay that is not longer than what is left; the shortest when all are."""
         fit = [step for step in self.topics if step[1] - min(step[1] // 8, NEAR_MS) <= left_ms]
         return fit[-1] if fit else self.topics[0]
+
+
+async def _in_slices(moves: Sequence[Move]) -> AsyncIterator[Move]:
+    """Others have their turn in between."""
+    for start in range(0, len(moves), SLICE):
+        for move in moves[start : start + SLICE]:
+            yield move
+        await asyncio.sleep(0)

@@ -20,7 +20,7 @@ from engine.logs import Partition, Record
 from engine.logs.kafka import KafkaLog
 from engine.send import Tier
 from tests.contract.log_kit import Listener
-from tests.integration.support import Arrived, Gateway, Worker, channel, gateway, now_ms, send, working
+from tests.integration.support import IN_MEMORY, Arrived, Gateway, Worker, channel, gateway, now_ms, send, working
 from tests.integration.test_progress_kafka import Site
 
 pytestmark = pytest.mark.kafka
@@ -74,7 +74,7 @@ def records(topic: str, values: list[bytes]) -> list[Record]:
 
 async def test_stall_after_rebalance(tmp_path: Path, kafka_bootstrap: str) -> None:
     """What is queued of partitions that went must not fill the budget of those that came."""
-    hourly = 'limits = [{ calls = 1, per = "1h" }]\nbatch = 1'
+    hourly = f'limits = [{{ calls = 1, per = "1h" }}]\nbatch = 1\n{IN_MEMORY}'
     async with grouped(tmp_path, kafka_bootstrap, hourly) as (partner, worker, topic):
         await worker.append(*records(topic, [send(f"i{n}", f"u{n}") for n in range(50)]))
         await eventually(worker, lambda: len(partner.ids) == 1 and worker.pipeline.opens.count[BASIC] == 49)

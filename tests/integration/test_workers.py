@@ -25,7 +25,19 @@ from engine.logs import Partition, Record
 from engine.send import Outcome
 from engine.supervise import Supervisor
 from engine.supervise_child import Child
-from tests.integration.support import QUICK, Arrived, Gateway, Told, busiest, channel, gateway, opened, read, send
+from tests.integration.support import (
+    IN_MEMORY,
+    QUICK,
+    Arrived,
+    Gateway,
+    Told,
+    busiest,
+    channel,
+    gateway,
+    opened,
+    read,
+    send,
+)
 from tests.integration.test_kafka_crashes import gone
 
 pytestmark = pytest.mark.kafka
@@ -431,14 +443,14 @@ async def test_what_was_used_of_a_limit_counts_for_other_processes_too(place: Pl
     number = 12
     async with gateway() as partner:
         part = channel("partner", partner.url, f'batch = 1\nlimits = [{{ calls = {number}, per = "1h" }}]')
-        place.configure(part, workers="[[workers]]\nprocesses = 2\n")
+        place.configure(part, IN_MEMORY, workers="[[workers]]\nprocesses = 2\n")
         await place.append("basic", [send(f"i{n}", f"u{n}") for n in range(200)])
         async with place.serving() as fleet:
             await fleet.ready()
             await fleet.until(lambda: len(partner.calls) >= 4)
             fleet.process.send_signal(signal.SIGTERM)
             assert await fleet.ended() == 0, fleet.said
-        place.configure(part, workers="[[workers]]\nprocesses = 4\n")
+        place.configure(part, IN_MEMORY, workers="[[workers]]\nprocesses = 4\n")
         async with place.serving() as fleet:
             await fleet.ready()
             await fleet.until(lambda: len(partner.calls) >= number)
