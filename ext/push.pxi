@@ -3,7 +3,7 @@
 # same times share their facts, and the sums above campaigns are brought up to date once for all of them.
 
 cdef enum:
-    AHEAD = 16  # rows between what is asked for and its use
+    AHEAD = 16  # rows that pass a stage together, between asking for a line and its use
 
 
 cdef struct Pushing:  # what rows of a push that follow each other have in common
@@ -255,30 +255,36 @@ cdef inline int end_aim(Queues* q, const Row* row, Target* target) noexcept nogi
 
 
 cdef int aim(Queues* q, const Row* rows, size_t n) noexcept nogil:
-    """Finds or makes the queue of every row."""
-    cdef size_t i
-    for i in range(n + 3 * AHEAD):
-        if i < n:
+    """Finds or makes the queue of every row; AHEAD rows pass each stage, while the next ones pass the one before.
+
+    At first the later stages have none: what is below 0 is, unsigned, beyond the last."""
+    cdef size_t end = 0, i
+    while end < n + 3 * AHEAD:
+        end += AHEAD
+        for i in range(end - AHEAD, min(n, end)):
             begin_aim(q, rows, i)
-        if AHEAD <= i < n + AHEAD:
-            foresee_queue(q, &rows[i - AHEAD], &q.targets[i - AHEAD])
-        if 2 * AHEAD <= i < n + 2 * AHEAD:
-            foresee_campaign(q, &rows[i - 2 * AHEAD], &q.targets[i - 2 * AHEAD])
-        if i >= 3 * AHEAD and end_aim(q, &rows[i - 3 * AHEAD], &q.targets[i - 3 * AHEAD]) < 0:
-            aim_no_more(q, i - 3 * AHEAD)
-            return -1
+        for i in range(end - 2 * AHEAD, min(n, end - AHEAD)):
+            foresee_queue(q, &rows[i], &q.targets[i])
+        for i in range(end - 3 * AHEAD, min(n, end - 2 * AHEAD)):
+            foresee_campaign(q, &rows[i], &q.targets[i])
+        for i in range(end - 4 * AHEAD, min(n, end - 3 * AHEAD)):
+            if end_aim(q, &rows[i], &q.targets[i]) < 0:
+                aim_no_more(q, i)
+                return -1
     return 0
 
 
 cdef void put_all(Queues* q, const Row* rows, size_t n) noexcept nogil:
-    cdef size_t i
+    cdef size_t end = 0, i
     cdef Pushing pushing
     memset(&pushing, 0, sizeof(pushing))
-    for i in range(n + AHEAD):
-        if i < n and q.targets[i].queue != NULL:
-            foresee_tail(q, q.targets[i].queue, rows[i].id_bytes)
-        if i >= AHEAD:
-            put(q, &rows[i - AHEAD], &q.targets[i - AHEAD], &pushing)
+    while end < n + AHEAD:
+        end += AHEAD
+        for i in range(end - AHEAD, min(n, end)):
+            if q.targets[i].queue != NULL:
+                foresee_tail(q, q.targets[i].queue, rows[i].id_bytes)
+        for i in range(end - 2 * AHEAD, min(n, end - AHEAD)):
+            put(q, &rows[i], &q.targets[i], &pushing)
     if pushing.leaf != NULL:
         count_pushed(q, &pushing)
 
