@@ -88,7 +88,7 @@ class OpenSends(SendTable):
         self.made: list[Callable[[Flow], None]] = []
         self.gone: list[Callable[[Flow], None]] = []
         self._flows: dict[tuple[int, str, str, str, str | None], Flow] = {}
-        self._campaigns: dict[str, set[Flow]] = {}
+        self._campaigns: dict[str, dict[Flow, None]] = {}  # in order: what is done to them is done the same way again
         self._tenant_names = Names()
         self._campaign_names = Names()
         self._contents: dict[tuple[str, bytes], Content] = {}  # by (channel, prepared key)
@@ -107,7 +107,7 @@ class OpenSends(SendTable):
             flow.tenant_handle = self._tenant_names.hold(tenant)
             flow.campaign_handle = self._campaign_names.hold(_campaign_name(campaign))
             if campaign is not None:
-                self._campaigns.setdefault(campaign, set()).add(flow)
+                self._campaigns.setdefault(campaign, {})[flow] = None
             for follow in self.made:
                 follow(flow)
         return flow
@@ -166,7 +166,7 @@ class OpenSends(SendTable):
         self._campaign_names.drop(_campaign_name(flow.campaign))
         if flow.campaign is not None:
             siblings = self._campaigns[flow.campaign]
-            siblings.discard(flow)
+            siblings.pop(flow, None)
             if not siblings:
                 del self._campaigns[flow.campaign]
         for follow in self.gone:

@@ -207,9 +207,9 @@ def cancel(campaign: str, at: int, id: str = "c1", tenant: str | None = None) ->
     return Record("surgetank.control", value, key)
 
 
-def order(command: str, id: str, /, lasts_ms: int = 3_600_000, **on: Any) -> Record:
+def order(command: str, id: str, /, lasts_ms: int = 3_600_000, at_ms: int | None = None, **on: Any) -> Record:
     """A pause or resume, on the control topic."""
-    at, target = now_ms(), wire_control.Target(**on)
+    at, target = now_ms() if at_ms is None else at_ms, wire_control.Target(**on)
     key, value = wire_control.encode_command(
         wire_control.Command(id=id, command=command, on=target, at=at, expires=at + lasts_ms)
     )

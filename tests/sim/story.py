@@ -6,8 +6,9 @@ import asyncio
 import json
 import random
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from engine.metrics import Snapshot
 from engine.pipeline import Pipeline
 from engine.send import Tier
 from engine.topics import topic_specs
-from tests.integration.support import cancel
+from tests.integration.support import cancel, order
 from tests.sim.broker import Broker
 from tests.sim.log import SimLog
 from tests.sim.wires import Platforms, Weather, Wire, outage
@@ -187,6 +188,7 @@ class Story:
         if self.chance.random() < 0.15:
             self.cancelled = self.chance.choice("xy")
             self.world.after(self.chance.random() * FEED_S * NS_PER_S, self._cancel)
+        self._pause()
         for number in range(self.chance.randint(10, 50)):
             fed = self._send(number)
             calls += 1 + len(fed.ids) // self.batch
@@ -194,6 +196,20 @@ class Story:
                 return
             self.fed.append(fed)
             self.world.after(self.chance.random() * FEED_S * NS_PER_S, self._appending(fed))
+
+    def _pause(self) -> None:
+        """For longer than the horizon or not, and maybe resumed before its time."""
+        own = random.Random(self.seed + 3)
+        on = own.choice(({"campaign": "x"}, {"tenant": "a"}, {"tier": "basic"}, {"channel": "partner"}))
+        at_s, lasts_ms = own.random() * FEED_S, own.randrange(200, 15_000)
+        told = [("pause", at_s)] if own.random() < 0.4 else []
+        if told and own.random() < 0.5:
+            told.append(("resume", at_s + own.random() * lasts_ms / 1_000))
+        for command, when_s in told:
+            self.world.after(when_s * NS_PER_S, partial(self._order, command, lasts_ms, on))
+
+    def _order(self, command: str, lasts_ms: int, on: Mapping[str, str]) -> None:
+        self.broker.append([order(command, command, lasts_ms, self.world.wall_ms, **on)])
 
     def _cancel(self) -> None:
         self.broker.append([cancel(self.cancelled, self.world.wall_ms)])
