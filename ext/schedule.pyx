@@ -217,8 +217,8 @@ cdef class Columns:
             rows[i].not_before, rows[i].due, rows[i].deadline = not_before[i], due[i], deadline[i]
             rows[i].linger, rows[i].pushed, rows[i].count = linger[i], pushed[i], count[i]
             rows[i].positions, rows[i].id_lengths, rows[i].ids = positions, lengths, ids
-            id_bytes = 0
-            for k in range(count[i]):
+            id_bytes = lengths[0]
+            for k in range(1, count[i]):
                 id_bytes += lengths[k]
             rows[i].id_bytes = id_bytes
             positions += count[i]
