@@ -278,21 +278,23 @@ typedef struct Ahead {
     const char *at, *end; /* of the records whose facts are on their way; of the chunk's records */
 } Ahead;
 
+static inline void ahead_step(const Store *store, Ahead *ahead, int mixed) {
+    uint32_t facts;
+    if (ahead->at >= ahead->end) return;
+    memcpy(&facts, ahead->at + offsetof(Rec, facts), sizeof facts);
+    foresee(facts_at(store, facts & REC_FACTS));
+    ahead->at += sizeof(Rec) + (mixed ? sizeof(uint32_t) : 0) + (uint8_t)ahead->at[offsetof(Rec, length)];
+}
+
 /* The facts of the records behind the first one, FACTS_AHEAD of them as far as they stand in its chunk, are on their
    way. Called for one record after the other. */
 static inline void fifo_foresee_facts(const Store *store, const Fifo *fifo, Ahead *ahead, int mixed) {
-    uint32_t n = 1;
     if (ahead->chunk != fifo->head) {
         const char *chunk = chunk_at(store, fifo->head);
         *ahead = (Ahead){fifo->head, chunk + fifo->head_at, chunk + fifo_end(fifo, (const Chunk *)chunk)};
-        n = FACTS_AHEAD;
+        for (int n = 1; n < FACTS_AHEAD; n++) ahead_step(store, ahead, mixed);
     }
-    for (; n && ahead->at < ahead->end; n--) {
-        Rec rec;
-        memcpy(&rec, ahead->at, sizeof rec);
-        foresee(facts_at(store, rec.facts & REC_FACTS));
-        ahead->at += rec_bytes(&rec, mixed);
-    }
+    ahead_step(store, ahead, mixed);
 }
 
 /* Removes the first record, as fifo_first found it at `start`; its facts are the caller's to drop. */
