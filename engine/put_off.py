@@ -121,6 +121,7 @@ class PutOff:
         """See engine.mover.Owner."""
         if move.send.ledger.leaving:
             self._dispatcher.leave(move.handle, move.send, len(move.positions))
+            self._dispatcher.wake()  # there is room for more
         else:
             self._push(move.handle, move.send, move.positions, move.attempts, move.wait.until_ms)
 
