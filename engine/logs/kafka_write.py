@@ -23,7 +23,7 @@ from engine.errors import EngineError, LogUnavailable, RecordRefused
 from engine.logs import Partition, Record
 from engine.logs.checks import check_record
 
-KEYLESS_RUN = 64  # records without a key that go to one partition before the next: fewer, larger batches
+KEYLESS_RUN = 512  # records without a key that go to one partition before the next: fewer, larger batches
 LOGGER = logging.getLogger(__name__)
 BATCH_BYTES = 512 << 10
 METADATA_S = 10.0  # to learn a topic's partitions
