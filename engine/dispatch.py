@@ -173,9 +173,8 @@ class Dispatcher:
         now = self.clock.now_ns()
         more = False
         if not self.recorder.full():
-            for tier in Tier:
-                if self._fence.shut(tier):
-                    self.core.block(WHOLE_TIER, tier, now + SHUT_NS)
+            for tier in self._fence.shut():
+                self.core.block(WHOLE_TIER, tier, now + SHUT_NS)
             popped = self.core.pop_batches(now, POP_BUDGET)
             for batch in batches_of(popped, self.opens, now):
                 self._start(batch)

@@ -15,7 +15,7 @@ from math import inf
 
 from engine.clock import Clock
 from engine.counters import Counters
-from engine.send import Tier
+from engine.send import TIERS, Tier
 
 
 class Fence:
@@ -58,9 +58,10 @@ class Fence:
         """No tier is doubtful."""
         return min(self._least) >= self.look()
 
-    def shut(self, tier: Tier) -> bool:
-        """No call of the tier is to be begun."""
-        return self.doubtful(tier) or self._counters.uncommitted(tier) >= self._budgets[tier]
+    def shut(self) -> list[Tier]:
+        """The tiers of which no call is to be begun."""
+        gaps, uncommitted = self.look(), self._counters.uncommitted
+        return [tier for tier in TIERS if self._least[tier] < gaps or uncommitted(tier) >= self._budgets[tier]]
 
     def proven(self, group: str, gaps: int) -> None:
         """A commit of it has succeeded that was begun when ``look`` said ``gaps``."""

@@ -19,7 +19,7 @@ from engine.clock import NS_PER_MS
 from engine.decode import decode
 from engine.later import FREQUENCY, REST, Later, Move, Wait
 from engine.open_sends import OpenSend, recipients
-from engine.send import Outcome, Tier
+from engine.send import TIERS, Outcome, Tier
 from engine.settle import Again, Ending
 from engine.state.seen import Seen
 from ext.columns import Batch, Columns
@@ -89,7 +89,7 @@ class PutOff:
     def held(self, now: int) -> bool:
         """It goes to the log, in portions; True: there is more, and the log keeps up."""
         more = False
-        for tier in Tier:
+        for tier in map(TIERS.__getitem__, self._dispatcher.core.puts_off(now)):
             taken = self._dispatcher.core.put_off(now, tier, PUT_OFF_BUDGET) if self._later.has_room(tier) else None
             if taken is not None:
                 self._held(tier, taken)

@@ -44,7 +44,8 @@ class Tier(IntEnum):
         return LABELS[self]
 
 
-LABELS = tuple(tier.name.lower() for tier in Tier)
+TIERS = tuple(Tier)  # for what is done often: a class makes its list anew each time
+LABELS = tuple(tier.name.lower() for tier in TIERS)
 
 
 class Outcome(StrEnum):

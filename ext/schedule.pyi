@@ -223,6 +223,9 @@ class Core:
         expired behind others of its queue that may still go is handed back when those have gone.
         """
 
+    def puts_off(self, now_ns: int) -> list[int]:
+        """The tiers of which ``put_off`` would find something to look at."""
+
     def put_off(self, now_ns: int, tier: int, budget: int) -> Ended | None:
         """Take up to ``budget`` (1..2**20) recipients of a tier out of the core that nothing but a pause, a block or a
         limit keeps, and that for longer than the horizon: those that wait first, in the order of their queues. What

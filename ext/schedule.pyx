@@ -604,6 +604,11 @@ cdef class Core:
         ended.more = queues_has_ended(self.q)
         return ended
 
+    def puts_off(self, now_ns):
+        cdef int tier
+        self.advance(now_ns)
+        return [tier for tier in range(TIERS) if queues_puts_off(self.q, <uint8_t>tier)]
+
     def put_off(self, now_ns, tier, budget):
         cdef int64_t n = within("budget", budget, 1, MOST)
         cdef int64_t room = n + PUT_OFF_WHOLE

@@ -346,10 +346,13 @@ class CoreMachine(RuleBasedStateMachine):
 
     def taken_out(self, tier: int, budget: int) -> None:
         self.model.advance(self.now)
-        while (taken := self.core.put_off(self.now, tier, budget)) is not None:
+        while tier in self.core.puts_off(self.now):
+            taken = self.core.put_off(self.now, tier, budget)
+            assert taken is not None
             assert len(set(taken.send[budget - 1 :])) <= 1, "beyond it only the rest of a send"
             told = taken.send, taken.position, taken.attempt, taken.cause, taken.until
             away_model.put_off(self.model, tier, list(zip(*told, strict=True)))
+        assert self.core.put_off(self.now, tier, budget) is None
         away_model.all_put_off(self.model, tier)
 
     @rule(scope=SCOPES.filter(lambda scope: scope != OF_TENANT), pick=st.integers(0, 5), ahead=st.one_of(AHEAD, LONG))
