@@ -101,7 +101,8 @@ class Dispatcher:
         self._put_off = PutOff(self, later, seen)
         self.clock = clock
         self.cancelled = Cancelled()
-        self._calls: set[asyncio.Task[None]] = set()
+        self._calls: dict[int, asyncio.Task[None]] = {}  # by number
+        self._made_calls = 0
         self._pumping = False
         self._stopped = False
         self._timer: asyncio.TimerHandle | None = None
@@ -150,8 +151,8 @@ class Dispatcher:
         if self._timer is not None:
             self._timer.cancel()
         if self._calls:
-            await asyncio.wait(self._calls, timeout=deadline_s)
-        cut = list(self._calls)
+            await asyncio.wait(self._calls.values(), timeout=deadline_s)
+        cut = list(self._calls.values())
         for task in cut:
             task.cancel()
         await asyncio.gather(*cut, return_exceptions=True)
@@ -220,7 +221,8 @@ class Dispatcher:
             return
         self.counters.in_flight[batch.tier] += len(batch)
         self._flight.begin(batch.tier, len(batch))
-        self._calls.add(self._loop.create_task(self._watched(batch, popped, held, noted)))
+        self._made_calls = number = self._made_calls + 1
+        self._calls[number] = self._loop.create_task(self._watched(number, batch, popped, held, noted))
 
     def _release(self, batch: Batch, popped: int, left: int, late_ns: int) -> None:
         flow, now = batch.flow, self.clock.now_ns()
@@ -251,7 +253,7 @@ class Dispatcher:
         columns.push(self.core, now)
         batch.without([*waits])
 
-    async def _watched(self, batch: Batch, popped: int, held: Held, noted: Noted | None) -> None:
+    async def _watched(self, number: int, batch: Batch, popped: int, held: Held, noted: Noted | None) -> None:
         """A call's task. What a callback of the task would cost is worth saving: one a call."""
         try:
             await self._call(batch, popped, held, noted)
@@ -259,7 +261,7 @@ class Dispatcher:
             if not self.failure.done():
                 self.failure.set_exception(error)
         finally:
-            self._calls.discard(asyncio.current_task())
+            self._calls.pop(number)
 
     async def _call(self, batch: Batch, popped: int, held: Held, noted: Noted | None) -> None:
         """``noted``: the earlier call that this one makes again."""
@@ -335,7 +337,7 @@ class Dispatcher:
                 reason=result.whole.reason,
                 seconds=(settlement.rest_until_ns - now) // NS_PER_S,
             )
-        self._put_off.earn(batch, settlement.endings, now)
+        self._put_off.earn(batch, settlement.endings)
         if noted is not None and not self._attempts.settled(batch, noted, settlement, result):
             noted = None
         for ending in settlement.endings:

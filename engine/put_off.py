@@ -58,14 +58,14 @@ class PutOff:
         wait = self._later.wait(batch.flow.channel, until_ns - now, FREQUENCY)
         self._rows(batch, rows, batch.attempts[rows[0]], until_ns, wait, "", columns)
 
-    def earn(self, batch: Batch, endings: Iterable[Ending], now: int) -> None:
+    def earn(self, batch: Batch, endings: Iterable[Ending]) -> None:
         """Retries that a call has earned its channel."""
         attempts = batch.attempts
         first, again = attempts.count(0), 0
         if first < len(attempts):
             answered = (ending.who for ending in endings if ending.outcome in (Outcome.ACCEPTED, Outcome.FAILED))
             again = sum(attempts[row] > 0 for who in answered for row in who)
-        self._later.budget(batch.flow.channel, batch.tier).earn(now, first, again)
+        self._later.budget(batch.flow.channel, batch.tier).earn(first, again)
 
     def _rows(
         self,

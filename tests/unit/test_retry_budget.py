@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,7 +26,7 @@ def test_a_floor_for_a_quiet_channel() -> None:
 def test_a_share_of_first_calls() -> None:
     budget = RetryBudget(20, 10, 0)
     spent(budget, 0)
-    budget.earn(0, 1_000, 0)
+    budget.earn(1_000, 0)
     assert spent(budget, 0) == 200
 
 
@@ -36,7 +37,7 @@ def test_an_answer_earns_more_than_it_cost() -> None:
         going = min(spent(budget, 0, waiting), waiting)
         assert going
         waiting, rounds = waiting - going, rounds + 1
-        budget.earn(0, 0, going)
+        budget.earn(0, going)
     assert rounds < 20, "twice as many each time"
 
 
@@ -50,10 +51,20 @@ def test_a_group_larger_than_the_budget_goes_on_credit() -> None:
 
 def test_what_is_not_spent_fades() -> None:
     budget = RetryBudget(20, 10, 0)
-    budget.earn(0, 1_000_000, 0)
+    budget.earn(1_000_000, 0)
     assert budget.tokens(0) == 200_100
     assert 73_000 < budget.tokens(FADE_NS) < 74_000
     assert budget.tokens(100 * FADE_NS) == 100
+
+
+def test_what_calls_earn_fades_though_nobody_asks_meanwhile() -> None:
+    """Hours of calls without a failure are no leave to storm."""
+    asked, unasked = RetryBudget(20, 10, 0), RetryBudget(20, 10, 0)
+    for step in range(1, 10_001):
+        asked.earn(1_000, 0)
+        asked.tokens(step * FADE_NS // 1_000)
+        unasked.earn(1_000, 0)
+    assert unasked.tokens(10 * FADE_NS) == pytest.approx(asked.tokens(10 * FADE_NS), rel=0.01)
 
 
 def test_a_time_before_the_last_one_counts_as_that() -> None:
@@ -69,7 +80,7 @@ def test_never_more_than_was_earned_and_one_group(rounds: list[tuple[int, int, i
     for passed_ns, first, wanted in rounds:
         now_ns += passed_ns
         earned += per_s * passed_ns / NS_PER_S + first * percent / 100
-        budget.earn(now_ns, first, 0)
+        budget.earn(first, 0)
         if wanted and budget.spend(now_ns, wanted):
             gone += wanted
             largest = max(largest, wanted)
