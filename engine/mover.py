@@ -11,7 +11,7 @@ Never: ends anybody, spends an attempt, or waits for another tier's moves.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import structlog
@@ -29,9 +29,9 @@ from engine.send import Tier
 
 logger = structlog.get_logger("surgetank.mover")
 GATHER_S = 0.005  # what moves within it goes with one append
-APPEND_MOVES = 1_000  # at once: so many at most are written again after an error
+ROOM = 1_000  # moves waiting for the log
+APPEND_MOVES = 200  # at once, some ms in which nothing else has its turn; written again after an error
 DOUBT_S = 0.05  # between two looks at a fence
-SLICE = 100  # moves between two turns of the loop, 2 ms or so
 NEAR_MS = 1_000  # so much less than a topic's delay, or an eighth of it, and it still goes there
 
 
@@ -84,7 +84,7 @@ class Mover:
     @property
     def has_room(self) -> bool:
         """Whether more than what has to should be moved now."""
-        return len(self._moves) < APPEND_MOVES
+        return len(self._moves) < ROOM
 
     def move(self, move: Move) -> None:
         """Put it on the log, as soon as may be. A wait past its deadline ends there, so that it expires in time."""
@@ -113,12 +113,11 @@ class Mover:
     async def _append(self, moves: Sequence[Move]) -> None:
         backoff = Backoff(0.1, 5.0)
         while moves := self._ours(moves):
-            records = [self._record(move) async for move in _in_slices(moves)]
             if self._fence.doubtful(self._tier):
                 await asyncio.sleep(DOUBT_S)
                 continue
             try:
-                await self._log.append(records)
+                await self._log.append([self._record(move) for move in moves])
                 break
             except LogUnavailable as error:
                 # Some may have been written: the second of the same is known by its origin and recipients.
@@ -128,7 +127,7 @@ class Mover:
             except RecordRefused as error:
                 await self._without_refused(moves, error)
                 return
-        async for move in _in_slices(moves):
+        for move in moves:  # all of them, before anything else: a commit may follow
             self._moved(move)
 
     def _ours(self, moves: Sequence[Move]) -> list[Move]:
@@ -181,11 +180,3 @@ class Mover:
         """The topic of the longest delay that is not longer than what is left; the shortest when all are."""
         fit = [step for step in self.topics if step[1] - min(step[1] // 8, NEAR_MS) <= left_ms]
         return fit[-1] if fit else self.topics[0]
-
-
-async def _in_slices(moves: Sequence[Move]) -> AsyncIterator[Move]:
-    """Others have their turn in between."""
-    for start in range(0, len(moves), SLICE):
-        for move in moves[start : start + SLICE]:
-            yield move
-        await asyncio.sleep(0)

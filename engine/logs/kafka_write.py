@@ -12,6 +12,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from itertools import count
 from typing import Any, NamedTuple
 
 from aiokafka import AIOKafkaProducer
@@ -22,7 +23,7 @@ from engine.errors import EngineError, LogUnavailable, RecordRefused
 from engine.logs import Partition, Record
 from engine.logs.checks import check_record
 
-KEYLESS_RUN = 512  # records without a key of one append that go to one partition: fewer, larger batches
+KEYLESS_RUN = 64  # records without a key that go to one partition before the next: fewer, larger batches
 LOGGER = logging.getLogger(__name__)
 BATCH_BYTES = 512 << 10
 METADATA_S = 10.0  # to learn a topic's partitions
@@ -85,7 +86,7 @@ class KafkaWriter:
         self._making = asyncio.Lock()
         self._lanes: dict[tuple[str, int], _Lane] = {}
         self._retiring: set[asyncio.Task[None]] = set()
-        self._keyless_sent = 0  # and gaps, so that each append begins with another partition
+        self._spread = count()
         self._closed = False
 
     async def start(self) -> None:
@@ -118,7 +119,6 @@ class KafkaWriter:
             if record.key is None and record.topic not in self._keyless:
                 await self._check_keyless(record.topic)
             parts.setdefault((record.topic, self._number(record, counts[record.topic])), []).append(record)
-        self._keyless_sent += -self._keyless_sent % KEYLESS_RUN
         ticket = _Ticket(len(records))
         for place, part in parts.items():
             self._enqueue(place, _Part(ticket, part))
@@ -130,7 +130,6 @@ class KafkaWriter:
             raise LogUnavailable(f"{self._bootstrap}: the log is closed")
         check_record(record)
         number = self._number(record, await self._partitions(record.topic))
-        self._keyless_sent += -self._keyless_sent % KEYLESS_RUN
         ticket = _Ticket(1)
         self._enqueue((record.topic, number), _Part(ticket, [record]))
         offset = await asyncio.shield(ticket.future)
@@ -145,7 +144,7 @@ class KafkaWriter:
         self._keyless.add(topic)
 
     def _number(self, record: Record, partitions: int) -> int:
-        """The same as Kafka's own clients choose for a key; without one a partition in turn."""
+        """The same as Kafka's own clients choose for a key; without one a partition in turn, for a run of records."""
         if record.partition is not None:
             if not 0 <= record.partition < partitions:
                 raise RecordRefused(
@@ -153,8 +152,7 @@ class KafkaWriter:
                 )
             return record.partition
         if record.key is None:
-            self._keyless_sent += 1
-            return (self._keyless_sent - 1) // KEYLESS_RUN % partitions
+            return next(self._spread) // KEYLESS_RUN % partitions
         number: int = (murmur2(record.key) & 0x7FFF_FFFF) % partitions
         return number
 
