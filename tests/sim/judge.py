@@ -329,15 +329,20 @@ class History:
         return any(self._in_doubt(key, moved.hop) for moved in self._moves.get(key, ()) if moved.at_ns < before_ns)
 
     def _in_doubt(self, key: Key, hop: int) -> bool:
-        """A crash, or another owner, came between a move and the commit that covers it."""
-        for moved_ns, process in self._movers.get((key, hop), ()):
-            for place in self._places(key, hop - 1):
-                commit = self._committed.first(place)
-                if commit is None or commit.process is not process:
-                    continue
-                if not self._changed(Origin(*place[0], 0), moved_ns, commit.at_ns):
-                    return False
-        return True
+        """A crash, another owner, or an append whose answer was lost came between a move and the commit that covers it.
+        The record stands there all the same, whoever has moved him once more and committed that."""
+        moves = self._movers.get((key, hop), ())
+        return len(self._places(key, hop)) > len(moves) or not all(self._sure(key, hop, *move) for move in moves)
+
+    def _sure(self, key: Key, hop: int, moved_ns: int, process: Process) -> bool:
+        """Whether who moved it has committed that."""
+        for place in self._places(key, hop - 1):
+            commit = self._committed.first(place)
+            if commit is None or commit.process is not process:
+                continue
+            if not self._changed(Origin(*place[0], 0), moved_ns, commit.at_ns):
+                return True
+        return False
 
     def _places(self, key: Key, hop: int) -> list[Place]:
         origin, name = key
