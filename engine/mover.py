@@ -29,8 +29,7 @@ from engine.send import Tier
 
 logger = structlog.get_logger("surgetank.mover")
 GATHER_S = 0.005  # what moves within it goes with one append
-ROOM = 1_000  # moves waiting for the log
-APPEND_MOVES = 200  # at once, some ms in which nothing else has its turn; written again after an error
+APPEND_MOVES = 1_000  # at once: so many at most are written again after an error
 DOUBT_S = 0.05  # between two looks at a fence
 NEAR_MS = 1_000  # so much less than a topic's delay, or an eighth of it, and it still goes there
 
@@ -84,7 +83,7 @@ class Mover:
     @property
     def has_room(self) -> bool:
         """Whether more than what has to should be moved now."""
-        return len(self._moves) < ROOM
+        return len(self._moves) < APPEND_MOVES
 
     def move(self, move: Move) -> None:
         """Put it on the log, as soon as may be. A wait past its deadline ends there, so that it expires in time."""
