@@ -368,8 +368,8 @@ class Dispatcher:
         handles, positions = batch.handles, batch.positions
         for rows in _runs(handles, ending.who):
             send, attempts = self.opens[handles[rows[0]]], batch.attempts[rows[0]] + 1
-            some = None if send.whole(len(rows)) else [positions[row] for row in rows]
-            declined = send.most_declined([positions[row] for row in rows]) + ending.declined
+            who = [positions[row] for row in rows]
+            some, declined = None if send.whole(len(who)) else who, send.most_declined(who) + ending.declined
             self.recorder.dead(send, ending.code or ending.reason, ending.reason, attempts, some, declined)
 
     def _again(self, batch: Batch, again: Again, columns: Columns, now: int, noted: Noted | None) -> None:

@@ -37,17 +37,8 @@ from tests.integration.support import (
 )
 from tests.integration.test_pipeline_changes import change
 from tests.integration.test_pipeline_later import HOUR_MS, MINUTE_NS, Fails, at_rest, moved, moves, waiting
+from tests.integration.test_pipeline_pause import ACCOUNTS, HELD, PAUSED
 
-ACCOUNTS = "[channels.partner.accounts.a]\n[channels.partner.accounts.b]\n"
-HELD = {"campaign": "k", "tenant": "t", "account": "a"}
-PAUSED = [
-    {"campaign": "k"},
-    {"campaign": "k", "tenant": "t"},
-    {"tenant": "t"},
-    {"channel": "partner", "account": "a"},
-    {"tier": "basic"},
-    {"channel": "partner"},
-]
 LONG = 24 * HOUR_MS
 
 
@@ -66,7 +57,7 @@ async def pass_time(worker: Worker, clock: Ahead, minutes: int) -> None:
 # --- pauses
 
 
-@pytest.mark.parametrize("on", PAUSED, ids=str)
+@pytest.mark.parametrize("on", [*PAUSED, {"tier": "basic"}, {"channel": "partner"}], ids=str)
 async def test_what_is_paused_for_long_waits_on_the_log_until_it_is_resumed(
     tmp_path: Path, on: Mapping[str, Any]
 ) -> None:
