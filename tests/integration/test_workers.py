@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ from aiohttp import web
 
 from bench.kafka import free_port
 from bench.stack import Samples
-from engine.clock import Clock
+from engine.clock import NS_PER_S, Clock
 from engine.config import load
 from engine.logs import Partition, Record
 from engine.send import Outcome
@@ -158,6 +159,15 @@ class Place:
                     if position.offset:
                         found[where] = position.offset
         return found
+
+    async def limits(self, *words: str) -> dict[str, Any]:
+        """What each worker answers to the command."""
+        arguments = ("-m", "engine.cli", "limits", *words, "-c", str(self.file), "--json")
+        process = await asyncio.create_subprocess_exec(sys.executable, *arguments, stdout=asyncio.subprocess.PIPE)
+        out, _ = await process.communicate()
+        assert process.returncode == 0, out
+        workers: dict[str, Any] = json.loads(out)["workers"]
+        return workers
 
     @asynccontextmanager
     async def serving(self, *options: str, command: Sequence[str] = ("-m", "engine.cli")) -> AsyncIterator[Fleet]:
@@ -437,6 +447,36 @@ async def test_a_limit_is_kept_by_all_workers_together_while_one_dies_again_and_
         assert number // 3 < busiest(stamps, window_s) <= number
         tiers = {call.ids[0].partition("-")[0] for call in partner.calls}
         assert tiers >= {"system", "basic"} or tiers >= {"system", "template"}, "each group used its share"
+
+
+async def test_a_limit_set_by_command_is_kept_by_all_together_and_by_who_starts_later(place: Place) -> None:
+    configured, number, window_s = 300, 12, 2.0
+    async with gateway() as partner:
+        limit = f'batch = 1\nlimits = [{{ calls = {configured}, per = "{window_s:.0f}s" }}]'
+        place.configure(channel("partner", partner.url, limit))
+        on = ("channel", "partner", "--calls", "--per", f"{window_s:.0f}s")
+        for tier in ("system", "basic", "template"):
+            await place.append(tier, [send(f"{tier}{n}", f"{tier}-{n}") for n in range(600)])
+        async with place.serving() as fleet:
+            await fleet.ready()
+            await fleet.until(lambda: len(partner.calls) >= 2 * number)
+            told = await place.limits("set", *on[:3], str(number), *on[3:])
+            assert len(told) == len(NAMES)
+            assert {(use["configured"], use["number"]) for (use,) in told.values()} == {(configured // 3, number // 3)}
+            obeyed_ns = time.monotonic_ns() + int(window_s * NS_PER_S)  # what was under way has arrived
+            await fleet.until(lambda: time.monotonic_ns() > obeyed_ns)
+            os.kill(fleet.pids("template-basic-1")[0], signal.SIGKILL)
+            await fleet.until(lambda: len(fleet.pids("template-basic-1")) == 2)
+            so_far = len(partner.calls)
+            await fleet.until(lambda: len(partner.calls) >= so_far + 2 * number)
+            reset_ns = time.monotonic_ns()
+            assert len(await place.limits("reset", *on)) == len(NAMES)
+            await fleet.until(lambda: len(partner.ids) == 1800)
+            fleet.process.send_signal(signal.SIGTERM)
+            assert await fleet.ended() == 0, fleet.said
+        stamps = [call.at_ns for call in partner.calls]
+        assert number // 3 < busiest([at for at in stamps if obeyed_ns < at <= reset_ns], window_s) <= number
+        assert number < busiest([at for at in stamps if at > reset_ns], window_s) <= configured
 
 
 async def test_what_was_used_of_a_limit_counts_for_other_processes_too(place: Place) -> None:
