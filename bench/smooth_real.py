@@ -25,9 +25,9 @@ from engine.config import Config, load
 from engine.logs import Log, Record
 
 S, MS = 10**9, 10**6
-DUE_S = 60
-CALLS = 15_000  # 250 a second
-SPREAD_S = 5
+DUE_S = 120
+CALLS = 30_000  # 250 a second
+SPREAD_S = 6  # to the due time as day_30s is to its own
 TENANTS = 20
 MODES = ("paced", "asap")
 GIVE_UP_S = 180.0
