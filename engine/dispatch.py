@@ -222,7 +222,7 @@ class Dispatcher:
         self.counters.in_flight[batch.tier] += len(batch)
         self._flight.begin(batch.tier, len(batch))
         self._made_calls = number = self._made_calls + 1
-        self._calls[number] = self._loop.create_task(self._watched(number, batch, popped, held, noted))
+        self._calls[number] = self._loop.create_task(self._call(number, batch, popped, held, noted))
 
     def _release(self, batch: Batch, popped: int, left: int, late_ns: int) -> None:
         flow, now = batch.flow, self.clock.now_ns()
@@ -253,47 +253,49 @@ class Dispatcher:
         columns.push(self.core, now)
         batch.without([*waits])
 
-    async def _watched(self, number: int, batch: Batch, popped: int, held: Held, noted: Noted | None) -> None:
-        """A call's task. What a callback of the task would cost is worth saving: one a call."""
+    async def _call(self, number: int, batch: Batch, popped: int, held: Held, noted: Noted | None) -> None:
+        """A call's task, in one coroutine: each costs every call. ``noted``: the earlier call that it makes again."""
+        flow, count, left = batch.flow, len(batch), len(batch)
+        channel, late_ns = flow.channel, int(self._configs[flow.channel].timeout)
         try:
-            await self._call(batch, popped, held, noted)
+            body = batch.content.prepared.body
+            call = noted.call(body) if noted else Call(batch.name(), flow.account, body, batch.ids, batch.data)
+            self.counters.calls_in_flight[channel] += 1
+            try:
+                if noted is None and channel in self._attempts.wanted:
+                    noted = await self._attempts.begin(batch, call)
+                ours = (noted is None and not self._fence.doubtful(flow.tier)) or await self._is_ours(batch)
+                if not ours:
+                    result = NOT_MADE
+                elif noted is None:
+                    result = await self._deliverers[channel].call(call)
+                else:
+                    forbidden = self._attempts.forbids(noted)
+                    result = forbidden or noted.own(await self._deliverers[channel].call(call))
+                if noted is None or not noted.again:
+                    self._frequencies.done(batch, held, result)
+                left, late_ns = left if result.left else 0, 0 if result.answered else late_ns
+            finally:  # one that was cut off may have left, and may arrive as late as one without an answer
+                self._over(batch, popped, left, late_ns)
+            if ours:
+                self._settle(batch, call, result, noted)
+            else:
+                self._put_back(batch, noted)
+            self._flight.end(flow.tier, count)  # one that was cut off stays in flight: it may be made again
+            self.wake()
         except Exception as error:  # noqa: BLE001  serve says it, as of the pump
             if not self.failure.done():
                 self.failure.set_exception(error)
         finally:
             self._calls.pop(number)
 
-    async def _call(self, batch: Batch, popped: int, held: Held, noted: Noted | None) -> None:
-        """``noted``: the earlier call that this one makes again."""
-        flow, count, late_ns = batch.flow, len(batch), int(self._configs[batch.flow.channel].timeout)
-        left = count
-        body = batch.content.prepared.body
-        call = noted.call(body) if noted else Call(batch.name(), flow.account, body, batch.ids, batch.data)
-        self.counters.calls_in_flight[flow.channel] += 1
-        try:
-            if noted is None and flow.channel in self._attempts.wanted:
-                noted = await self._attempts.begin(batch, call)
-            ours = (noted is None and not self._fence.doubtful(flow.tier)) or await self._is_ours(batch)
-            result = await self._made(flow.channel, call, noted) if ours else NOT_MADE
-            if noted is None or not noted.again:
-                self._frequencies.done(batch, held, result)
-            left, late_ns = left if result.left else 0, 0 if result.answered else late_ns
-        finally:  # one that was cut off may have left, and may arrive as late as one without an answer
-            self._release(batch, popped, left, late_ns)
-            self.counters.calls_in_flight[flow.channel] -= 1
-            self._gates.left[flow.channel, batch.tier] += left
-            self.counters.in_flight[batch.tier] -= len(batch)
-        if ours:
-            self._settle(batch, call, result, noted)
-        else:
-            self._put_back(batch, noted)
-        self._flight.end(flow.tier, count)  # one that was cut off stays in flight: it may be made again
-        self.wake()
-
-    async def _made(self, channel: str, call: Call, noted: Noted | None) -> CallResult:
-        if noted is None:
-            return await self._deliverers[channel].call(call)
-        return self._attempts.forbids(noted) or noted.own(await self._deliverers[channel].call(call))
+    def _over(self, batch: Batch, popped: int, left: int, late_ns: int) -> None:
+        """A call is over, or was cut off, of which so many recipients may have left."""
+        channel = batch.flow.channel
+        self._release(batch, popped, left, late_ns)
+        self.counters.calls_in_flight[channel] -= 1
+        self._gates.left[channel, batch.tier] += left
+        self.counters.in_flight[batch.tier] -= len(batch)
 
     async def _is_ours(self, batch: Batch) -> bool:
         """Wait until the group has said so; False: some of it is not (any more)."""
