@@ -51,8 +51,9 @@ typedef struct SlabBlock {
 
 typedef struct Slab {
     SlabBlock *blocks; /* owned */
+    uintptr_t *bases;  /* owned, of each block: what its handles, in bytes, are added to */
     uint32_t numbers;  /* of blocks, used or not */
-    uint32_t size, capacity; /* bytes of a record, whole lines; records a block */
+    uint16_t size, capacity; /* bytes of a record, whole lines; records a block */
     uint32_t partial, empty, unused; /* lists: blocks with room, without a record taken, numbers to use again */
     uint32_t mapped, empties, spare;
     size_t room;    /* records that can be taken without mapping */
@@ -62,7 +63,7 @@ typedef struct Slab {
 static inline void slab_make(Slab *slab, uint32_t size) {
     uint32_t line = 1u << SLAB_LINE_BITS;
     size = (size + line - 1) & ~(line - 1);
-    *slab = (Slab){.size = size, .spare = 1, .capacity = (uint32_t)((SLAB_BLOCK_BYTES - line) / size)};
+    *slab = (Slab){.size = (uint16_t)size, .spare = 1, .capacity = (uint16_t)((SLAB_BLOCK_BYTES - line) / size)};
 }
 
 static inline void *slab_line(const SlabBlock *block, uint32_t line) {
@@ -70,7 +71,7 @@ static inline void *slab_line(const SlabBlock *block, uint32_t line) {
 }
 
 static inline void *slab_at(const Slab *slab, uint32_t handle) {
-    return slab_line(&slab->blocks[handle >> SLAB_SHIFT], handle & ((1u << SLAB_SHIFT) - 1));
+    return (void *)(slab->bases[handle >> SLAB_SHIFT] + ((uintptr_t)handle << SLAB_LINE_BITS));
 }
 
 /* Of the record that is the i-th of a block that was never taken from. */
@@ -116,6 +117,9 @@ static inline int slab_map(Slab *slab) {
     if (!slab->unused) {
         uint32_t more = slab->numbers ? 2 * slab->numbers : 8;
         if ((uint64_t)more << SLAB_SHIFT > 1u << 30) return -1; /* handles have 30 bits for others to add to */
+        uintptr_t *bases = realloc(slab->bases, more * sizeof(uintptr_t));
+        if (bases == NULL) return -1;
+        slab->bases = bases;
         SlabBlock *blocks = realloc(slab->blocks, more * sizeof(SlabBlock));
         if (blocks == NULL) return -1;
         slab->blocks = blocks;
@@ -131,6 +135,7 @@ static inline int slab_map(Slab *slab) {
     uint32_t number = slab->unused - 1;
     slab_unlink(slab, &slab->unused, number);
     slab->blocks[number] = (SlabBlock){.base = base};
+    slab->bases[number] = (uintptr_t)base - ((uintptr_t)number << (SLAB_SHIFT + SLAB_LINE_BITS));
     slab_link(slab, &slab->empty, number);
     slab->mapped++;
     slab->empties++;
@@ -254,7 +259,9 @@ static inline void slab_free_all(Slab *slab) {
     for (uint32_t number = 0; number < slab->numbers; number++)
         if (slab->blocks[number].base != NULL) slab_unmap(slab, number);
     free(slab->blocks);
+    free(slab->bases);
     slab->blocks = NULL;
+    slab->bases = NULL;
 }
 
 #endif
