@@ -177,14 +177,19 @@ static inline void fifo_grow(Store *store, Fifo *fifo, uint32_t bytes) {
     fifo->tail_at = sizeof(Chunk);
 }
 
-/* Records with these facts come next. */
-static inline void fifo_expect(const Store *store, Fifo *fifo, uint32_t handle, const Facts *facts) {
-    if (fifo->count && fifo->last != handle && fifo->falls != (CLOSES_FALL | DEADLINES_FALL)) {
-        const Facts *last = facts_at(store, fifo->last);
-        if (facts->close < last->close) fifo->falls |= CLOSES_FALL;
-        if (facts->deadline < last->deadline) fifo->falls |= DEADLINES_FALL;
-    }
+/* Records with these facts come next. `latest`: neither their close nor their deadline is before any other's in it, so
+   that nobody need look at the last ones. */
+static inline void fifo_expect(const Store *store, Fifo *fifo, uint32_t handle, const Facts *facts, int latest) {
+    uint32_t before = fifo->last;
     fifo->last = handle;
+    if (fifo->count) {
+        if (latest || before == handle) return;
+        if (fifo->falls != (CLOSES_FALL | DEADLINES_FALL)) {
+            const Facts *last = facts_at(store, before);
+            if (facts->close < last->close) fifo->falls |= CLOSES_FALL;
+            if (facts->deadline < last->deadline) fifo->falls |= DEADLINES_FALL;
+        }
+    }
     if (facts->close < fifo->close) fifo->close = facts->close;
     if (facts->deadline < fifo->deadline) fifo->deadline = facts->deadline;
 }
@@ -366,7 +371,7 @@ static inline void fifo_splice(Store *store, Fifo *fifo, Fifo *more) {
     }
     fifo_first(store, more, &rec);
     uint32_t last = more->last, first = rec.facts & REC_FACTS;
-    fifo_expect(store, fifo, first, facts_at(store, first));
+    fifo_expect(store, fifo, first, facts_at(store, first), 0);
     Chunk *tail = (Chunk *)chunk_at(store, fifo->tail);
     tail->next = more->head;
     tail->end = fifo->tail_at;

@@ -24,7 +24,7 @@ cdef inline void foresee_queue(Queues* q, const Row* row, Target* target) noexce
     if target.queue != NULL:
         foresee(target.queue)
         return
-    leaf = &q.accounts[row.account].leaves[row.tier]
+    leaf = leaf_at(q, row.place)
     tenant = find_branch(q, leaf, row.tenant, branch_hash(leaf, row.tenant))
     target.branch_hash = branch_hash(tenant, row.campaign)
     foresee(table_home(&q.branches, target.branch_hash))

@@ -38,9 +38,9 @@ cdef inline bint goes_by_due(const Node* lane) noexcept nogil:
 
 # --- due times ---
 
-cdef inline bint due_at_once(Queues* q, const Row* row) noexcept nogil:
+cdef inline bint due_at_once(Queues* q, uint8_t tier, const Times* times) noexcept nogil:
     """Of a paced tier: due no later after its start than most are."""
-    return q.near[row.tier] > 0 and since(row.due, max(row.pushed, row.not_before)) <= q.near[row.tier]
+    return q.near[tier] > 0 and since(times.due, max(times.pushed, times.not_before)) <= q.near[tier]
 
 
 cdef inline uint8_t haste_of(Queues* q, const Row* row) noexcept nogil:
@@ -48,21 +48,22 @@ cdef inline uint8_t haste_of(Queues* q, const Row* row) noexcept nogil:
     order only among those alike."""
     cdef int64_t ahead
     cdef uint8_t digits = 0
-    if q.accounts[row.account].leaves[row.tier].parent.pacing == NULL:
+    cdef const Times* times = row.times
+    if leaf_at(q, row.place).parent.pacing == NULL:
         return 0
-    if due_at_once(q, row):
+    if due_at_once(q, row.place & 3, times):
         return AT_ONCE | (TRIED if row.attempt else 0)
-    ahead = since(must_close(q, row.due, row.deadline), max(q.now, row.not_before)) >> PACE_NEAR_BITS
+    ahead = since(must_close(q, times.due, times.deadline), max(q.now, times.not_before)) >> PACE_NEAR_BITS
     while ahead > 0:
         ahead >>= 2
         digits += 1
     return digits | (TRIED if row.attempt else 0)
 
 
-cdef inline uint32_t slot_of(Queues* q, Node* lane, const Row* row) noexcept nogil:
-    cdef int64_t due = must_close(q, row.due, row.deadline)
-    if row.due <= max(row.pushed, row.not_before):
-        due = max(q.now, row.not_before)
+cdef inline uint32_t slot_of(Queues* q, Node* lane, const Times* times) noexcept nogil:
+    cdef int64_t due = must_close(q, times.due, times.deadline)
+    if times.due <= max(times.pushed, times.not_before):
+        due = max(q.now, times.not_before)
     return pace_slot(&lane.pacing.pace, q.now, due)
 
 

@@ -8,17 +8,13 @@ cdef enum:
 
 cdef struct Pushing:  # what rows of a push that follow each other have in common
     Node* leaf  # NULL: there was none yet
+    bint waits  # for its not_before
+    bint paced
+    bint latest  # no close or deadline that came into this leaf is later
     Facts facts
     Facts* held  # those in the store; NULL: they are not there yet
     uint32_t handle  # of that
     uint64_t pushed, queued, ready  # recipients not yet counted: in all, in FIFOs, in READY queues
-
-
-cdef inline bint alike(const Row* a, const Row* b) noexcept nogil:
-    return (
-        a.account == b.account and a.tier == b.tier and a.pushed == b.pushed and a.due == b.due
-        and a.deadline == b.deadline and a.not_before == b.not_before and a.linger == b.linger
-    )
 
 
 cdef void count_pushed(Queues* q, Pushing* pushing) noexcept nogil:
@@ -36,12 +32,19 @@ cdef void count_pushed(Queues* q, Pushing* pushing) noexcept nogil:
 cdef void begin_facts(Queues* q, Pushing* pushing, const Row* row) noexcept nogil:
     """Of a row that is not like the one before it."""
     cdef Facts* facts = &pushing.facts
+    cdef const Times* times = row.times
+    cdef Account* account = q.accounts[row.place >> 2]
+    cdef uint8_t tier = row.place & 3
     if pushing.leaf != NULL:
         count_pushed(q, pushing)
-    pushing.leaf = &q.accounts[row.account].leaves[row.tier]
-    facts.pushed, facts.due, facts.deadline, facts.not_before = row.pushed, row.due, row.deadline, row.not_before
-    facts.close = min(later(max(q.now, row.not_before), row.linger), must_close(q, row.due, row.deadline))
-    facts.slot = 0 if pushing.leaf.parent.pacing == NULL else slot_of(q, pushing.leaf.parent, row)
+    pushing.leaf = &account.leaves[tier]
+    pushing.waits, pushing.paced = times.not_before > q.now, pushing.leaf.parent.pacing != NULL
+    facts.pushed, facts.due, facts.deadline, facts.not_before = times.pushed, times.due, times.deadline, times.not_before
+    facts.close = min(later(max(q.now, times.not_before), times.linger), must_close(q, times.due, times.deadline))
+    facts.slot = slot_of(q, pushing.leaf.parent, times) if pushing.paced else 0
+    pushing.latest = facts.close >= account.closes[tier] and facts.deadline >= account.deadlines[tier]
+    account.closes[tier] = max(account.closes[tier], facts.close)
+    account.deadlines[tier] = max(account.deadlines[tier], facts.deadline)
     pushing.held = NULL
 
 
@@ -56,18 +59,19 @@ cdef inline uint32_t hold_facts(Queues* q, Pushing* pushing, uint32_t n) noexcep
 
 
 cdef uint32_t append(
-    Queues* q, Fifo* fifo, const Row* row, const Facts* facts, uint32_t handle, bint mixed, bint first
+    Queues* q, Fifo* fifo, const Row* row, Pushing* pushing, bint mixed, bint first
 ) noexcept nogil:
     """Returns how many of them open calls behind the FIFO's first, counted now."""
-    cdef Node* lane = q.accounts[row.account].leaves[row.tier].parent
-    cdef bint paced = lane.pacing != NULL and not due_at_once(q, row)
+    cdef uint32_t handle = hold_facts(q, pushing, row.count)
+    cdef Node* lane = pushing.leaf.parent
+    cdef bint paced = pushing.paced and not due_at_once(q, row.place & 3, row.times)
     cdef uint32_t cap = lane.channel.cap if paced else 0xFFFFFFFF
     cdef uint32_t fill = cap if paced and mixed and fifo.count else fifo.fill, opens = 0
     cdef Rec rec
     cdef uint32_t i
     cdef const uint8_t* name = row.ids
     cdef const uint32_t* content = &row.content if mixed else NULL
-    fifo_expect(&q.store, fifo, handle, facts)
+    fifo_expect(&q.store, fifo, handle, &pushing.facts, pushing.latest)
     rec.send, rec.attempt = row.send, row.attempt
     rec.facts = handle | (REC_FIRST if first else 0)
     for i in range(row.count):
@@ -76,7 +80,7 @@ cdef uint32_t append(
             fill = 0
             opens += 1
             rec.facts |= REC_OPENS
-            count_call(q, lane, facts.slot)
+            count_call(q, lane, pushing.facts.slot)
         fill += 1
         fifo_append(&q.store, fifo, &rec, content, name)
         name += rec.length
@@ -90,7 +94,7 @@ cdef void end_at_once(Queues* q, const Row* row) noexcept nogil:
     """Its deadline has passed before it came."""
     cdef uint32_t i
     for i in range(row.count):
-        tell_expired(q, row.send, row.positions[i], row.attempt, row.tier)
+        tell_expired(q, row.send, row.positions[i], row.attempt, row.place & 3)
 
 
 cdef void tell_expired(Queues* q, uint32_t send, uint16_t position, uint8_t attempt, uint8_t tier) noexcept nogil:
@@ -139,11 +143,9 @@ cdef void take_out(Queues* q, Parcel* parcel) noexcept nogil:
 
 
 cdef void wait(Queues* q, Queue* queue, const Row* row, Pushing* pushing, bint first) noexcept nogil:
-    cdef int64_t until = min(row.not_before, row.deadline)
+    cdef int64_t until = min(pushing.facts.not_before, pushing.facts.deadline)
     cdef Parcel* parcel = parcel_for(q, queue, until)
-    parcel.opens += append(
-        q, &parcel.fifo, row, &pushing.facts, hold_facts(q, pushing, row.count), queue.mixed, first
-    )
+    parcel.opens += append(q, &parcel.fifo, row, pushing, queue.mixed, first)
     if row.attempt:
         parcel.retries += row.count
         count_waiting(q, queue, row.count, 0)
@@ -156,7 +158,7 @@ cdef inline void append_all(Queues* q, Fifo* fifo, const Row* row, Pushing* push
     cdef uint32_t handle = hold_facts(q, pushing, row.count), i
     cdef const uint8_t* name = row.ids
     cdef Rec rec
-    fifo_expect(&q.store, fifo, handle, &pushing.facts)
+    fifo_expect(&q.store, fifo, handle, &pushing.facts, pushing.latest)
     rec.send, rec.facts, rec.attempt = row.send, handle, row.attempt
     for i in range(row.count):
         rec.position, rec.length = row.positions[i], row.id_lengths[i]
@@ -168,19 +170,17 @@ cdef inline void put(Queues* q, const Row* row, Target* target, Pushing* pushing
     """There is room for it."""
     cdef Queue* queue = target.queue
     if queue == NULL:
-        q.counts[row.tier].pushed += row.count
+        q.counts[row.place & 3].pushed += row.count
         end_at_once(q, row)
         return
     if not target.alike:  # else the one before it was put, too: it had the same deadline
         begin_facts(q, pushing, row)
     pushing.pushed += row.count
-    if row.not_before > q.now:
+    if pushing.waits:
         wait(q, queue, row, pushing, target.first)
         return
-    if queue.mixed or pushing.leaf.parent.pacing != NULL:
-        queue.opens += append(
-            q, &queue.fifo, row, &pushing.facts, hold_facts(q, pushing, row.count), queue.mixed, target.first
-        )
+    if queue.mixed or pushing.paced:
+        queue.opens += append(q, &queue.fifo, row, pushing, queue.mixed, target.first)
         count_first(q, queue)
     else:
         append_all(q, &queue.fifo, row, pushing)
@@ -190,7 +190,7 @@ cdef inline void put(Queues* q, const Row* row, Target* target, Pushing* pushing
         pushing.ready += row.count
     else:
         count_state(q, queue, pushing.leaf, row.count)
-    if queue.state != READY or queue.fifo.deadline == row.deadline:
+    if queue.state != READY or queue.fifo.deadline == pushing.facts.deadline:
         settle(q, queue)
 
 
@@ -232,19 +232,19 @@ cdef void aim_no_more(Queues* q, size_t n) noexcept nogil:
 cdef inline void begin_aim(Queues* q, const Row* rows, size_t i) noexcept nogil:
     cdef const Row* row = &rows[i]
     cdef Target* target = &q.targets[i]
-    target.alike = i > 0 and alike(row, row - 1)
+    target.alike = i > 0 and row.times == (row - 1).times and row.place == (row - 1).place
     if target.alike and row.attempt == (row - 1).attempt:
         target.haste = (target - 1).haste
     else:
         target.haste = haste_of(q, row)
-    target.key_hash = queue_hash(place_of(row.account, row.tier), row.tenant, row.campaign, row.content)
+    target.key_hash = queue_hash(row.place, row.tenant, row.campaign, row.content)
     foresee(table_home(&q.by_key, target.key_hash))
 
 
 cdef inline int end_aim(Queues* q, const Row* row, Target* target) noexcept nogil:
     """What was found by its hash may be another's, and what was not found may have been made meanwhile."""
     target.first = False
-    if row.deadline <= q.now:
+    if row.times.deadline <= q.now:
         target.queue = NULL
         return 0
     if target.queue == NULL or not is_queue_of(target.queue, row, target.haste):
@@ -289,11 +289,7 @@ cdef void put_all(Queues* q, const Row* rows, size_t n) noexcept nogil:
         count_pushed(q, &pushing)
 
 
-cdef int queues_push(Queues* q, const Row* rows, size_t n) noexcept nogil:
-    cdef size_t i, recipients = 0, id_bytes = 0
-    for i in range(n):
-        recipients += rows[i].count
-        id_bytes += rows[i].id_bytes
+cdef int queues_push(Queues* q, const Row* rows, size_t n, size_t recipients, size_t id_bytes) noexcept nogil:
     if (
         store_reserve(&q.store, n, recipients, id_bytes) < 0 or slab_reserve(&q.parcels, n) < 0
         or more_room(<void**>&q.targets, &q.targets_room, n, sizeof(Target)) < 0 or aim(q, rows, n) < 0

@@ -92,7 +92,7 @@ cdef extern from "fifo.h" nogil:
     void facts_drop(Store* store, uint32_t handle, uint32_t n)
     void id_copy(void* to, const void* from_, size_t length)
     void fifo_make(Fifo* fifo)
-    void fifo_expect(const Store* store, Fifo* fifo, uint32_t handle, const Facts* facts)
+    void fifo_expect(const Store* store, Fifo* fifo, uint32_t handle, const Facts* facts, bint latest)
     void fifo_append(Store* store, Fifo* fifo, const Rec* rec, const uint32_t* content, const uint8_t* id)
     const char* fifo_first(const Store* store, const Fifo* fifo, Rec* rec)
     void fifo_step(const Store* store, Fifo* fifo, const Rec* rec, bint mixed)
@@ -190,8 +190,9 @@ cdef struct Parcel:  # what waits in one queue for one tick
 cdef struct Queue:
     # Line by line of the cache. A push touches the first one only, a batch the first two.
     Fifo fifo
+    uint32_t content
     uint32_t place  # place_of its account and tier
-    uint32_t tenant, campaign, content
+    uint32_t campaign, tenant
     uint32_t counts_in  # READY: the handle of its campaign; or of its tenant, and ALONE
     uint8_t state  # QueueState
     uint8_t mixed
@@ -298,6 +299,7 @@ cdef struct Channel:
 cdef struct Account:
     Scope scope
     Node leaves[TIERS]
+    int64_t closes[TIERS], deadlines[TIERS]  # the latest ones pushed into each leaf
 
 cdef enum Why:  # a campaign's recipients have not left yet
     TURN  # nothing holds them: others go first, or they go now
@@ -348,10 +350,14 @@ cdef struct EndedRow:
     uint16_t position
     uint8_t cause, attempt
 
+cdef struct Times:  # of rows of a push
+    int64_t pushed, due, deadline, not_before, linger
+
 cdef struct Row:  # of a push; the pointers are borrowed for the call
-    uint32_t send, account, tenant, campaign, content, count, id_bytes
-    uint8_t tier, attempt
-    int64_t not_before, due, deadline, linger, pushed
+    uint32_t content, place, campaign, tenant  # of its queue, as there
+    uint32_t send, count, id_bytes
+    uint8_t attempt
+    const Times* times  # rows that follow each other and have the same ones share them
     const uint16_t* positions
     const uint8_t* id_lengths
     const uint8_t* ids
@@ -421,8 +427,11 @@ cdef Limit* queues_add_limit(
 ) noexcept nogil
 cdef void queues_reconsider(Queues* q, Scope* scope) noexcept nogil
 cdef void queues_advance(Queues* q, int64_t now) noexcept nogil
-# account < account_count, tier < TIERS, 1 <= count <= 65,536, id lengths 1..255, linger >= 0
-cdef int queues_push(Queues* q, const Row* rows, size_t n) noexcept nogil
+cdef inline uint32_t place_of(uint32_t account, uint8_t tier) noexcept nogil:
+    return account << 2 | tier
+# n rows with so many recipients, whose ids have so many bytes, in all; account < account_count, tier < TIERS,
+# 1 <= count <= 65,536, id lengths 1..255, linger >= 0
+cdef int queues_push(Queues* q, const Row* rows, size_t n, size_t recipients, size_t id_bytes) noexcept nogil
 cdef void queues_pop(Queues* q, uint64_t budget) noexcept nogil
 cdef void queues_release(
     Queues* q, Node* leaf, Group* tenant, uint64_t recipients, uint64_t left, int64_t at

@@ -17,7 +17,7 @@ in the headers.
 
 from libc.stdint cimport INT64_MAX
 from libc.stdlib cimport calloc, free, malloc, realloc
-from libc.string cimport memcpy, memset
+from libc.string cimport memcmp, memcpy, memset
 
 from ext.histogram cimport counts_observe
 from ext.limits cimport (
@@ -393,16 +393,16 @@ cdef void free_if_idle(Queues* q, Node* node) noexcept nogil:
         node = parent
 
 
-cdef inline uint32_t place_of(uint32_t account, uint8_t tier) noexcept nogil:
-    return account << 2 | tier
-
-
 cdef inline uint32_t account_of(const Queue* queue) noexcept nogil:
     return queue.place >> 2
 
 
 cdef inline uint8_t tier_of(const Queue* queue) noexcept nogil:
     return queue.place & 3
+
+
+cdef inline Node* leaf_at(const Queues* q, uint32_t place) noexcept nogil:
+    return &q.accounts[place >> 2].leaves[place & 3]
 
 
 cdef inline uint64_t queue_hash(
@@ -412,10 +412,7 @@ cdef inline uint64_t queue_hash(
 
 
 cdef inline bint is_queue_of(const Queue* queue, const Row* row, uint8_t haste) noexcept nogil:
-    return (
-        queue.content == row.content and queue.campaign == row.campaign and queue.tenant == row.tenant
-        and queue.place == place_of(row.account, row.tier) and queue.haste == haste
-    )
+    return memcmp(&queue.content, &row.content, 4 * sizeof(uint32_t)) == 0 and queue.haste == haste
 
 
 cdef Queue* find_queue(Queues* q, const Row* row, const Target* target) noexcept nogil:
@@ -440,8 +437,8 @@ cdef Queue* make_queue(Queues* q, Node* branch, const Row* row, const Target* ta
     memset(queue, 0, sizeof(Queue))
     fifo_make(&queue.fifo)
     timer_make(&queue.timer, OF_QUEUE)
-    queue.tenant, queue.campaign, queue.content = row.tenant, row.campaign, row.content
-    queue.place, queue.mixed, queue.self = place_of(row.account, row.tier), mixed, made
+    queue.tenant, queue.campaign, queue.content, queue.place = row.tenant, row.campaign, row.content, row.place
+    queue.mixed, queue.self = mixed, made
     queue.branch = branch
     queue.haste = target.haste
     queue.slot = passed_slot(branch)
@@ -450,7 +447,7 @@ cdef Queue* make_queue(Queues* q, Node* branch, const Row* row, const Target* ta
     branch.children += 1
     if mixed:
         branch.mixed[queue.haste & AT_ONCE > 0] = queue
-    q.counts[row.tier].flows += 1
+    q.counts[tier_of(queue)].flows += 1
     return queue
 
 
@@ -481,7 +478,7 @@ cdef Queue* new_queue_for(Queues* q, const Row* row, Target* target) noexcept no
     cdef Queue* queue = NULL
     cdef Node* branch
     cdef int known = 0
-    branch = branch_of(q, &q.accounts[row.account].leaves[row.tier], TENANT, row.tenant, 0)
+    branch = branch_of(q, leaf_at(q, row.place), TENANT, row.tenant, 0)
     if branch == NULL:
         return NULL
     cdef Node* tenant = branch

@@ -6,7 +6,7 @@ from ext.queues cimport Queues, Row
 
 cdef class Core:
     cdef Queues* q  # owned
-    cdef Row* rows  # owned: of the running push
+    cdef Row* rows  # owned: of the running push, and behind them their Times
     cdef Py_ssize_t rows_room
     cdef list waits  # a channel: three Histograms (by tier), which q fills
     cdef list sizes  # a channel: its Histogram of batch sizes
@@ -20,7 +20,7 @@ cdef class Core:
     cdef int set_paused(self, object scope, object handle, object campaign, bint paused, int64_t until) except -1
     cdef int advance(self, object now_ns) except -1
     cdef Limit* limit(self, object handle) except NULL
-    cdef Row* room_for_rows(self, Py_ssize_t n) except? NULL
+    cdef int room_for_rows(self, Py_ssize_t n) except -1
     cdef dict tier_stats(self, uint8_t tier)
 
 

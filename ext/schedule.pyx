@@ -12,7 +12,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.long cimport PyLong_AsLongLongAndOverflow
 from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
-from libc.string cimport memcpy
+from libc.string cimport memcmp, memcpy
 
 from ext.histogram cimport Histogram
 from ext.limits cimport (
@@ -24,12 +24,12 @@ from ext.queues cimport (
     BASIC, BY_LIMIT, BY_PAUSE, BY_REST, CAMPAIGN_, CANCELLED_, CAP, CUT, DUE, EXPIRED_, LINGER_OVER, SYSTEM,
     PUT_OFF_WHOLE, TEMPLATE, TIERS,
     OF_BLOCK, OF_GRANT, OF_LIMIT, OF_LINGER, OF_PAUSE, OF_RATE, OF_SLOT, OF_TIME, TURN,
-    BatchRow, EndedRow, Group, Kept, Node, Output, Queues, Reason, Row,
+    BatchRow, EndedRow, Group, Kept, Node, Output, Queues, Reason, Row, Times,
     queues_add_account, queues_add_channel, queues_add_limit, queues_advance, queues_cancel, queues_due, queues_free,
     queues_explain, queues_has_ended, queues_has_work, queues_kept, queues_make, queues_make_tenant, queues_memory,
     queues_pace, queues_pause, queues_pause_group, queues_pop, queues_push, queues_put_off,
     queues_puts_off, queues_queued, queues_reap, queues_reconsider,
-    queues_release, queues_reweight, queues_reweight_tier, queues_tenant, queues_unsound,
+    place_of, queues_release, queues_reweight, queues_reweight_tier, queues_tenant, queues_unsound,
 )
 from ext.queues cimport TENANT as TENANT_
 
@@ -146,28 +146,33 @@ cdef class Columns:
 
     cdef int check(self, Queues* q) except -1:
         """Raises ValueError for the first row that cannot be pushed."""
-        cdef Py_ssize_t i
-        cdef int64_t recipients = 0, id_bytes = 0
-        cdef bint wrong = False
+        cdef Py_ssize_t i, n = self.runs
+        cdef int64_t recipients = 0, id_bytes = 0, linger = 0
+        cdef uint8_t tier = 0, length = 255
+        cdef uint32_t account = 0, count = 0
         cdef const uint8_t* tiers = <const uint8_t*>self.views[TIER].buf
         cdef const uint32_t* accounts = <const uint32_t*>self.views[ACCOUNT_].buf
         cdef const uint32_t* counts = <const uint32_t*>self.views[COUNT].buf
         cdef const int64_t* lingers = <const int64_t*>self.views[LINGER].buf
         cdef const uint8_t* lengths = <const uint8_t*>self.views[ID_LENGTH].buf
-        for i in range(self.runs):  # without branches; which row it is, is asked only when there is one
-            wrong |= (
-                (tiers[i] >= TIERS) | (accounts[i] >= q.account_count) | (counts[i] - 1 >= <uint32_t>MOST_RUN)
-                | (lingers[i] < 0)
-            )
+        # Column by column and without branches, many rows at a time; which row is wrong is asked when one is.
+        for i in range(n):
+            tier = max(tier, tiers[i])
+        for i in range(n):
+            account = max(account, accounts[i])
+        for i in range(n):
+            count = max(count, counts[i] - 1)
             recipients += counts[i]
-        if wrong:
+        for i in range(n):
+            linger |= lingers[i]
+        if n and (tier >= TIERS or account >= q.account_count or count >= <uint32_t>MOST_RUN or linger < 0):
             self.name_wrong_run(q)
         if recipients != self.items:
             raise ValueError(f"count adds up to {recipients}: {self.items} expected, the rows of position")
         for i in range(self.items):
-            wrong |= lengths[i] == 0
+            length = min(length, lengths[i])
             id_bytes += lengths[i]
-        if wrong:
+        if length == 0:
             i = bytes(lengths[:self.items]).index(0)
             raise ValueError(f"id_length[{i}] is 0: 1..255 expected")
         if id_bytes != len(self.ids):
@@ -191,8 +196,13 @@ cdef class Columns:
                 raise ValueError(f"linger[{i}] is {linger}: 0 or more expected")
         return 0
 
-    cdef void fill(self, Row* rows) noexcept:
-        """A Row for each run; they point into the columns."""
+    cdef bint varies(self, int column) noexcept:
+        """Not all runs have the same time there."""
+        cdef const int64_t* times = <const int64_t*>self.views[column].buf
+        return self.runs > 1 and memcmp(times, times + 1, (self.runs - 1) * sizeof(int64_t)) != 0
+
+    cdef void fill(self, Row* rows, Times* times) noexcept:
+        """A Row for each run, which points into the columns; Times, as many as there are runs at most."""
         cdef const uint32_t* send = <const uint32_t*>self.views[SEND].buf
         cdef const uint8_t* tier = <const uint8_t*>self.views[TIER].buf
         cdef const uint32_t* account = <const uint32_t*>self.views[ACCOUNT_].buf
@@ -211,11 +221,21 @@ cdef class Columns:
         cdef const uint8_t* ids = <const uint8_t*>PyBytes_AS_STRING(self.ids)
         cdef Py_ssize_t i
         cdef uint32_t k, id_bytes
+        cdef bint vary = (
+            self.varies(PUSHED) or self.varies(DUE_) or self.varies(DEADLINE) or self.varies(NOT_BEFORE)
+            or self.varies(LINGER)
+        )
         for i in range(self.runs):
-            rows[i].send, rows[i].tier, rows[i].account, rows[i].tenant = send[i], tier[i], account[i], tenant[i]
-            rows[i].campaign, rows[i].content, rows[i].attempt = campaign[i], content[i], attempt[i]
-            rows[i].not_before, rows[i].due, rows[i].deadline = not_before[i], due[i], deadline[i]
-            rows[i].linger, rows[i].pushed, rows[i].count = linger[i], pushed[i], count[i]
+            if i == 0 or vary and (
+                pushed[i] != pushed[i - 1] or due[i] != due[i - 1] or deadline[i] != deadline[i - 1]
+                or not_before[i] != not_before[i - 1] or linger[i] != linger[i - 1]
+            ):
+                times += i > 0
+                times.pushed, times.due, times.deadline = pushed[i], due[i], deadline[i]
+                times.not_before, times.linger = not_before[i], linger[i]
+            rows[i].content, rows[i].place = content[i], place_of(account[i], tier[i])
+            rows[i].campaign, rows[i].tenant = campaign[i], tenant[i]
+            rows[i].send, rows[i].count, rows[i].attempt, rows[i].times = send[i], count[i], attempt[i], times
             rows[i].positions, rows[i].id_lengths, rows[i].ids = positions, lengths, ids
             id_bytes = lengths[0]
             for k in range(1, count[i]):
@@ -534,18 +554,19 @@ cdef class Core:
         )
         columns.check(self.q)
         self.advance(now_ns)
-        columns.fill(self.room_for_rows(columns.runs))
-        if queues_push(self.q, self.rows, <size_t>columns.runs) < 0:
+        self.room_for_rows(columns.runs)
+        columns.fill(self.rows, <Times*>(self.rows + columns.runs))
+        if queues_push(self.q, self.rows, <size_t>columns.runs, <size_t>columns.items, <size_t>len(ids)) < 0:
             raise MemoryError
 
-    cdef Row* room_for_rows(self, Py_ssize_t n) except? NULL:
+    cdef int room_for_rows(self, Py_ssize_t n) except -1:
         cdef void* grown
         if n > self.rows_room:
-            grown = realloc(self.rows, n * sizeof(Row))
+            grown = realloc(self.rows, n * (sizeof(Row) + sizeof(Times)))
             if grown == NULL:
                 raise MemoryError
             self.rows, self.rows_room = <Row*>grown, n
-        return self.rows
+        return 0
 
     def pop_batches(self, now_ns, budget):
         cdef int64_t steps = within("budget", budget, 1, MOST)

@@ -54,7 +54,11 @@ static void append(Line *line, uint32_t n) {
     }
     CHECK(store_reserve(&store, 1, n, id_bytes) == 0);
     uint32_t handle = facts_hold(&store, &facts, n);
-    fifo_expect(&store, &line->fifo, handle, facts_at(&store, handle));
+    static int64_t close, deadline; /* the latest of all lines */
+    int latest = facts.close >= close && facts.deadline >= deadline;
+    close = facts.close > close ? facts.close : close;
+    deadline = facts.deadline > deadline ? facts.deadline : deadline;
+    fifo_expect(&store, &line->fifo, handle, facts_at(&store, handle), latest);
     for (uint32_t i = 0; i < n; i++) {
         Rec rec = items[i].rec;
         rec.facts = handle;
