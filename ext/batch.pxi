@@ -43,10 +43,12 @@ cdef int columns_room(Output* out, size_t rows) noexcept nogil:
     return 0
 
 
-cdef void expire_first(Queues* q, Queue* queue, const Rec* rec) noexcept nogil:
+cdef void expire_first(Queues* q, Queue* queue) noexcept nogil:
     """There must be room for a record."""
+    cdef Rec rec
+    fifo_first(&q.store, &queue.fifo, &rec)
     tell_expired(q, rec.send, rec.position, rec.attempt, tier_of(queue))
-    remove_first(q, queue, rec)
+    remove_first(q, queue, &rec)
     count_queued(q, queue, leaf_of(queue), -1)
     facts_drop(&q.store, rec.facts & REC_FACTS, 1)
 
@@ -67,7 +69,7 @@ cdef struct Forming:
     BatchRow* batch
     uint32_t most
     uint32_t facts  # handle of the last ones, 0: none
-    const Facts* of  # they themselves
+    Facts* of  # they themselves
     uint32_t alike  # of the last recipients have them
     uint32_t retries  # of those, attempt > 0
     bint cut
@@ -90,7 +92,7 @@ cdef inline void account_for(Queues* q, Forming* forming) noexcept nogil:
             forming.waits, since(q.now, max(facts.pushed, facts.not_before)), forming.alike - forming.retries
         )
     counts_observe(forming.late, since(q.now, facts.due), forming.alike)
-    facts_drop(&q.store, forming.facts, forming.alike)
+    facts_let_go(&q.store, forming.facts, forming.of, forming.alike)
     forming.facts = forming.alike = forming.retries = 0
 
 
@@ -101,19 +103,17 @@ cdef uint32_t form(Queues* q, Forming* forming) noexcept nogil:
     cdef uint8_t* ids = out.ids
     cdef size_t used = out.ids_used, at = out.items_used, first = at
     cdef uint32_t most = forming.most, content
-    cdef Rec rec
-    cdef const Facts* facts = NULL
-    cdef const char* start
+    cdef Fifo* fifo = &queue.fifo
+    cdef bint mixed = queue.mixed
+    cdef Rec rec, same
+    cdef Facts* facts = NULL
     cdef const uint8_t* name
-    cdef Ahead ahead
-    memset(&ahead, 0, sizeof(ahead))
+    cdef Reading reading
+    reading.most, reading.chunk = most, NULL
     idset_clear(&q.seen)
-    fifo_foresee(&q.store, &queue.fifo)
-    while at - first < most and queue.fifo.count:
-        if most > 1:
-            fifo_foresee_facts(&q.store, &queue.fifo, &ahead, queue.mixed)
-        start = fifo_first(&q.store, &queue.fifo, &rec)
-        name = <const uint8_t*>start
+    fifo_foresee(&q.store, fifo)
+    while at - first < most and fifo.count:
+        name = <const uint8_t*>reading_first(&q.store, fifo, &reading, &rec, mixed)
         if rec.facts & REC_FACTS != forming.facts:
             account_for(q, forming)
             forming.facts = rec.facts & REC_FACTS
@@ -123,9 +123,10 @@ cdef uint32_t form(Queues* q, Forming* forming) noexcept nogil:
             if store_reserve(&q.store, 1, 1, 0) < 0:
                 q.no_memory = True
                 break
-            expire_first(q, queue, &rec)
+            expire_first(q, queue)
+            reading.chunk = NULL
             continue
-        if queue.mixed:
+        if mixed:
             memcpy(&content, name, sizeof(content))
             name += sizeof(content)
             if content != forming.batch.content:
@@ -139,9 +140,11 @@ cdef uint32_t form(Queues* q, Forming* forming) noexcept nogil:
         out.position[at], out.attempt[at] = rec.position, rec.attempt
         at += 1
         if queue.counted or rec.facts & ~<uint32_t>REC_FACTS:
-            remove_first(q, queue, &rec)
+            fifo_first(&q.store, fifo, &same)
+            remove_first(q, queue, &same)
+            reading.chunk = NULL
         else:
-            fifo_skip_from(&q.store, &queue.fifo, &rec, queue.mixed, start)
+            reading_skip(&q.store, fifo, &reading, &rec, mixed)
         forming.alike += 1
         forming.retries += rec.attempt > 0
     account_for(q, forming)

@@ -129,14 +129,18 @@ static inline uint32_t facts_hold(Store *store, const Facts *like, uint32_t n) {
     return *recent;
 }
 
-static inline void facts_drop(Store *store, uint32_t handle, uint32_t n) {
-    Facts *facts = facts_at(store, handle);
+/* `facts` are those of the handle. */
+static inline void facts_let_go(Store *store, uint32_t handle, Facts *facts, uint32_t n) {
     assert(facts->refs >= n);
     facts->refs -= n;
     if (facts->refs) return;
     uint32_t *recent = facts_recent(store, facts);
     if (*recent == handle) *recent = 0;
     slab_free(&store->facts, handle);
+}
+
+static inline void facts_drop(Store *store, uint32_t handle, uint32_t n) {
+    facts_let_go(store, handle, facts_at(store, handle), n);
 }
 
 /* The recipients that all facts together count, into *refs; 1: the slab contradicts itself. For checks: walks all. */
@@ -276,39 +280,9 @@ static inline void fifo_foresee(const Store *store, const Fifo *fifo) {
     foresee_lines(chunk_at(store, ((const Chunk *)chunk_at(store, fifo->head))->next), 4);
 }
 
-#define FACTS_AHEAD 8
-
-typedef struct Ahead {
-    uint32_t chunk; /* it stands in; 0: not begun */
-    const char *at, *end; /* of the records whose facts are on their way; of the chunk's records */
-} Ahead;
-
-static inline void ahead_step(const Store *store, Ahead *ahead, int mixed) {
-    uint32_t facts;
-    if (ahead->at >= ahead->end) return;
-    memcpy(&facts, ahead->at + offsetof(Rec, facts), sizeof facts);
-    foresee(facts_at(store, facts & REC_FACTS));
-    ahead->at += sizeof(Rec) + (mixed ? sizeof(uint32_t) : 0) + (uint8_t)ahead->at[offsetof(Rec, length)];
-}
-
-/* The facts of the records behind the first one, FACTS_AHEAD of them as far as they stand in its chunk, are on their
-   way. Called for one record after the other. */
-static inline void fifo_foresee_facts(const Store *store, const Fifo *fifo, Ahead *ahead, int mixed) {
-    if (ahead->chunk != fifo->head) {
-        const char *chunk = chunk_at(store, fifo->head);
-        *ahead = (Ahead){fifo->head, chunk + fifo->head_at, chunk + fifo_end(fifo, (const Chunk *)chunk)};
-        for (int n = 1; n < FACTS_AHEAD; n++) ahead_step(store, ahead, mixed);
-    }
-    ahead_step(store, ahead, mixed);
-}
-
-/* Removes the first record, as fifo_first found it at `start`; its facts are the caller's to drop. */
-static inline void fifo_skip_from(Store *store, Fifo *fifo, const Rec *rec, int mixed, const char *start) {
+/* Its first chunk holds no more records: the next is the first, and what stands behind that is on its way. */
+static inline void fifo_leave(Store *store, Fifo *fifo, const Chunk *head) {
     uint32_t chunk = fifo->head;
-    const Chunk *head = (const Chunk *)(start - sizeof *rec - fifo->head_at);
-    fifo->head_at += (uint16_t)rec_bytes(rec, mixed);
-    fifo->count--;
-    if (fifo->head_at < fifo_end(fifo, head)) return;
     if (fifo->count) {
         fifo->head = head->next;
         fifo->head_at = sizeof(Chunk);
@@ -319,8 +293,60 @@ static inline void fifo_skip_from(Store *store, Fifo *fifo, const Rec *rec, int 
     slab_free(&store->chunks[chunk & 3], chunk >> 2);
 }
 
+/* Removes the first record; its facts are the caller's to drop. */
 static inline void fifo_skip(Store *store, Fifo *fifo, const Rec *rec, int mixed) {
-    fifo_skip_from(store, fifo, rec, mixed, chunk_at(store, fifo->head) + fifo->head_at + sizeof *rec);
+    const Chunk *head = (const Chunk *)chunk_at(store, fifo->head);
+    fifo->head_at += (uint16_t)rec_bytes(rec, mixed);
+    fifo->count--;
+    if (fifo->head_at >= fifo_end(fifo, head)) fifo_leave(store, fifo, head);
+}
+
+#define FACTS_AHEAD 8
+
+typedef struct Reading { /* of a FIFO from its front */
+    uint32_t most;     /* so many records will be read at most */
+    const char *chunk; /* NULL: at first, and after the FIFO was changed otherwise */
+    const char *at, *end; /* the first record; behind the last one of the chunk */
+    const char *ahead;    /* from here on no facts are on their way yet */
+} Reading;
+
+static inline void reading_ahead(const Store *store, Reading *reading, int mixed) {
+    uint32_t facts;
+    if (reading->ahead >= reading->end) return;
+    memcpy(&facts, reading->ahead + offsetof(Rec, facts), sizeof facts);
+    foresee(facts_at(store, facts & REC_FACTS));
+    reading->ahead += sizeof(Rec) + (mixed ? sizeof(uint32_t) : 0) + (uint8_t)reading->ahead[offsetof(Rec, length)];
+}
+
+static inline void reading_begin(const Store *store, const Fifo *fifo, Reading *reading, int mixed) {
+    reading->chunk = chunk_at(store, fifo->head);
+    reading->at = reading->ahead = reading->chunk + fifo->head_at;
+    reading->end = reading->chunk + fifo_end(fifo, (const Chunk *)reading->chunk);
+    for (uint32_t n = 1; n < FACTS_AHEAD && n < reading->most; n++) reading_ahead(store, reading, mixed);
+}
+
+/* fifo_first for who takes many: where the first record stands is known, and the facts of the FACTS_AHEAD behind it in
+   its chunk are on their way. */
+static inline const char *reading_first(const Store *store, const Fifo *fifo, Reading *reading, Rec *rec, int mixed) {
+    if (reading->chunk == NULL) reading_begin(store, fifo, reading, mixed);
+    reading_ahead(store, reading, mixed);
+    memcpy(&rec->send, reading->at, sizeof rec->send);
+    memcpy(&rec->facts, reading->at + offsetof(Rec, facts), sizeof rec->facts);
+    memcpy(&rec->position, reading->at + offsetof(Rec, position), sizeof rec->position);
+    rec->length = (uint8_t)reading->at[offsetof(Rec, length)];
+    rec->attempt = (uint8_t)reading->at[offsetof(Rec, attempt)];
+    return reading->at + sizeof *rec;
+}
+
+/* fifo_skip, likewise. */
+static inline void reading_skip(Store *store, Fifo *fifo, Reading *reading, const Rec *rec, int mixed) {
+    uint32_t bytes = rec_bytes(rec, mixed);
+    fifo->head_at += (uint16_t)bytes;
+    fifo->count--;
+    reading->at += bytes;
+    if (reading->at < reading->end) return;
+    fifo_leave(store, fifo, (const Chunk *)reading->chunk);
+    reading->chunk = NULL;
 }
 
 /* After the first records have left: what is the earliest now, where that is known. */

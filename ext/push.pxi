@@ -39,7 +39,8 @@ cdef void begin_facts(Queues* q, Pushing* pushing, const Row* row) noexcept nogi
         count_pushed(q, pushing)
     pushing.leaf = &account.leaves[tier]
     pushing.waits, pushing.paced = times.not_before > q.now, pushing.leaf.parent.pacing != NULL
-    facts.pushed, facts.due, facts.deadline, facts.not_before = times.pushed, times.due, times.deadline, times.not_before
+    facts.pushed, facts.due = times.pushed, times.due
+    facts.deadline, facts.not_before = times.deadline, times.not_before
     facts.close = min(later(max(q.now, times.not_before), times.linger), must_close(q, times.due, times.deadline))
     facts.slot = slot_of(q, pushing.leaf.parent, times) if pushing.paced else 0
     pushing.latest = facts.close >= account.closes[tier] and facts.deadline >= account.deadlines[tier]

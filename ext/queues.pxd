@@ -75,8 +75,9 @@ cdef extern from "fifo.h" nogil:
         uint16_t head_at, tail_at
         uint32_t count, last, falls, fill
         int64_t close, deadline
-    ctypedef struct Ahead:
-        uint32_t chunk
+    ctypedef struct Reading:
+        uint32_t most
+        const char* chunk
     ctypedef struct Store:
         Slab chunks[3]
         Slab facts
@@ -90,6 +91,7 @@ cdef extern from "fifo.h" nogil:
     uint32_t facts_hold(Store* store, const Facts* like, uint32_t n)
     bint facts_refs(const Store* store, uint64_t* refs)
     void facts_drop(Store* store, uint32_t handle, uint32_t n)
+    void facts_let_go(Store* store, uint32_t handle, Facts* facts, uint32_t n)
     void id_copy(void* to, const void* from_, size_t length)
     void fifo_make(Fifo* fifo)
     void fifo_expect(const Store* store, Fifo* fifo, uint32_t handle, const Facts* facts, bint latest)
@@ -97,9 +99,9 @@ cdef extern from "fifo.h" nogil:
     const char* fifo_first(const Store* store, const Fifo* fifo, Rec* rec)
     void fifo_step(const Store* store, Fifo* fifo, const Rec* rec, bint mixed)
     void fifo_foresee(const Store* store, const Fifo* fifo)
-    void fifo_foresee_facts(const Store* store, const Fifo* fifo, Ahead* ahead, bint mixed)
     void fifo_skip(Store* store, Fifo* fifo, const Rec* rec, bint mixed)
-    void fifo_skip_from(Store* store, Fifo* fifo, const Rec* rec, bint mixed, const char* start)
+    const char* reading_first(const Store* store, const Fifo* fifo, Reading* reading, Rec* rec, bint mixed)
+    void reading_skip(Store* store, Fifo* fifo, Reading* reading, const Rec* rec, bint mixed)
     void fifo_mark(Store* store, Fifo* fifo, bint opens)
     void fifo_renew(const Store* store, Fifo* fifo)
     void fifo_splice(Store* store, Fifo* fifo, Fifo* more)
@@ -244,7 +246,7 @@ cdef struct Node:
     Pacing* pacing  # of a paced tier and its lanes
     uint32_t ready  # READY queues below that nothing below holds
     uint32_t children  # a tenant's campaigns, a campaign's queues, at work or not
-    uint32_t handle  # channel, account, tenant or campaign
+    uint32_t weight  # its group's
     uint32_t self
     uint8_t level, tier
     uint8_t state  # Held
@@ -257,6 +259,7 @@ cdef struct Node:
     Queue* mixed[2]  # of a campaign, NULL: none; the second one's are due at once
     Link sibling  # a tenant or campaign: among its group's members
     uint64_t key_hash
+    uint32_t handle  # channel, account, tenant or campaign
     Link aside  # paced queues below that are READY and whose turn came while it was held
     Link halt  # while PARKED: its place among what a scope keeps
     Link held  # a tenant or campaign that is not open: its place among all of these
