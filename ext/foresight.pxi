@@ -123,10 +123,13 @@ cdef void foresee_turns(Queues* q, Node* tenant, Node* campaign) noexcept nogil:
             campaigns[turn] = first_below(tenants[turn])
         if campaigns[turn] == NULL:
             return
-        first = ring_first(&campaigns[turn].ring) if turn < TURNS - 1 else NULL
         if turn == TURNS - 1:
             foresee_lines(campaigns[turn], 3)
-        elif first == NULL:
+            return
+        first = ring_first(&campaigns[turn].ring)
+        if turn == TURNS - 2:
+            foresee(campaigns[turn].link.next)  # its neighbour, when its turn ends
+        if first == NULL:
             foresee_end(q, campaigns[turn])
         elif turn == 1:
             foresee_batch(q, queue_of(first), tenant.channel.cap)

@@ -253,6 +253,13 @@ static inline void scope_add(Scope *scope, Limit *limit) {
     limit->scope = scope;
 }
 
+/* False: no scope of the path is blocked or has limits, and any call may be charged. */
+static inline int scopes_limit(Scope *const *path, int length, int64_t now) {
+    int some = 0;
+    for (int i = 0; i < length; i++) some |= (path[i]->blocked > now) | (path[i]->limits != NULL);
+    return some;
+}
+
 /* What a batch of up to n recipients may be at most: one larger than a limit's whole number would wait for ever. */
 static inline uint64_t scopes_most(Scope *const *path, int length, uint64_t n, int system) {
     for (int i = 0; i < length; i++)

@@ -51,6 +51,7 @@ cdef extern from "limit.h" nogil:
     void scope_free(Scope* scope)
     Limit* scope_limit(const Scope* scope, int unit, int calendar, int64_t per)
     void scope_add(Scope* scope, Limit* limit)
+    bint scopes_limit(Scope** path, int length, int64_t now)
     uint64_t scopes_most(Scope** path, int length, uint64_t n, int system)
     Refusal scopes_refuse(Scope** path, int length, int64_t now, uint64_t n, int system)
     void scopes_hold(Scope** path, int length, uint64_t n)

@@ -22,7 +22,8 @@ from libc.string cimport memcmp, memcpy, memset
 from ext.histogram cimport counts_observe
 from ext.limits cimport (
     LIMIT_CALLS, LIMIT_NEVER, LIMIT_RECIPIENTS, REFUSED_BLOCKED, REFUSED_GRANT, REFUSED_NOT, Refusal, limit_ceiling,
-    limit_make, limit_roll, scope_add, scope_free, scope_make, scopes_hold, scopes_most, scopes_refuse, scopes_settle,
+    limit_make, limit_roll, scope_add, scope_free, scope_make, scopes_hold, scopes_limit, scopes_most, scopes_refuse,
+    scopes_settle,
 )
 
 from ext.pace cimport (
@@ -359,7 +360,7 @@ cdef Node* branch_of(Queues* q, Node* parent, uint8_t level, uint32_t tenant, ui
     set_node(node, parent, NULL if share == NULL else &share.scope, parent.channel, handle, level, parent.tier)
     if share != NULL:
         share.nodes += 1
-    node.self, node.key_hash, node.group = made, key, group
+    node.self, node.key_hash, node.group, node.weight = made, key, group, group.weight
     ring_append(&group.members, &node.sibling)
     if level == CAMPAIGN_:
         parent.children += 1
@@ -702,17 +703,8 @@ cdef inline Node* keeps(Node* tenant, int scope) noexcept nogil:
     return tenant
 
 
-cdef uint32_t planned(Queues* q, Node* tenant, uint32_t n) noexcept nogil:
-    """What a batch of up to n wants: more than a limit's whole number would wait for ever."""
-    cdef Scope* path[PATH]
-    cdef int length = path_of(q, tenant.parent, tenant.group, tenant.scope, path)
-    return <uint32_t>scopes_most(path, length, n, tenant.tier == SYSTEM)
-
-
-cdef bint refused(Queues* q, Node* tenant, uint32_t n) noexcept nogil:
+cdef bint refused(Queues* q, Node* tenant, Scope** path, int length, uint32_t n) noexcept nogil:
     """True: n recipients may not go in one call now, and what keeps them is parked."""
-    cdef Scope* path[PATH]
-    cdef int length = path_of(q, tenant.parent, tenant.group, tenant.scope, path)
     cdef Refusal no = scopes_refuse(path, length, q.now, n, tenant.tier == SYSTEM)
     if no.why == REFUSED_NOT:
         return False
@@ -720,11 +712,9 @@ cdef bint refused(Queues* q, Node* tenant, uint32_t n) noexcept nogil:
     return True
 
 
-cdef void charge(Queues* q, const Queue* queue, uint32_t n) noexcept nogil:
-    cdef Scope* path[PATH]
-    cdef Node* tenant = queue.branch.parent
-    cdef Node* leaf = tenant.parent
-    scopes_hold(path, path_of(q, leaf, tenant.group, tenant.scope, path), n)
+cdef void charge(Queues* q, const Queue* queue, Scope** path, int length, uint32_t n) noexcept nogil:
+    cdef Node* leaf = leaf_of(queue)
+    scopes_hold(path, length, n)
     leaf.channel.in_flight[leaf.tier] += 1
     note_call(q, leaf.parent, queue)
     leaf.parent.parent.turn += q.stride[leaf.tier]
@@ -756,7 +746,7 @@ cdef Node* turn_of(Queues* q, Node* parent) noexcept nogil:
         return NULL
     if node.owed:
         node.owed = False
-        node.deficit += <int64_t>node.channel.cap * node.group.weight  # a batch's debt is less: it may go
+        node.deficit += <int64_t>node.channel.cap * node.weight  # a batch's debt is less: it may go
     return node
 
 
@@ -821,14 +811,18 @@ cdef void after_batch(Queues* q, Queue* queue, uint32_t n) noexcept nogil:
         ring_to_tail(&leaf.parent.parent.ring, &leaf.parent.link)
 
 
-cdef uint32_t next_batch(Queues* q, const Queue* queue, uint32_t* content) noexcept nogil:
+cdef inline uint32_t next_batch(Queues* q, const Queue* queue, uint32_t* content) noexcept nogil:
     """How many could go in one batch as far as the queue knows, and their content."""
-    cdef uint32_t most = min(queue.fifo.count, leaf_of(queue).channel.cap), n, other
+    cdef uint32_t most = min(queue.fifo.count, queue.branch.channel.cap)
+    content[0] = queue.content
+    return next_alike(q, queue, most, content) if queue.mixed else most
+
+
+cdef uint32_t next_alike(Queues* q, const Queue* queue, uint32_t most, uint32_t* content) noexcept nogil:
+    """Of a mixed queue."""
+    cdef uint32_t n, other
     cdef Fifo fifo = queue.fifo
     cdef Rec rec
-    content[0] = queue.content
-    if not queue.mixed:
-        return most
     memcpy(content, fifo_first(&q.store, &fifo, &rec), sizeof(content[0]))
     for n in range(1, most):
         fifo_step(&q.store, &fifo, &rec, True)
@@ -838,7 +832,9 @@ cdef uint32_t next_batch(Queues* q, const Queue* queue, uint32_t* content) noexc
     return most
 
 
-cdef uint32_t send_batch(Queues* q, Queue* queue, uint32_t most, uint32_t content, bint more) noexcept nogil:
+cdef uint32_t send_batch(
+    Queues* q, Queue* queue, Scope** path, int length, uint32_t most, uint32_t content, bint more
+) noexcept nogil:
     cdef Node* leaf = leaf_of(queue)
     cdef Output* out = &q.out
     cdef Forming forming
@@ -864,7 +860,7 @@ cdef uint32_t send_batch(Queues* q, Queue* queue, uint32_t most, uint32_t conten
     more = more or n == leaf.channel.cap
     batch.closed = CUT if forming.cut else CAP if more else DUE if forming.due else LINGER_OVER
     out.batches_used += 1
-    charge(q, queue, n)
+    charge(q, queue, path, length, n)
     after_batch(q, queue, n)
     return n
 
@@ -872,8 +868,11 @@ cdef uint32_t send_batch(Queues* q, Queue* queue, uint32_t most, uint32_t conten
 cdef uint32_t visit(Queues* q, Node* tier) noexcept nogil:
     """One turn of a tier: a batch goes (its size is returned), or a node that may not go leaves its ring."""
     cdef Node* lane = choose_lane(tier)
+    cdef Node* tenant
     cdef Queue* queue
+    cdef Scope* path[PATH]
     cdef uint32_t content, there, most
+    cdef int length
     if not has_slot(lane.channel, tier.tier):
         hold(q, lane, BLOCKED)
         return 0
@@ -882,11 +881,14 @@ cdef uint32_t visit(Queues* q, Node* tier) noexcept nogil:
     queue = choose(q, lane)
     if queue == NULL:
         return 0
-    there = next_batch(q, queue, &content)
-    most = planned(q, queue.branch.parent, there)
-    if refused(q, queue.branch.parent, most):
-        return 0
-    return send_batch(q, queue, most, content, most < there)
+    tenant = queue.branch.parent
+    length = path_of(q, tenant.parent, tenant.group, tenant.scope, path)
+    most = there = next_batch(q, queue, &content)
+    if scopes_limit(path, length, q.now):
+        most = <uint32_t>scopes_most(path, length, there, tier.tier == SYSTEM)
+        if refused(q, tenant, path, length, most):
+            return 0
+    return send_batch(q, queue, path, length, most, content, most < there)
 
 
 cdef void queues_pop(Queues* q, uint64_t budget) noexcept nogil:
@@ -979,11 +981,17 @@ cdef int queues_pause_group(
 cdef int queues_reweight(
     Queues* q, uint8_t level, uint32_t tenant, uint32_t campaign, uint32_t weight
 ) noexcept nogil:
-    """From its next turn on; what it has left of this one, or owes, stays. -1: no memory, and nothing has changed."""
+    """From its next turn on; what it has left of this one, or owes, stays. O(its nodes). -1: no memory, and nothing has
+    changed."""
     cdef Group* group = group_of(q, level, tenant, campaign)
+    cdef Link* member
     if group == NULL:
         return -1
     group.weight = weight
+    member = group.members.next
+    while member != &group.members:
+        member_of(member).weight = weight
+        member = member.next
     free_group_if_idle(q, group)
     return 0
 
@@ -1141,6 +1149,7 @@ cdef void explain_node(Queues* q, Node* campaign, Reason* reason) noexcept nogil
     cdef Queue* queue
     cdef Refusal no
     cdef uint32_t content, n
+    cdef int length
     memset(reason, 0, sizeof(Reason))
     reason.tier, reason.account, reason.ready = leaf.tier, leaf.handle, ready_below(campaign)
     reason.until = INT64_MAX
@@ -1157,10 +1166,9 @@ cdef void explain_node(Queues* q, Node* campaign, Reason* reason) noexcept nogil
         reason.why, reason.level = OF_SLOT, LANE
         return
     queue = queue_of(ring_first(&campaign.ring))
-    n = planned(q, tenant, next_batch(q, queue, &content))
-    no = scopes_refuse(
-        path, path_of(q, leaf, tenant.group, tenant.scope, path), q.now, n, leaf.tier == SYSTEM
-    )
+    length = path_of(q, leaf, tenant.group, tenant.scope, path)
+    n = <uint32_t>scopes_most(path, length, next_batch(q, queue, &content), leaf.tier == SYSTEM)
+    no = scopes_refuse(path, length, q.now, n, leaf.tier == SYSTEM)
     if paced and (no.why == REFUSED_GRANT or no.until < reason.until):
         return  # refused or not, that is over before its time comes
     if no.why != REFUSED_NOT:

@@ -167,6 +167,8 @@ cdef const char* unsound_branch(
         return "a branch without children was not freed"
     if (node.state != 0) != ring_holds(&node.held) or (node.state & PAUSED != 0) != node.group.paused:
         return "a branch is held and not among the held, or paused and its group is not, or the other way round"
+    if node.weight != node.group.weight:
+        return "a branch has another weight than its group"
     if (node.state & PARKED != 0) != ring_holds(&node.halt):
         return "a branch is parked and no scope keeps it, or the other way round"
     if node.ready and put_off_later(q, node):
