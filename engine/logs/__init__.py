@@ -3,8 +3,8 @@
 ``kafka`` is for production, ``sqlite`` is the embedded one: the same topics, partitions, offsets and groups in one
 file. Both pass one contract suite (tests/contract/test_logs.py).
 
-A poll hands over *chunks*: columns, not one object per record, so that an implementation can later hand raw record
-batches to the core without changing what callers see.
+A poll hands over *chunks*: columns, not one object per record. Kafka's are made so that no record ever becomes an
+object: they point into the bytes fetched, and what is read of them is made when it is asked for, each time anew.
 """
 
 from __future__ import annotations

@@ -110,8 +110,7 @@ async def _record(kafka: Any, place: Any, offset: int) -> Record | None:
     kafka.assign([place])
     kafka.seek(place, offset)
     records = (await kafka.getmany(place, timeout_ms=RECORD_MS, max_records=1)).get(place)
-    if not records or records[0].offset != offset:
+    if not records or records.offset != offset:
         return None
-    found = records[0]
-    headers = tuple((name, value or b"") for name, value in found.headers)
-    return Record(place.topic, found.value, found.key, headers, place.partition, found.timestamp)
+    (key,), (value,), (headers,), (stamp_ms,) = records.keys, records.values, records.headers, records.timestamps_ms
+    return Record(place.topic, value, key, headers, place.partition, stamp_ms)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from engine.logs import Chunk, Partition
 from engine.logs.kafka_records import as_it_is
+from ext.records import Records
 
 LOGGER = logging.getLogger(__name__)
 STOP_S = 10.0
@@ -47,16 +48,16 @@ class Source:
             self.kafka.seek(TopicPartition(*partition), offset)
         self.nexts.update(positions)
 
-    def chunks(self, found: Mapping[Any, Sequence[Any]], epoch: int) -> list[Chunk]:
+    def chunks(self, found: Mapping[Any, Records], epoch: int) -> list[Chunk]:
         """What getmany gave, as columns."""
         chunks = []
         for (topic, number), records in found.items():
             partition = Partition(topic, number)
-            at = self.nexts[partition]
-            fresh = records if records[0].offset >= at else [record for record in records if record.offset >= at]
+            fresh = records.since(self.nexts[partition])
             if fresh:
-                chunks.append(_chunk(partition, epoch, fresh))
-                self.nexts[partition] = fresh[-1].offset + 1
+                columns = fresh.offsets, fresh.timestamps_ms, fresh.keys, fresh.values, fresh.headers
+                chunks.append(Chunk(topic, number, epoch, *columns))
+                self.nexts[partition] = fresh.offset + 1
         return chunks
 
     def lag(self) -> dict[Partition, int]:
@@ -95,20 +96,6 @@ class Source:
         if not done:
             stopping.cancel()
             await asyncio.wait({stopping})
-
-
-def _chunk(partition: Partition, epoch: int, records: Sequence[Any]) -> Chunk:
-    return Chunk(
-        partition.topic,
-        partition.number,
-        epoch,
-        [record.offset for record in records],
-        [record.timestamp for record in records],
-        [record.key for record in records],
-        [record.value for record in records],
-        # Kafka allows a header without a value.
-        [tuple((name, value or b"") for name, value in record.headers) if record.headers else () for record in records],
-    )
 
 
 def say_gone(partition: Partition, wanted: int, first: int) -> None:

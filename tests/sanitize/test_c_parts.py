@@ -28,6 +28,7 @@ STEPS = {  # a few seconds each
     "pace": 200_000,
     "marks": 200_000,
     "counts": 400_000,
+    "records": 200_000,
 }
 HELD = {  # which driver holds which header
     "slab": ["slab", "foresee"],
@@ -38,6 +39,7 @@ HELD = {  # which driver holds which header
     "pace": ["pace", "capacity"],
     "marks": ["marks", "bits"],
     "counts": ["frequency", "histogram", "siphash"],
+    "records": ["records"],
 }
 WITHIN_S = 600  # a hang, on the slowest machine
 
