@@ -7,16 +7,20 @@ Invariant: a record it does not take has changed nothing.
 Never: decides that a record is bad; makes an object for a recipient.
 """
 
+from array import array
+
+from cpython.buffer cimport PyObject_CheckBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.dict cimport PyDict_GetItem
 from cpython.ref cimport PyObject
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free
-from libc.string cimport memcpy
+from libc.string cimport memcmp, memcpy
 
 from ext.columns cimport Columns
 from ext.gates cimport Levels, Meter
 from ext.ledger cimport Ledger, marks_settled
+from ext.records cimport Row, headers_of, rows_of
 from ext.scan cimport Bytes, Scanner, Span, big_endian, text_at
 from ext.seen cimport SeenTable
 from ext.sends cimport Content, Flow, OpenSend, SendTable
@@ -55,6 +59,13 @@ cdef enum:
     NO_NAME = 0xFF  # stands for a length
     LONGEST_ID = 128
     NAMES_ROOM = 4 * (1 + LONGEST_ID)
+
+    NEAR = 16
+
+cdef struct Near:
+    Py_ssize_t used  # bytes of the names, 0: nobody
+    PyObject* flow  # borrowed
+    char[NAMES_ROOM] names
 
 cdef bint[256] plain
 cdef int code
@@ -132,6 +143,22 @@ cdef Py_ssize_t names_of(const Span* spans, char* names) noexcept nogil:
     return used
 
 
+cdef inline uint64_t print_of(const char* names, Py_ssize_t used) noexcept nogil:
+    """Of 4 bytes or more; where two have the same one, the later is looked up instead."""
+    cdef uint64_t sum = 0, word
+    cdef Py_ssize_t at = 0
+    while at + 8 <= used:
+        memcpy(&word, names + at, 8)
+        sum, at = (sum ^ word) * <uint64_t>0x9E3779B97F4A7C15, at + 8
+    word = 0
+    memcpy(&word, names + at, used - at)
+    return ((sum ^ word) * <uint64_t>0x9E3779B97F4A7C15) >> 32
+
+
+cdef const int64_t[::1] column(object numbers):
+    return numbers if PyObject_CheckBuffer(numbers) else array("q", numbers)
+
+
 cdef inline bint is_ours(headers):
     for name, _ in headers:
         if (<str>name).startswith("surgetank-"):
@@ -148,7 +175,13 @@ cdef class Taker:
     cdef dict meters  # None: no allowance
     cdef dict gates
     cdef int64_t due_after_ms, max_age_ms, linger_ns, horizon_ns
-    cdef int64_t latest_ns  # what may not leave before waits on the log; of the running take
+    # Of the running take:
+    cdef int64_t latest_ns  # what may not leave before waits on the log
+    cdef bint watching  # somebody has cancelled something
+    cdef Near[NEAR] near  # flows met, by a print of their names
+    cdef Span raw  # the content met last, in a value
+    cdef PyObject* raw_scope
+    cdef PyObject* raw_content
     cdef IdSet ids
     cdef readonly int64_t sends, recipients, size, unknown_keys
 
@@ -171,7 +204,8 @@ cdef class Taker:
         cdef Span[SPANS] spans
         cdef char[NAMES_ROOM] names
         cdef Py_ssize_t unknown = 0, used
-        if not self.read(value, spans, &unknown) or not usual(spans):
+        cdef Bytes start = <Bytes>PyBytes_AS_STRING(value)
+        if not self.read(start, PyBytes_GET_SIZE(value), spans, &unknown) or not usual(spans):
             return
         used = names_of(spans, names)
         if used == ODD:
@@ -181,10 +215,8 @@ cdef class Taker:
             self.table.by_names[flow.tier_number][key] = flow
             flow.names.append(key)
 
-    cdef bint read(self, bytes value, Span* spans, Py_ssize_t* unknown):
+    cdef bint read(self, Bytes at, Py_ssize_t length, Span* spans, Py_ssize_t* unknown) noexcept:
         """False: not well-formed msgpack of a send's size."""
-        cdef Bytes at = <Bytes>PyBytes_AS_STRING(value)
-        cdef Py_ssize_t length = PyBytes_GET_SIZE(value)
         cdef int i
         for i in range(SPANS):
             spans[i].at = NULL
@@ -196,50 +228,69 @@ cdef class Taker:
         self, values, keys, headers, offsets, stamps_ms, int tier, Ledger ledger, str topic not None, int32_t partition,
         uint32_t place, int64_t now_ns, int64_t now_ms, int64_t offset_ns, Py_ssize_t start,
     ):
-        cdef Py_ssize_t i
+        cdef Py_ssize_t i, count = len(values), size
+        cdef const int64_t[::1] numbers = column(offsets), stamps = column(stamps_ms)
+        cdef const Row* texts = rows_of(values, count)
+        cdef const Row* names = rows_of(keys, count)
+        cdef const Row* others = rows_of(headers, count)
         cdef OpenSend send
+        cdef Bytes at
+        cdef object value = None, told
         cdef dict by_names = self.table.by_names[tier]
         self.sends = self.recipients = self.size = self.unknown_keys = 0
         self.latest_ns = now_ns + self.horizon_ns
-        for i in range(start, len(values)):
-            value = values[i]
-            if type(value) is not bytes or headers[i] and is_ours(headers[i]):
-                return i
-            if marks_settled(&ledger.marks, offsets[i]) != NULL:
+        self.watching = bool(self.cancelled)
+        self.forget()
+        for i in range(start, count):
+            if texts != NULL:
+                at, size = texts[i].value, texts[i].value_bytes
+                if at == NULL:
+                    return i
+            else:
+                value = values[i]
+                if type(value) is not bytes:
+                    return i
+                at, size = <Bytes>PyBytes_AS_STRING(value), PyBytes_GET_SIZE(value)
+            told = headers[i] if others == NULL else headers_of(&others[i]) if others[i].header_count else ()
+            if told and is_ours(told) or marks_settled(&ledger.marks, numbers[i]) != NULL:
                 return i
             send = OpenSend.__new__(OpenSend)
             send.value, send.ledger, send.topic, send.partition = value, ledger, topic, partition
-            send.offset = send.origin_offset = offsets[i]
-            send.first_seen_ms, send.pushed_ns = min(<int64_t>stamps_ms[i], now_ms), now_ns
-            if not self.take_one(send, by_names, place, now_ns, offset_ns):
+            send.offset = send.origin_offset = numbers[i]
+            send.first_seen_ms, send.pushed_ns = min(stamps[i], now_ms), now_ns
+            if not self.take_one(send, at, size, by_names, place, now_ns, offset_ns):
                 return i
-            send.record_key, send.headers = keys[i], headers[i]
-        return len(values)
+            send.headers = told
+            if names == NULL or names[i].key != NULL:
+                send.record_key = keys[i]
+        return count
 
     cdef bint take_one(
-        self, OpenSend send, dict by_names, uint32_t place, int64_t now_ns, int64_t offset_ns
+        self, OpenSend send, Bytes start, Py_ssize_t size, dict by_names, uint32_t place, int64_t now_ns,
+        int64_t offset_ns,
     ) except -1:
+        """``start``: of the value, which the send gets a copy of unless it has it."""
         cdef Span[SPANS] spans
         cdef char[NAMES_ROOM] names
         cdef Bytes id = NULL
-        cdef Bytes start = <Bytes>PyBytes_AS_STRING(send.value)
         cdef Py_ssize_t unknown = 0, used, length, before = self.columns.recipients
         cdef int64_t not_before
         cdef PyObject* found
-        if not self.read(send.value, spans, &unknown) or not usual(spans):
+        if not self.read(start, size, spans, &unknown) or not usual(spans):
             return False
         used, length = names_of(spans, names), text_of(spans[ID].at, &id)
         if used == ODD or length <= 0:
             return False
-        found = PyDict_GetItem(by_names, PyBytes_FromStringAndSize(names, used))
+        found = self.flow_of(by_names, names, used)
         if found == NULL:
             return False
         send.flow = <Flow>found
-        if self.cancelled and send.flow.campaign in self.cancelled:
+        if self.watching and send.flow.campaign in self.cancelled:
             return False
-        send.content = self.content_of(send.flow, &spans[CONTENT])
-        if send.content is None or not send.content.complete:
+        found = self.content_of(send.flow, &spans[CONTENT])
+        if found == NULL or not (<Content>found).complete:
             return False
+        send.content = <Content>found
         not_before = self.set_times(send, spans, offset_ns)
         if not_before == ODD or not_before > self.latest_ns or not self.recipients_of(send, &spans[TO]):
             return False
@@ -251,6 +302,8 @@ cdef class Taker:
             self.columns.drop_recipients(before)
             return False
         self.came(send, now_ns)
+        if send.value is None:
+            send.value = PyBytes_FromStringAndSize(<const char*>start, size)
         send.id_at, send.id_length = <uint32_t>(id - start), <uint32_t>length
         if spans[META].at != NULL:
             send.meta_at = <uint32_t>(spans[META].at - start)
@@ -259,7 +312,7 @@ cdef class Taker:
         self.columns.run(self.table.add(send), send, 0, not_before, send.total, -1)
         self.sends += 1
         self.recipients += send.total
-        self.size += PyBytes_GET_SIZE(send.value)
+        self.size += size
         self.unknown_keys += unknown
         return True
 
@@ -298,13 +351,40 @@ cdef class Taker:
                 gate.arrive(flow.level, send.total, send.due_ns - now_ns)
         return 0
 
-    cdef Content content_of(self, Flow flow, const Span* span):
+    cdef void forget(self) noexcept:
+        """What was looked up is good within one take, as nothing else runs meanwhile."""
+        cdef int i
+        for i in range(NEAR):
+            self.near[i].used = 0
+        self.raw.at = NULL
+
+    cdef PyObject* flow_of(self, dict by_names, const char* names, Py_ssize_t used) except? NULL:
+        """Borrowed; NULL: none has these names."""
+        cdef Near* near = &self.near[print_of(names, used) % NEAR]
+        if near.used == used and memcmp(near.names, names, used) == 0:
+            return near.flow
+        cdef PyObject* found = PyDict_GetItem(by_names, PyBytes_FromStringAndSize(names, used))
+        if found != NULL:
+            near.used, near.flow = used, found
+            memcpy(near.names, names, used)
+        return found
+
+    cdef PyObject* content_of(self, Flow flow, const Span* span) except? NULL:
+        """Borrowed; NULL: nothing open has it in this encoding."""
         cdef Py_ssize_t first = PyBytes_GET_SIZE(flow.raw_scope), length = span.end - span.at
+        if (
+            self.raw.at != NULL and self.raw.end - self.raw.at == length
+            and memcmp(self.raw.at, span.at, length) == 0
+            and (<object>self.raw_scope is flow.raw_scope or <bytes>self.raw_scope == flow.raw_scope)
+        ):
+            return self.raw_content
         cdef bytes key = PyBytes_FromStringAndSize(NULL, first + length)
         memcpy(PyBytes_AS_STRING(key), PyBytes_AS_STRING(flow.raw_scope), first)
         memcpy(PyBytes_AS_STRING(key) + first, span.at, length)
         cdef PyObject* found = PyDict_GetItem(self.table.by_raw, key)
-        return None if found == NULL else <Content>found
+        if found != NULL:
+            self.raw, self.raw_scope, self.raw_content = span[0], <PyObject*>flow.raw_scope, found
+        return found
 
     cdef int64_t set_times(self, OpenSend send, const Span* spans, int64_t offset_ns) noexcept:
         """Returns not_before, ns (0: none), or ODD."""
