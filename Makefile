@@ -25,8 +25,10 @@ $(VENV)/.dev: $(VENV)/.made $(SOURCES)
 demo: $(VENV)/.built
 	$(BIN)/python -m bench demo
 
+# Two processes, a file's tests in one: most tests wait for other processes or for the clock.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
@@ -43,7 +45,7 @@ build-debug: $(VENV)/.dev
 TESTS ?= tests
 test-debug: build-debug
 	SURGETANK_DEBUG=1 PYTHONSAFEPATH=1 PYTHONPATH=build/debug:$(CURDIR) \
-	    $(BIN)/python -m pytest --import-mode=append $(TESTS)
+	    $(PYTEST) --import-mode=append $(TESTS)
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m bench demo --json build/demo.json
