@@ -3,6 +3,7 @@ from libc.stdint cimport uint64_t
 cdef enum:
     MAX_DEPTH = 64
     MAX_NAMES = 16
+    PRINTS = 32
 
 
 ctypedef const unsigned char* Bytes
@@ -39,6 +40,9 @@ cdef class Scanner:
     cdef tuple names
     cdef const char* name[MAX_NAMES]
     cdef Py_ssize_t length[MAX_NAMES]
+    # Names by a print of theirs: a name's number + 1, 0: none (any more).
+    cdef unsigned char first[PRINTS]
+    cdef unsigned char follow[MAX_NAMES]
 
     cdef int which(self, Bytes key, Py_ssize_t n) noexcept nogil
     cdef int msgpack(self, Bytes* at, Bytes end, Py_ssize_t* unknown, Span* spans) noexcept nogil

@@ -44,15 +44,19 @@ class ScanError(ValueError):
         self.at = at
 
 
-cdef inline Bytes utf8_error(Bytes p, Bytes end) noexcept nogil:
-    """The first byte that is not UTF-8 (RFC 3629: shortest form, no surrogates), or NULL."""
+cdef inline Bytes utf8_error(Bytes p, Bytes end, Bytes limit) noexcept nogil:
+    """The first byte that is not UTF-8 (RFC 3629: shortest form, no surrogates), or NULL. ``limit``: up to where there
+    are bytes to read, so that the last few can be looked at together."""
     cdef uint64_t word
     cdef unsigned char c, low, high
     cdef int more
     while p < end:
-        if end - p >= 8:
+        if limit - p >= 8:
             memcpy(&word, p, 8)
-            if not word & <uint64_t>0x8080808080808080:
+            word &= <uint64_t>0x8080808080808080
+            if end - p < 8:
+                word &= (<uint64_t>1 << 8 * (end - p)) - 1  # little-endian: the first byte is the lowest
+            if not word:
                 p += 8
                 continue
         c = p[0]
@@ -106,6 +110,10 @@ cdef inline Bytes string_end(Bytes p, Bytes end) noexcept nogil:
     return NULL
 
 
+cdef inline int print_of(Bytes key, Py_ssize_t n) noexcept nogil:
+    return (key[0] + 3 * n) % PRINTS if n else 0
+
+
 def first_byte(raw):
     cdef Py_buffer view
     cdef int first
@@ -117,6 +125,7 @@ def first_byte(raw):
 
 cdef class Scanner:
     def __init__(self, names, *, bint plain=False):
+        cdef int i, at
         if len(names) > MAX_NAMES:
             raise ValueError(f"at most {MAX_NAMES} names")
         self.plain = plain
@@ -125,6 +134,10 @@ cdef class Scanner:
         for i, name in enumerate(self.names):
             self.name[i] = PyBytes_AS_STRING(name)
             self.length[i] = len(name)
+        for i in reversed(range(self.count)):
+            at = print_of(<Bytes>self.name[i], self.length[i])
+            self.follow[i] = self.first[at]
+            self.first[at] = <unsigned char>(i + 1)
 
     def scan(self, bytes value not None):
         cdef Bytes start = <Bytes>PyBytes_AS_STRING(value)
@@ -142,17 +155,20 @@ cdef class Scanner:
 
     cdef inline int which(self, Bytes key, Py_ssize_t n) noexcept nogil:
         """The name's number, or -1."""
-        cdef int i
-        for i in range(self.count):
-            if self.length[i] == n and memcmp(self.name[i], key, n) == 0:
-                return i
-        return -1
+        cdef int number = self.first[print_of(key, n)]
+        while number:
+            if self.length[number - 1] == n and memcmp(self.name[number - 1], key, n) == 0:
+                break
+            number = self.follow[number - 1]
+        return number - 1
 
     cdef int msgpack(self, Bytes* at, Bytes end, Py_ssize_t* unknown, Span* spans) noexcept nogil:
         """Walk one value. ``at[0]`` is left where it went wrong. ``spans``, unless NULL: one for each name, with at
         NULL, filled with the value's place; TWICE: which of two it is, is for a decoder to say."""
-        cdef uint64_t left[MAX_DEPTH]  # items still to come on each level; a map's keys and values count alike
-        cdef bint is_map[MAX_DEPTH]
+        cdef uint64_t[MAX_DEPTH] lefts  # of the levels around this one
+        cdef bint[MAX_DEPTH] maps
+        cdef uint64_t left = 1  # items still to come on this level; a map's keys and values count alike
+        cdef bint is_map = False
         cdef int depth = 0
         cdef Bytes p = at[0]
         cdef Bytes body
@@ -169,39 +185,22 @@ cdef class Scanner:
             at[0] = p
             if p >= end:
                 return CUT_OFF
-            key = False
-            if depth:
-                key = is_map[depth - 1] and left[depth - 1] & 1 == 0
-                left[depth - 1] -= 1
-                if key and span != NULL and depth == 1:
-                    span.end = p
-                    span = NULL
+            key = is_map and left & 1 == 0
+            left -= 1
+            if key and span != NULL and depth == 1:
+                span.end = p
+                span = NULL
             c = p[0]
             p += 1
-            if c <= 0x7F or c >= 0xE0 or c == 0xC0 or c == 0xC2 or c == 0xC3:
-                if key:
-                    return BAD_KEY
-            elif c <= 0x9F or 0xDC <= c <= 0xDF:
-                if key:
-                    return BAD_KEY
-                width = 0 if c <= 0x9F else 2 if c & 1 == 0 else 4
-                if end - p < width:
-                    return CUT_OFF
-                size = big_endian(p, width) if width else c & 0x0F
-                p += width
-                if depth == MAX_DEPTH:
-                    return TOO_DEEP
-                is_map[depth] = c <= 0x8F or c >= 0xDE
-                left[depth] = size << 1 if is_map[depth] else size
-                if left[depth] > <uint64_t>(end - p):  # every item takes a byte at least
-                    return CUT_OFF
-                depth += 1
-            elif c <= 0xBF or 0xD9 <= c <= 0xDB or 0xC4 <= c <= 0xC6:
-                width = 0 if c <= 0xBF else 1 << (c - 0xD9 if c >= 0xD9 else c - 0xC4)
-                if end - p < width:
-                    return CUT_OFF
-                size = big_endian(p, width) if width else c & 0x1F
-                p += width
+            if 0xA0 <= c <= 0xBF or 0xD9 <= c <= 0xDB or 0xC4 <= c <= 0xC6:
+                if c <= 0xBF:
+                    size = c & 0x1F
+                else:
+                    width = 1 << (c - 0xD9 if c >= 0xD9 else c - 0xC4)
+                    if end - p < width:
+                        return CUT_OFF
+                    size = big_endian(p, width)
+                    p += width
                 if size > <uint64_t>(end - p):
                     return CUT_OFF
                 if 0xC4 <= c <= 0xC6:
@@ -210,7 +209,7 @@ cdef class Scanner:
                     if self.plain:
                         return NOT_PLAIN
                 else:
-                    body = utf8_error(p, p + size)
+                    body = utf8_error(p, p + size, end)
                     if body != NULL:
                         at[0] = body
                         return BAD_UTF8
@@ -224,6 +223,25 @@ cdef class Scanner:
                                 return TWICE
                             span.at = p + size
                 p += size
+            elif c <= 0x7F or c >= 0xE0 or c == 0xC0 or c == 0xC2 or c == 0xC3:
+                if key:
+                    return BAD_KEY
+            elif c <= 0x9F or 0xDC <= c <= 0xDF:
+                if key:
+                    return BAD_KEY
+                width = 0 if c <= 0x9F else 2 if c & 1 == 0 else 4
+                if end - p < width:
+                    return CUT_OFF
+                size = big_endian(p, width) if width else c & 0x0F
+                p += width
+                if depth == MAX_DEPTH:
+                    return TOO_DEEP
+                lefts[depth], maps[depth] = left, is_map
+                is_map = c <= 0x8F or c >= 0xDE
+                left = size << 1 if is_map else size
+                if left > <uint64_t>(end - p):  # every item takes a byte at least
+                    return CUT_OFF
+                depth += 1
             elif 0xCA <= c <= 0xD3:
                 if key:
                     return BAD_KEY
@@ -237,9 +255,10 @@ cdef class Scanner:
                 return BAD_BYTE
             else:
                 return EXTENSION
-            while depth and left[depth - 1] == 0:  # levels that are complete close
+            while left == 0 and depth:  # levels that are complete close
                 depth -= 1
-            if depth == 0:
+                left, is_map = lefts[depth], maps[depth]
+            if left == 0:
                 break
         if span != NULL:
             span.end = p
@@ -250,7 +269,7 @@ cdef class Scanner:
         """Depth, UTF-8 and top-level keys; the rest of the grammar is left to the decoder."""
         cdef Bytes p = at[0]
         cdef Bytes text
-        cdef Bytes bad = utf8_error(p, end)
+        cdef Bytes bad = utf8_error(p, end, end)
         cdef int depth = 0
         cdef bint key = False
         cdef unsigned char c
