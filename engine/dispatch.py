@@ -33,7 +33,7 @@ from engine.later import Later
 from engine.limits import Limits
 from engine.open_sends import Flow, OpenSend, OpenSends, recipients
 from engine.put_off import PutOff
-from engine.record import Recorder
+from engine.record import Recorder, receipt_head
 from engine.send import Origin, Outcome, Tier
 from engine.settle import Again, Ending, settle
 from engine.state.flight import Flight
@@ -343,7 +343,7 @@ class Dispatcher:
         if noted is not None and not self._attempts.settled(batch, noted, settlement, result):
             noted = None
         for ending in settlement.endings:
-            self._end(batch, ending, call.batch, result.platform_id)
+            self._end(batch, ending, call.batch, wire.tellable(result.platform_id))
         if settlement.again:
             columns = Columns()
             for again in settlement.again:
@@ -354,17 +354,21 @@ class Dispatcher:
         flow, outcome, counters = batch.flow, ending.outcome, self.counters
         if outcome is Outcome.DEAD:
             self._bury(batch, ending)
-        end_to_end = counters.end_to_end_of(flow.tier, flow.channel)
-        keeps_id = outcome in KEEPS_ID
-        told = tell(batch, ending.who, keeps_id, self.clock.wall_ms(), end_to_end, wire.MAX_PART_BYTES)
-        self.recorder.receipt(flow, outcome, ending.code, ending.reason, name, platform_id, told.parts)
+        told = tell(
+            batch,
+            ending.who,
+            outcome in KEEPS_ID,
+            receipt_head(flow, outcome, ending.code, ending.reason),
+            name,
+            platform_id,
+            self.clock.wall_ms(),
+            counters.end_to_end_of(flow.tier, flow.channel),
+            wire.MAX_PART_BYTES,
+        )
+        self.recorder.told(told)
         for send in told.unclaimed:
             self._free(send)
         counters.end(flow.tier, flow.channel, outcome, told.count)
-        for settled in told.settled:
-            self.recorder.settle(*settled)
-        for ledger, offsets in told.completions:
-            self.recorder.complete(ledger, offsets)
 
     def _bury(self, batch: Batch, ending: Ending) -> None:
         handles, positions = batch.handles, batch.positions

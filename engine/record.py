@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from array import array
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import structlog
@@ -25,10 +26,12 @@ from engine.errors import LogUnavailable, RecordRefused
 from engine.logs import Headers, Log, Record
 from engine.open_sends import Flow, OpenSend
 from engine.send import Outcome, Tier
+from ext.receipts import Told
 
 logger = structlog.get_logger("surgetank.record")
 MAX_BACKLOG = 200_000  # sends that ended and whose receipts are not acknowledged
 MAX_BACKLOG_BYTES = 256 << 20  # of those receipts and dead letters
+HEADS = 1024  # of receipts, remembered
 GATHER_S = 0.05  # what ends within it goes with one append: nobody waits for a receipt, and an append has its price
 
 
@@ -74,6 +77,17 @@ class Recorder:
         """Whether as much waits to be acknowledged as may, or ``share`` of it."""
         return self.backlog >= MAX_BACKLOG * share or self.backlog_bytes >= MAX_BACKLOG_BYTES * share
 
+    def told(self, told: Told) -> None:
+        """What compiled code has told of a call's recipients: receipts, and what is done with them."""
+        for value in told.records:
+            self._records.append(Record(self._receipts, value))
+            self.backlog_bytes += len(value)
+        self._settled += told.settled
+        for ledger, offsets in told.completions:
+            self._completions.append((ledger, offsets))
+            self.backlog += len(offsets)
+        self._awake()
+
     def receipt(
         self,
         flow: Flow | Facts,
@@ -85,19 +99,7 @@ class Recorder:
         parts: Iterable[bytes],
     ) -> None:
         """One ending of one campaign; ``parts``: its `sends` as msgpack, a record for each."""
-        facts = wire.ReceiptFacts(
-            tier=flow.tier.label,
-            channel=flow.channel,
-            account=flow.account,
-            tenant=flow.tenant,
-            campaign=flow.campaign,
-            outcome=outcome,
-            code=code and wire.tellable(code),
-            reason=reason and wire.tellable(reason),
-            batch=batch,
-            platform_id=wire.tellable(platform_id),
-            at=self._clock.wall_ms(),
-        )
+        facts = _facts(flow, outcome, code, reason, batch, platform_id, self._clock.wall_ms())
         for value in wire.encode_receipts(facts, parts):
             self._records.append(Record(self._receipts, value))
             self.backlog_bytes += len(value)
@@ -200,6 +202,30 @@ class Recorder:
         self.refused += 1
         record = records[0]
         logger.critical("the log refuses a record; it is not kept", topic=record.topic, why=str(error))
+
+
+@lru_cache(HEADS)
+def receipt_head(flow: Flow, outcome: Outcome, code: str, reason: str) -> bytes:
+    """What receipts of calls that end so begin with. Remembered: most calls of a flow end alike."""
+    return wire.receipt_head(_facts(flow, outcome, code, reason))
+
+
+def _facts(
+    flow: Flow | Facts, outcome: Outcome, code: str, reason: str, batch: str = "", platform_id: str = "", at_ms: int = 0
+) -> wire.ReceiptFacts:
+    return wire.ReceiptFacts(
+        tier=flow.tier.label,
+        channel=flow.channel,
+        account=flow.account,
+        tenant=flow.tenant,
+        campaign=flow.campaign,
+        outcome=outcome,
+        code=wire.tellable(code),
+        reason=wire.tellable(reason),
+        batch=batch,
+        platform_id=wire.tellable(platform_id),
+        at=at_ms,
+    )
 
 
 def _size(record: Record) -> int:

@@ -1,12 +1,13 @@
 # distutils: include_dirs = ext
-"""Ends recipients: writes what receipts say of them, counts, and completes the records they finish: see receipts.pyi.
+"""Ends recipients: writes their receipts, counts, and completes the records they finish: see receipts.pyi.
 
-In: a batch, which of its rows ended, and how. Out: the `sends` of receipts as msgpack, cut to size; completions.
+In: a batch, which of its rows ended, and how. Out: receipts records, cut to size; completions.
 Invariant: a recipient is told once; a send that has nobody left is out of the table.
 Never: makes a Python object for a send or a recipient (but a completion's offset).
 """
 
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython cimport array
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
@@ -17,19 +18,31 @@ from ext.histogram cimport Histogram, counts_observe
 from ext.ledger cimport Ledger
 from ext.sends cimport OpenSend, SendTable
 
-from array import array
+import array
 
 cdef enum:
     MOST_COUNT = 65535  # an array16's
     NUMBER = 9  # bytes of the longest
 
 cdef int64_t NS_PER_MS = 1_000_000
+cdef array.array OFFSETS = array.array("q")
 
 
 cdef class Entries:
-    def __cinit__(self, size_t limit):
-        self.limit, self.parts = limit, []
-        self.reserve(1024)
+    def __cinit__(
+        self, bytes head not None, str name not None, str platform_id not None, int64_t wall_ms, size_t limit
+    ):
+        cdef Py_ssize_t length = PyBytes_GET_SIZE(head)
+        self.records = []
+        self.reserve(length + 1024)
+        memcpy(self.at, PyBytes_AS_STRING(head), length)
+        self.used = length
+        self.key(b"batch", 5, name)
+        self.key(b"platform_id", 11, platform_id)
+        self.text(b"at", 2)
+        self.number(wall_ms)
+        self.text(b"sends", 5)
+        self.start, self.limit = self.used, self.used + limit
         self.begin()
 
     def __dealloc__(self):
@@ -64,25 +77,40 @@ cdef class Entries:
             self.byte(<unsigned char>(value >> (8 * width) & 0xFF))
 
     cdef void text(self, const char* text, Py_ssize_t length) noexcept nogil:
-        """At most 255 bytes."""
+        """At most 65,535 bytes."""
         if length < 32:
             self.byte(0xA0 | <unsigned char>length)
-        else:
+        elif length <= 0xFF:
             self.byte(0xD9)
             self.byte(<unsigned char>length)
+        else:
+            self.byte(0xDA)
+            self.byte(<unsigned char>(length >> 8))
+            self.byte(<unsigned char>(length & 0xFF))
         memcpy(self.at + self.used, text, length)
         self.used += length
 
+    cdef int key(self, const char* name, Py_ssize_t length, str value) except -1:
+        """A pair of the record's map."""
+        cdef Py_ssize_t size
+        cdef const char* text = PyUnicode_AsUTF8AndSize(value, &size)
+        if size > 0xFFFF:
+            raise ValueError(f"{size} bytes: at most 65,535 expected")
+        self.reserve(size + 1024)  # room for what comes next, too
+        self.text(name, length)
+        self.text(text, size)
+        return 0
+
     cdef void begin(self) noexcept nogil:
-        self.used, self.count = 3, 0  # the array's header is written when it is known
+        self.used, self.count = self.start + 3, 0  # the array's header is written when it is known
 
     cdef int cut(self) except -1:
-        """The part is done."""
+        """The record is done."""
+        cdef char* header = self.at + self.start
         if not self.count:
             return 0
-        self.at[0] = <char>0xDC
-        self.at[1], self.at[2] = <char>(self.count >> 8), <char>(self.count & 0xFF)
-        self.parts.append(PyBytes_FromStringAndSize(self.at, self.used))
+        header[0], header[1], header[2] = <char>0xDC, <char>(self.count >> 8), <char>(self.count & 0xFF)
+        self.records.append(PyBytes_FromStringAndSize(self.at, self.used))
         self.begin()
         return 0
 
@@ -112,7 +140,7 @@ cdef class Entries:
 
     def done(self):
         self.cut()
-        return self.parts
+        return self.records
 
 
 cdef size_t fixed_bytes(OpenSend send) noexcept:
@@ -137,7 +165,7 @@ cdef int tell_some(
     Entries entries, OpenSend send, Batch batch, list rows, Py_ssize_t start, Py_ssize_t end, int64_t attempts,
     int64_t queued_ms,
 ) except -1:
-    """Rows start..end of ``rows`` by name; an entry that grows too large goes on in the next part."""
+    """Rows start..end of ``rows`` by name; an entry that grows too large goes on in the next record."""
     cdef size_t need = fixed_bytes(send), counter
     cdef Py_ssize_t at = start, row, length
     cdef uint32_t told
@@ -163,17 +191,18 @@ cdef int tell_some(
 
 cdef object positions_of(Batch batch, list rows, Py_ssize_t start, Py_ssize_t end):
     if rows is None:
-        return array("H", (<char*>(batch.position + start))[:2 * (end - start)])
-    return array("H", [batch.position[<Py_ssize_t>rows[at]] for at in range(start, end)])
+        return array.array("H", (<char*>(batch.position + start))[:2 * (end - start)])
+    return array.array("H", [batch.position[<Py_ssize_t>rows[at]] for at in range(start, end)])
 
 
 cdef class Told:
-    cdef readonly list parts
+    cdef readonly list records
     cdef readonly list completions
     cdef readonly list settled
     cdef readonly list unclaimed
     cdef readonly Py_ssize_t count
-    cdef object ledger, offsets  # of the last completion
+    cdef Ledger ledger  # of the last completion
+    cdef array.array offsets
 
     def __cinit__(self):
         self.completions, self.settled, self.unclaimed = [], [], []
@@ -195,14 +224,16 @@ cdef class Told:
         if not send.taken:
             self.unclaimed.append(send)
         if ledger is not self.ledger:
-            self.ledger, self.offsets = ledger, array("q")
+            self.ledger, self.offsets = ledger, array.clone(OFFSETS, 0, False)
             self.completions.append((ledger, self.offsets))
-        self.offsets.append(send.offset)
+        array.resize_smart(self.offsets, len(self.offsets) + 1)
+        self.offsets.data.as_longlongs[len(self.offsets) - 1] = send.offset
         return 0
 
 
 def tell(
-    Batch batch not None, who, bint keeps_id, int64_t wall_ms, Histogram end_to_end not None, size_t limit
+    Batch batch not None, who, bint keeps_id, bytes head, str name, str platform_id, int64_t wall_ms,
+    Histogram end_to_end not None, size_t limit,
 ):
     cdef SendTable table = batch.table
     cdef list rows = None if isinstance(who, range) else list(who)
@@ -210,9 +241,9 @@ def tell(
     cdef uint32_t handle
     cdef OpenSend send
     cdef int64_t attempts, queued_ms
-    cdef Entries entries = Entries(limit)
+    cdef Entries entries = Entries(head, name, platform_id, wall_ms, limit)
     cdef Told told = Told()
-    if rows is None and who != range(batch.size):
+    if rows is None and (end != batch.size or who.stop != end):
         raise ValueError(f"who is {who}: all {batch.size} rows, or a list, expected")
     while at < end:
         start = at
@@ -230,5 +261,5 @@ def tell(
         counts_observe(&end_to_end.counts, (wall_ms - send.first_seen_ms) * NS_PER_MS, <uint64_t>(at - start))
         send.taken = send.taken or keeps_id
         told.less(batch, handle, send, rows, start, at)
-    told.parts = entries.done()
+    told.records = entries.done()
     return told

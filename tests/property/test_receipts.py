@@ -11,15 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine import wire
 from engine.commit import Ledger
 from engine.drivers import Prepared
 from engine.logs import Partition
 from engine.open_sends import OpenSend, OpenSends
-from engine.send import Origin, Tier
-from engine.wire import ReceiptSend
+from engine.send import Origin, Outcome, Tier
+from engine.wire import ReceiptFacts, ReceiptSend
 from ext.columns import Batch, Columns, batches_of
 from ext.histogram import Histogram
-from ext.receipts import tell
+from ext.receipts import Told, tell
 from ext.schedule import NEVER, Core
 
 LEDGERS = [Ledger(Partition("surgetank.basic", number), 0, 1) for number in range(2)]
@@ -37,6 +38,38 @@ SENDS = st.lists(
     max_size=12,
     unique_by=lambda send: send[1],  # no two sends have one origin
 )
+TEXT = st.one_of(st.text(st.characters(codec="utf-8"), max_size=40), st.sampled_from(["x" * 31, "王" * 85, "y" * 512]))
+NAME = st.one_of(TEXT, st.none())
+FACTS = st.builds(
+    ReceiptFacts,
+    tier=st.just("basic"),
+    channel=NAME,
+    account=NAME,
+    tenant=NAME,
+    campaign=NAME,
+    outcome=st.sampled_from(Outcome),
+    code=TEXT,
+    reason=TEXT,
+    batch=TEXT,
+    platform_id=TEXT,
+    at=st.sampled_from([0, 127, 128, 255, 256, 65_535, 65_536, 2**32 - 1, 2**32, 1_790_000_000_000, 2**53]),
+)
+PLAIN = ReceiptFacts(
+    tier="basic", channel="c", account="a", tenant="t", campaign=None, outcome=Outcome.ACCEPTED, code="0", reason="",
+    batch="b", platform_id="", at=3_000,
+)  # fmt: skip
+
+
+def told_of(
+    batch: Batch, rows: Sequence[int], keeps: bool, end_to_end: Histogram, limit: int, facts: ReceiptFacts = PLAIN
+) -> tuple[Told, list[bytes]]:
+    """What was done; and the sends of its records, which begin with the facts as Python writes them."""
+    who = rows if isinstance(rows, range) else list(rows)
+    head = wire.receipt_head(facts)
+    told = tell(batch, who, keeps, head, facts.batch, facts.platform_id, facts.at, end_to_end, limit)
+    (shared,) = wire.encode_receipts(facts, [b""])
+    assert all(record.startswith(shared) for record in told.records)
+    return told, [record.removeprefix(shared) for record in told.records]
 
 
 def batches(sends: list[tuple[str, int, list[str], object, int, int]]) -> list[Batch]:
@@ -102,8 +135,8 @@ def test_it_tells_what_python_would_have_told(
                 continue
             keeps = data.draw(st.booleans())
             expected, handles = in_python(batch, rows), [batch.handles[row] for row in rows]
-            told = tell(batch, rows, keeps, 3_000, end_to_end, LIMIT)
-            assert [msgspec.structs.asdict(send) for send in joined(told.parts)] == [
+            told, parts = told_of(batch, rows, keeps, end_to_end, LIMIT)
+            assert [msgspec.structs.asdict(send) for send in joined(parts)] == [
                 msgspec.structs.asdict(send) for send in expected
             ]
             ended += len(rows)
@@ -125,6 +158,21 @@ def test_it_tells_what_python_would_have_told(
     assert (counts[-1], total) == (ended, ended * 2_000 * 10**6)
 
 
+@given(FACTS)
+def test_what_a_record_says_of_all_its_sends_is_what_python_writes(facts: ReceiptFacts) -> None:
+    (batch,) = batches([("i", 1, ["u", "w"], None, 0, 0)])
+    told, (part,) = told_of(batch, range(2), True, Histogram([1]), LIMIT, facts)
+    (send,) = joined([part])
+    assert told.records == wire.encode_receipts(facts, [part])
+    assert wire.decode_receipt(told.records[0]).sends == [send]
+
+
+def test_a_name_too_long_for_a_record_is_refused() -> None:
+    (batch,) = batches([("i", 1, ["u"], None, 0, 0)])
+    with pytest.raises(ValueError, match="65536 bytes"):
+        told_of(batch, range(1), True, Histogram([1]), LIMIT, msgspec.structs.replace(PLAIN, batch="x" * 65_536))
+
+
 def test_a_send_of_ten_thousand_is_told_in_parts_of_the_limit() -> None:
     to = [f"{n:0128}" for n in range(1000)]
     core, opens, columns = Core(), OpenSends(), Columns()
@@ -137,7 +185,7 @@ def test_a_send_of_ten_thousand_is_told_in_parts_of_the_limit() -> None:
     columns.add(opens.add(send), send, 0, 0, range(1000), [name.encode() for name in to])
     columns.push(core, 0)
     (batch,) = batches_of(core.pop_batches(1, 5000), opens, 1)
-    told = tell(batch, range(1000), True, 0, Histogram([1]), 20_000)
-    assert max(map(len, told.parts)) <= 20_000
-    assert [name for part in told.parts for entry in msgpack.unpackb(part) for name in entry[2]] == to
+    told, parts = told_of(batch, range(1000), True, Histogram([1]), 20_000)
+    assert max(map(len, parts)) <= 20_000
+    assert [name for part in parts for entry in msgpack.unpackb(part) for name in entry[2]] == to
     assert (told.completions, send.left, send.taken) == ([], 1, True)
