@@ -104,7 +104,10 @@ class Attempts:
         """Write down how the call ended; True: who is to be tried again is to be with exactly this call."""
         begun, rows, handles, positions = noted.begun, noted.rows, batch.handles, batch.positions
         stays = bool(settlement.again) and noted.unsure(result)
-        ended = [(Ended(*ending[:3]), [rows[at] for at in ending.who]) for ending in settlement.endings]
+        ended = [
+            (Ended(ending.outcome, ending.code, ending.reason), [rows[at] for at in ending.who])
+            for ending in settlement.endings
+        ]
         free = [] if stays else [at for again in settlement.again for at in again.who]
         if ended or free:
             self.end(begun, ended, [rows[at] for at in free], result.platform_id)

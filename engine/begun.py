@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from msgspec.structs import replace
+
 from engine.drivers import Action, Call, CallResult
 from engine.wire_attempt import Attempt, End, Ended, Member
 from ext.columns import Batch
@@ -64,7 +66,7 @@ class Noted(NamedTuple):
     def own(self, result: CallResult) -> CallResult:
         """What the call's answer says of the batch."""
         told = {at: result.exceptions[row] for at, row in enumerate(self.rows) if row in result.exceptions}
-        return result._replace(exceptions=told)
+        return replace(result, exceptions=told)
 
     def unsure(self, result: CallResult) -> bool:
         """Whether it may have had an effect that nobody has told us of."""

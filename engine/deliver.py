@@ -17,6 +17,7 @@ from collections.abc import Mapping
 import aiohttp
 import structlog
 from aiohttp.abc import ResolveResult
+from msgspec.structs import replace
 from yarl import URL
 
 from engine.clock import NS_PER_S, Clock
@@ -49,6 +50,7 @@ NO_TOKEN = CallResult(Verdict(Action.RETRY, "token", "no access token"), left=Fa
 REFUSED = CallResult(Verdict(Action.PARK, "credentials", "credentials refused", REFUSED_NS / NS_PER_S), left=False)
 STILL_REFUSED = CallResult(Verdict(Action.PARK, "token", "a new access token is refused too", TOKEN_REFUSED_S))
 
+REFRESH = Action.REFRESH  # Python 3.11 takes a microsecond to find an enum's member
 logger = structlog.get_logger(__name__)
 
 
@@ -113,7 +115,7 @@ class Deliverer:
 
     def _told(self, account: str, token: str, result: CallResult) -> CallResult:
         """``result``, or a rest when it refuses not only this token but the one before it too."""
-        if result.whole.action is not Action.REFRESH:
+        if result.whole.action is not REFRESH:
             self._stale.pop(account, None)
             return result
         self._tokens.invalidate(account, token)
@@ -127,7 +129,8 @@ class Deliverer:
         if self._misses <= MISSES:
             return result
         rest_s = max(result.whole.after_s or 0.0, REST_S)
-        return result._replace(whole=Verdict(Action.PARK, result.whole.code, "the platform cannot be reached", rest_s))
+        rest = Verdict(Action.PARK, result.whole.code, "the platform cannot be reached", rest_s)
+        return replace(result, whole=rest)
 
     async def _http(self, request: Request) -> Reply | CallResult:
         """The answer, or what its absence means."""

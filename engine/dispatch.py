@@ -44,9 +44,10 @@ from ext.receipts import tell
 from ext.schedule import ACCOUNT, CANCELLED, NEVER, WHOLE_TIER, Core
 
 logger = structlog.get_logger("surgetank.dispatch")
+DEAD = Outcome.DEAD  # Python 3.11 takes a microsecond to find an enum's member
 POP_BUDGET = 256  # steps of the core a pop, about 10 us; urgent work never waits behind more
 REAP_BUDGET = 4096
-UNANSWERED = Ending(Outcome.UNKNOWN, "", "cancelled after a call without an answer", ())
+UNANSWERED = "cancelled after a call without an answer"
 SHUT_NS = 50 * NS_PER_MS  # between two looks at a fence that is shut
 NOT_MADE = CallResult(Verdict(Action.RETRY, "fence", "not ours any more"), left=False)
 
@@ -352,7 +353,7 @@ class Dispatcher:
 
     def _end(self, batch: Batch, ending: Ending, name: str, platform_id: str) -> None:
         flow, outcome, counters = batch.flow, ending.outcome, self.counters
-        if outcome is Outcome.DEAD:
+        if outcome is DEAD:
             self._bury(batch, ending)
         told = tell(
             batch,
@@ -390,8 +391,8 @@ class Dispatcher:
                 self.leave(handle, send, len(rows))
             elif self.is_cancelled(send.flow.campaign, send.flow.tenant, send.first_seen_ms):
                 self._attempts.drop(handle, who)
-                ending = Ending(Outcome.CANCELLED, "", "", rows) if noted is None else UNANSWERED._replace(who=rows)
-                self._end(batch, ending, "", "")
+                outcome, reason = (Outcome.CANCELLED, "") if noted is None else (Outcome.UNKNOWN, UNANSWERED)
+                self._end(batch, Ending(outcome, "", reason, rows), "", "")
             elif noted is not None:
                 apart = self._attempts.queue(noted, handle, rows, who)
                 columns.add_rows(batch, rows, batch.attempts[rows[0]] + again.counts, again.at_ns, apart)
@@ -434,7 +435,7 @@ class Dispatcher:
             group[1].append(wire.ReceiptSend(send.id, send.origin, to, attempts[first], queued_ms, meta))
             group[0].send(handle, send, who)
         for (flow, outcome), (told, entries) in groups.items():
-            reason = UNANSWERED.reason if outcome is Outcome.UNKNOWN else ""
+            reason = UNANSWERED if outcome is Outcome.UNKNOWN else ""
             self.recorder.receipt(flow, outcome, "", reason, "", "", wire.receipt_parts(entries))
             told.done()
         return reaped.more

@@ -9,7 +9,8 @@ Never: ends anybody for what may pass while attempts are left; age is the core's
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+
+from msgspec import Struct
 
 from engine.config import Retry
 from engine.drivers import Action, CallResult, Verdict
@@ -20,10 +21,11 @@ PARK_NS = 60 * NS_PER_S  # when the platform does not say how long
 LEAST_PARK_NS = NS_PER_S  # a rest is no attempt, so nothing else bounds how often it is asked for
 MOST_AFTER_S = 86_400.0  # what a platform may ask for; its number is not ours to trust
 
+DEAD = Action.DEAD  # Python 3.11 takes a microsecond to find an enum's member
 ENDINGS = {Action.ACCEPTED: Outcome.ACCEPTED, Action.FAILED: Outcome.FAILED, Action.DEAD: Outcome.DEAD}
 
 
-class Ending(NamedTuple):
+class Ending(Struct, frozen=True, gc=False):
     """These recipients (indices in the batch) have ended."""
 
     outcome: Outcome
@@ -33,7 +35,7 @@ class Ending(NamedTuple):
     declined: bool = False  # of the dead: as in Again
 
 
-class Again(NamedTuple):
+class Again(Struct, frozen=True, gc=False):
     """These are to be tried again at ``at_ns``; ``counts``: the call was an attempt of theirs; ``declined``: the
     platform took the call, and answered that it reached none of them."""
 
@@ -44,12 +46,12 @@ class Again(NamedTuple):
     declined: bool = False
 
 
-class Settlement(NamedTuple):
+class Settlement(Struct, gc=False):
     """All of a batch."""
 
     endings: list[Ending]
     again: list[Again]
-    rest_until_ns: int | None  # nothing to this account before
+    rest_until_ns: int | None = None  # nothing to this account before
 
 
 def backoff_ns(attempt: int, policy: Retry, jitter: float) -> int:
@@ -73,10 +75,9 @@ def settle(
 ) -> Settlement:
     """``attempts[i]``: calls made for recipient i before this one. ``repeats``: an unknown effect may be repeated.
     ``unsure``: some call may have had its effect, so whom no answer reaches in the end is `unknown`, not dead."""
-    if not result.exceptions and result.whole.action in ENDINGS:  # most calls
-        return Settlement([_ended(result.whole, range(len(attempts)), result)], [], None)
-    done = Settlement([], [], None)
-    rest: int | None = None
+    if result.whole.action in ENDINGS and not result.exceptions:  # most calls
+        return Settlement([_ended(result.whole, range(len(attempts)), result)], [])
+    done = Settlement([], [])
     for verdict, who in _by_verdict(result, len(attempts)):
         action = verdict.action
         if action in ENDINGS:
@@ -84,20 +85,22 @@ def settle(
         elif action is Action.UNKNOWN and not repeats:
             done.endings.append(Ending(Outcome.UNKNOWN, verdict.code, verdict.reason, who))
         elif action is Action.PARK:
-            rest = now_ns + (PARK_NS if verdict.after_s is None else max(_after_ns(verdict), LEAST_PARK_NS))
-            done.again.append(Again(rest, False, verdict.reason or verdict.code, who))
+            rest = PARK_NS if verdict.after_s is None else max(_after_ns(verdict), LEAST_PARK_NS)
+            done.rest_until_ns = now_ns + rest
+            done.again.append(Again(done.rest_until_ns, False, verdict.reason or verdict.code, who))
         elif action is Action.REFRESH:
             done.again.append(Again(now_ns, False, verdict.reason or verdict.code, who))
         else:
             gives_up = Outcome.UNKNOWN if unsure and verdict is result.whole else Outcome.DEAD
             declined = verdict.refused and verdict is not result.whole
             _retry(done, verdict, who, attempts, policy, now_ns, jitter, gives_up, declined)
-    return done if rest is None else done._replace(rest_until_ns=rest)
+    return done
 
 
 def _ended(verdict: Verdict, who: Sequence[int], result: CallResult) -> Ending:
-    declined = verdict.action is Action.DEAD and result.answered
-    return Ending(ENDINGS[verdict.action], verdict.code, verdict.reason, who, declined)
+    return Ending(
+        ENDINGS[verdict.action], verdict.code, verdict.reason, who, verdict.action is DEAD and result.answered
+    )
 
 
 def _after_ns(verdict: Verdict) -> int:

@@ -14,11 +14,13 @@ from pkgutil import iter_modules
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, Protocol
 
+from msgspec import Struct
+
 from engine.config import ChannelConfig, Frequency
 from engine.errors import ConfigError
 
 
-class Request(NamedTuple):
+class Request(Struct, frozen=True, gc=False):
     """One HTTP call to make."""
 
     method: str
@@ -27,7 +29,7 @@ class Request(NamedTuple):
     headers: Mapping[str, str]
 
 
-class Reply(NamedTuple):
+class Reply(Struct, frozen=True, gc=False):
     """What came back."""
 
     status: int
@@ -74,7 +76,7 @@ class Verdict(NamedTuple):
 NO_EXCEPTIONS: Mapping[int, Verdict] = MappingProxyType({})
 
 
-class CallResult(NamedTuple):
+class CallResult(Struct, frozen=True, gc=False):
     """How one call ended: ``whole`` for every recipient but those in ``exceptions`` (index in the batch)."""
 
     whole: Verdict
@@ -112,7 +114,7 @@ class Prepared(NamedTuple):
     complete: bool = True
 
 
-class Call(NamedTuple):
+class Call(Struct, frozen=True, gc=False):
     """What a driver builds a request from. ``data[i]`` is recipient i's own values, or None; may be empty: none has."""
 
     batch: str  # our id of the batch; the same for every attempt of exactly these recipients

@@ -18,6 +18,7 @@ from engine.config import ChannelConfig
 from engine.drivers import Action, Reply, Token, Verdict
 from engine.errors import PlatformRefused, PlatformUnavailable
 
+QUOTED = frozenset({Action.FAILED, Action.DEAD})  # where a code of the platform's is told with its words
 MAX_AFTER_S = 3600.0  # a platform's wish for a longer wait is cut to this: it must not make sends wait for ever
 MAX_TEXT = 200  # characters of a platform's own words we pass on
 MAX_TOKEN_S = 30 * 86_400
@@ -84,7 +85,7 @@ def by_errcode(table: Mapping[int, Verdict], answer: Answer) -> Verdict:
     verdict = table.get(errcode) if errcode is not None else None
     if verdict is None:
         return Verdict(Action.RETRY, str(errcode)[:20], "unexpected errcode")
-    if verdict.action in (Action.FAILED, Action.DEAD) and answer.errmsg:
+    if verdict.action in QUOTED and answer.errmsg:
         return verdict._replace(reason=f"{verdict.reason}: {answer.errmsg[:MAX_TEXT]}")
     return verdict
 

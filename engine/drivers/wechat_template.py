@@ -155,7 +155,7 @@ class Driver:
         if answer is None or (answer.errcode is None and answer.msgid is None):
             return self._garbage
         verdict = TABLE[0] if answer.errcode is None else answers.by_errcode(TABLE, answer)
-        return CallResult(verdict, {}, "" if answer.msgid is None else str(answer.msgid)[:256])
+        return CallResult(verdict, platform_id="" if answer.msgid is None else str(answer.msgid)[:256])
 
 
 def _data(texts: Mapping[str, str]) -> bytes:

@@ -52,9 +52,9 @@ def test_whom_the_platform_declined_is_told_apart() -> None:
     for refused in (False, True):
         verdict = Verdict(Action.RETRY, "retry", "retry", None, refused)
         result = CallResult(OK, {0: verdict, 1: verdict})
-        endings, again, _ = settle(result, [2, 0], Retry(attempts=3), True, 0, 0.0)
-        assert (endings[0].who, endings[0].declined) == ([0], refused)
-        assert (again[0].who, again[0].declined) == ([1], refused)
+        done = settle(result, [2, 0], Retry(attempts=3), True, 0, 0.0)
+        assert (done.endings[0].who, done.endings[0].declined) == ([0], refused)
+        assert (done.again[0].who, done.again[0].declined) == ([1], refused)
         whole = settle(CallResult(verdict), [0], Retry(), True, 0, 0.0).again[0]
         assert not whole.declined, "a call that was not taken is made again as it was"
     assert settle(CallResult(Verdict(Action.DEAD, "http_400")), [0], Retry(), True, 0, 0.0).endings[0].declined
