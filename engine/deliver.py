@@ -13,9 +13,11 @@ import asyncio
 import io
 import socket
 from collections.abc import Mapping
+from typing import Any
 
 import aiohttp
 import structlog
+from aiohttp import hdrs
 from aiohttp.abc import ResolveResult
 from msgspec.structs import replace
 from yarl import URL
@@ -28,6 +30,7 @@ from engine.time_limit import TimeLimit
 from engine.tokens import REFUSED_NS, Tokens
 
 MAX_BODY_BYTES = 1 << 20  # of an answer; a 10,000-recipient one of the webhook's has about half of that
+SMALL_BYTES = 16 << 10  # of a body that nobody has to wait for
 CONNECT_S = 5.0  # for finding the address, and again for connecting
 CONNECT_SHARE = 0.45  # of the whole timeout, so that one that could not connect is never taken for one that hung
 TOKEN_REFUSED_S = 10.0  # rest when the platform refuses a token it has just given
@@ -38,7 +41,7 @@ OUT_OF_SERVICE = "http_503"
 MISSES = 3
 REST_S = 1.0
 
-HEADERS = {"User-Agent": "surgetank", "Accept": "application/json", "Accept-Encoding": "identity"}
+HEADERS = {hdrs.USER_AGENT: "surgetank", hdrs.ACCEPT: "application/json", hdrs.ACCEPT_ENCODING: "identity"}
 
 CONNECT = CallResult(Verdict(Action.RETRY, "connect", "could not connect"), left=False)
 TIMEOUT = CallResult(Verdict(Action.UNKNOWN, "timeout", "no answer in time"), answered=False)
@@ -78,7 +81,7 @@ class Deliverer:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=limit, resolver=_Resolver(connect_s)),
             cookie_jar=aiohttp.DummyCookieJar(),
-            headers=HEADERS,
+            request_class=_Request,
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_s),
             trust_env=False,
         )
@@ -192,6 +195,31 @@ class Deliverer:
 
     def _names(self, account: str) -> Mapping[str, str]:
         return {"channel": self._channel, "account": account}
+
+
+class _Request(aiohttp.ClientRequest):
+    """aiohttp makes a task to write a body, of whatever size. A small one goes out right behind its head here, which
+    saves a call a seventh of its HTTP."""
+
+    DEFAULT_HEADERS = HEADERS  # the session's own would be copied twice
+    small: bytes | None = None
+
+    def update_body_from_data(self, body: Any, *rest: Any) -> None:
+        if isinstance(body, bytes) and 0 < len(body) <= SMALL_BYTES:
+            self.headers[hdrs.CONTENT_LENGTH] = str(len(body))
+            self.small, body = body, None
+        super().update_body_from_data(body, *rest)
+
+    async def send(self, conn: aiohttp.connector.Connection) -> aiohttp.ClientResponse:
+        small, protocol = self.small, conn.protocol
+        assert protocol is not None  # noqa: S101 # aiohttp asserts it too
+        if small is not None and protocol.writing_paused:  # the head does not go out at once: all of it as usual, then
+            super().update_body_from_data(small)
+            small = None
+        response = await super().send(conn)
+        if small is not None and protocol.transport is not None:  # else it is lost, which is for the response to say
+            protocol.transport.write(small)
+        return response
 
 
 class _Resolver(aiohttp.ThreadedResolver):
