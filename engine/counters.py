@@ -5,7 +5,7 @@ The core counts what happens inside it (queued, waiting, expired, queue waits); 
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 
 from engine.send import Outcome, Tier
 from ext.histogram import Histogram
@@ -53,8 +53,8 @@ class Counters:
         self.commit_errors = [0, 0, 0]
         self.backpressure_ns: Counter[str] = Counter()
         self.loop_stall = Histogram(STALL_EDGES)
-        self.call_duration: dict[tuple[Tier, str], Histogram] = {}
-        self.end_to_end: dict[tuple[Tier, str], Histogram] = {}
+        self.call_duration = defaultdict[tuple[Tier, str], Histogram](lambda: Histogram(CALL_EDGES))
+        self.end_to_end = defaultdict[tuple[Tier, str], Histogram](lambda: Histogram(WAIT_EDGES))
         self.commit_duration = [Histogram(CALL_EDGES) for _ in Tier]
 
     def end(self, tier: Tier, channel: str, outcome: Outcome, count: int) -> None:
@@ -80,14 +80,8 @@ class Counters:
 
     def call_took(self, tier: Tier, channel: str, took_ns: int) -> None:
         """One platform call."""
-        histogram = self.call_duration.get((tier, channel))
-        if histogram is None:
-            histogram = self.call_duration[tier, channel] = Histogram(CALL_EDGES)
-        histogram.observe(took_ns)
+        self.call_duration[tier, channel].observe(took_ns)
 
     def end_to_end_of(self, tier: Tier, channel: str) -> Histogram:
         """From first seen to ended, ns, weighted by recipients."""
-        histogram = self.end_to_end.get((tier, channel))
-        if histogram is None:
-            histogram = self.end_to_end[tier, channel] = Histogram(WAIT_EDGES)
-        return histogram
+        return self.end_to_end[tier, channel]

@@ -44,14 +44,15 @@ class _Block:
     __slots__ = ("_cancelling", "_expired", "_limit", "_task", "until")
 
     def __init__(self, limit: TimeLimit) -> None:
-        task = asyncio.current_task()
+        loop = asyncio.get_running_loop()
+        task = asyncio.current_task(loop)
         if task is None:
             raise RuntimeError("a time limit is for what runs in a task")
         self._limit = limit
         self._task = task
         self._cancelling = task.cancelling()
         self._expired = False
-        self.until = asyncio.get_running_loop().time() + limit.seconds
+        self.until = loop.time() + limit.seconds
 
     def expire(self) -> None:
         """Its time is over."""
@@ -59,8 +60,10 @@ class _Block:
         self._task.cancel()
 
     def __enter__(self) -> Self:
-        self._limit.running[self] = None
-        self._limit.watch()
+        running = self._limit.running
+        running[self] = None
+        if len(running) == 1:  # else the oldest is watched
+            self._limit.watch()
         return self
 
     def __exit__(

@@ -45,24 +45,25 @@ class Flight:
         self._counters = counters
         self._map = _mapped(path)
         self._cells = memoryview(self._map)[CELLS_AT].cast("q")
+        self._in_flight, self._settled = self._cells[IN_FLIGHT::CELLS], self._cells[SETTLED::CELLS]  # by tier
         self._before = [self.left(tier).forfeited for tier in Tier]
         self.cut_off = sum(self.left(tier).in_flight for tier in Tier)  # recipients in calls when that life ended
         for tier in Tier:
             self._give_up(tier)
-            self._cells[CELLS * tier + SETTLED] = self._cells[CELLS * tier + IN_FLIGHT] = 0
+            self._in_flight[tier] = self._settled[tier] = 0
 
     def begin(self, tier: Tier, recipients: int) -> None:
         """A call is about to start."""
-        self._cells[CELLS * tier + IN_FLIGHT] += recipients
+        self._in_flight[tier] += recipients
 
     def end(self, tier: Tier, recipients: int) -> None:
         """It is settled: who ended is counted."""
         self.committed(tier)  # first: a kill between the two counts them twice, not never
-        self._cells[CELLS * tier + IN_FLIGHT] -= recipients
+        self._in_flight[tier] -= recipients
 
     def committed(self, tier: Tier) -> None:
         """What is not committed has changed."""
-        self._cells[CELLS * tier + SETTLED] = self._counters.uncommitted(tier)
+        self._settled[tier] = self._counters.uncommitted(tier)
 
     def forfeit(self, tier: Tier) -> None:
         """The tier's partitions are another worker's; what no commit covers it will do again."""
@@ -81,7 +82,8 @@ class Flight:
 
     def close(self) -> None:
         """Nothing counts any more."""
-        self._cells.release()
+        for view in (self._in_flight, self._settled, self._cells):
+            view.release()
         self._map.close()
 
     def _give_up(self, tier: Tier) -> None:
