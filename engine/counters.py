@@ -22,14 +22,17 @@ WAIT_EDGES = [n * MS for n in (1, 5, 10, 50, 100, 500)] + [
 
 
 class Counters:
-    """One worker's. Recipients unless the name says otherwise; lists are indexed by tier."""
+    """One worker's. Recipients unless the name says otherwise; lists are indexed by tier.
+
+    What every call counts is no Counter: those store through a function of Python's.
+    """
 
     def __init__(self) -> None:
         self.consumed_sends = [0, 0, 0]
         self.consumed_bytes = [0, 0, 0]
         self.taken_in = [0, 0, 0]
         self.in_flight = [0, 0, 0]
-        self.calls_in_flight: Counter[str] = Counter()  # calls, by channel
+        self.calls_in_flight = defaultdict[str, int](int)  # calls, by channel
         self.held = [0, 0, 0]  # waiting for a content to be registered
         self.given_back = [0, 0, 0]  # of partitions taken away
         self.moving = [0, 0, 0]  # on their way to a later topic
@@ -37,8 +40,8 @@ class Counters:
         self.invalid: Counter[tuple[Tier, str]] = Counter()  # sends, by reason
         self.unknown_keys = 0
         self.replayed_twice = [0, 0, 0]  # records: another one of the same move came before
-        self.outcomes: Counter[tuple[Tier, str, Outcome]] = Counter()
-        self.attempts: Counter[tuple[str, str]] = Counter()  # calls, by (channel, result)
+        self.outcomes = defaultdict[tuple[Tier, str, Outcome], int](int)
+        self.attempts = defaultdict[tuple[str, str], int](int)  # calls, by (channel, result)
         self.retries: Counter[tuple[str, str]] = Counter()  # by (channel, reason)
         self.series_dropped = 0
         self.throttled: Counter[str] = Counter()  # calls answered with "rest", by channel

@@ -8,7 +8,7 @@ Never: refuses or moves a send that was moved before (from a later topic, a dead
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -50,7 +50,7 @@ class Gates:
         allowance = tier_policy(config, Tier.SYSTEM).allowance
         self.meters: dict[str, Meter] | None = None if allowance is None else {}
         self.demoted: Counter[str] = Counter()  # recipients moved to `template`, by channel
-        self.left: Counter[tuple[str, Tier]] = Counter()  # recipients that were on a call, by channel
+        self.left = defaultdict[tuple[str, Tier], int](int)  # recipients that were on a call, by channel
         self.template_topic = tier_policy(config, Tier.TEMPLATE).topics[0]
         self._allowance = allowance
         self._said: dict[str, tuple[int, int]] = {}  # tenant -> when it was, and demoted since

@@ -388,7 +388,7 @@ class Worker:
             assert sorted(handles._free) == list(range(handles._next)), "each is free, once"
         counters = pipeline.counters
         assert (counters.in_flight, counters.held, counters.moving) == ([0, 0, 0], [0, 0, 0], [0, 0, 0])
-        assert not counters.calls_in_flight.total()
+        assert not sum(counters.calls_in_flight.values())
         assert (pipeline.recorder.backlog, pipeline.recorder.backlog_bytes) == (0, 0)
 
 

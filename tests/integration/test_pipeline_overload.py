@@ -28,7 +28,8 @@ async def leap(worker: Worker, clock: Ahead) -> None:
     while pipeline.dispatcher._pumping:  # noqa: ASYNC110  a pump is one callback of the loop
         await asyncio.sleep(0)
     await worker.until(
-        lambda: not pipeline.counters.calls_in_flight.total() and not pipeline.core.stats()["ready"][2], "at the limit"
+        lambda: not sum(pipeline.counters.calls_in_flight.values()) and not pipeline.core.stats()["ready"][2],
+        "at the limit",
     )
 
 
