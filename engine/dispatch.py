@@ -216,18 +216,18 @@ class Dispatcher:
         held = NOTHING if noted else self._frequencies.hold(batch)  # who is called again was counted the first time
         if held.waits:
             self._wait(batch, held.waits)
-        if not len(batch):
-            self._release(batch, popped, 0, 0)
+        tier, count = batch.flow.tier, len(batch)
+        if not count:
+            self._release(batch.flow, self.clock.now_ns(), popped, 0, 0)
             self.wake()
             return
-        self.counters.in_flight[batch.tier] += len(batch)
-        self._flight.begin(batch.tier, len(batch))
+        self.counters.in_flight[tier] += count
+        self._flight.begin(tier, count)
         self._made_calls = number = self._made_calls + 1
         self._calls[number] = self._loop.create_task(self._call(number, batch, popped, held, noted))
 
-    def _release(self, batch: Batch, popped: int, left: int, late_ns: int) -> None:
-        flow, now = batch.flow, self.clock.now_ns()
-        self.core.release(now, flow.account_handle, batch.tier, popped, left, late_ns, flow.tenant_handle)
+    def _release(self, flow: Flow, now: int, popped: int, left: int, late_ns: int) -> None:
+        self.core.release(now, flow.account_handle, flow.tier, popped, left, late_ns, flow.tenant_handle)
 
     def _give_back(self, batch: Batch, rows: Sequence[int]) -> None:
         handles, sends, positions = batch.handles, batch.sends, batch.positions
@@ -277,9 +277,13 @@ class Dispatcher:
                     self._frequencies.done(batch, held, result)
                 left, late_ns = left if result.left else 0, 0 if result.answered else late_ns
             finally:  # one that was cut off may have left, and may arrive as late as one without an answer
-                self._over(batch, popped, left, late_ns)
+                now = self.clock.now_ns()
+                self._release(flow, now, popped, left, late_ns)
+                self.counters.calls_in_flight[channel] -= 1
+                self._gates.left[channel, flow.tier] += left
+                self.counters.in_flight[flow.tier] -= count
             if ours:
-                self._settle(batch, call, result, noted)
+                self._settle(batch, call, result, noted, now)
             else:
                 self._put_back(batch, noted)
             self._flight.end(flow.tier, count)  # one that was cut off stays in flight: it may be made again
@@ -289,14 +293,6 @@ class Dispatcher:
                 self.failure.set_exception(error)
         finally:
             self._calls.pop(number)
-
-    def _over(self, batch: Batch, popped: int, left: int, late_ns: int) -> None:
-        """A call is over, or was cut off, of which so many recipients may have left."""
-        channel = batch.flow.channel
-        self._release(batch, popped, left, late_ns)
-        self.counters.calls_in_flight[channel] -= 1
-        self._gates.left[channel, batch.tier] += left
-        self.counters.in_flight[batch.tier] -= len(batch)
 
     async def _is_ours(self, batch: Batch) -> bool:
         """Wait until the group has said so; False: some of it is not (any more)."""
@@ -317,10 +313,9 @@ class Dispatcher:
 
     # --- settlement
 
-    def _settle(self, batch: Batch, call: Call, result: CallResult, noted: Noted | None) -> None:
-        now = self.clock.now_ns()
+    def _settle(self, batch: Batch, call: Call, result: CallResult, noted: Noted | None, now: int) -> None:
         name, counters = batch.flow.channel, self.counters
-        counters.call_took(batch.tier, name, now - batch.popped_ns)
+        counters.call_took(batch.flow.tier, name, now - batch.popped_ns)
         counters.attempts[name, RESULTS[result.whole.action]] += 1
         attempts, repeats, unsure = batch.attempts, self.channels[name].repeats, False
         if noted is not None:
