@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Collection, Mapping, Sequence
 
 import msgpack
@@ -159,6 +160,21 @@ async def test_when_much_is_kept_one_record_of_a_partition_is_enough() -> None:
     assert due.size < 3 * KEPT_BYTES
     await due.revoked([Partition(TOPIC, number) for number in range(6)])
     assert due.size == 0
+
+
+class Pinned(list[bytes | None]):
+    """A column that would keep much else in memory."""
+
+
+async def test_what_is_kept_keeps_nothing_else() -> None:
+    value, headers = moved(NOW_MS + 10)
+    column = Pinned([value])
+    column_of = weakref.ref(column)
+    due = due_of(Log({}), Hand())
+    due._keep([Chunk(TOPIC, 0, 1, [0], [NOW_MS], [None], column, [headers])])
+    del column
+    assert column_of() is None
+    assert due.size == len(value)
 
 
 async def test_a_cancel_lets_out_what_it_covers_and_what_stands_before_it() -> None:
