@@ -287,6 +287,8 @@ cdef class Taker:
         send.flow = <Flow>found
         if self.watching and send.flow.campaign in self.cancelled:
             return False
+        self.seen.hash_id(send.flow.scope, <const char*>id, length, send.dedupe)
+        self.seen.look_ahead(send.dedupe)
         found = self.content_of(send.flow, &spans[CONTENT])
         if found == NULL or not (<Content>found).complete:
             return False
@@ -297,7 +299,6 @@ cdef class Taker:
         if not self.may_come(send, now_ns):
             self.columns.drop_recipients(before)
             return False
-        self.seen.hash_id(send.flow.scope, <const char*>id, length, send.dedupe)
         if self.seen.claim_key(send.dedupe, place, 0, send.offset) != NULL:
             self.columns.drop_recipients(before)
             return False

@@ -32,6 +32,7 @@ cdef class SeenTable:
 
     cdef void hash_id(self, bytes scope, const char* id, Py_ssize_t length, uint8_t* key) noexcept
     cdef Slot* find(self, const uint8_t* key) noexcept nogil
+    cdef void look_ahead(self, const uint8_t* key) noexcept nogil
     cdef Slot* claim_key(self, const uint8_t* key, uint32_t place, uint32_t hop, int64_t offset) except? NULL
     cdef int put(self, const uint8_t* key, uint32_t place, uint32_t hop, int64_t offset, uint32_t segment) except -1
     cdef int drop(self, Slot* slot) except -1
