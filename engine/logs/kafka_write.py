@@ -22,6 +22,7 @@ from aiokafka.partitioner import murmur2
 from engine.errors import EngineError, LogUnavailable, RecordRefused
 from engine.logs import Partition, Record
 from engine.logs.checks import check_record
+from engine.logs.kafka_lz4 import LZ4
 
 KEYLESS_RUN = 64  # records without a key that go to one partition before the next: fewer, larger batches
 LOGGER = logging.getLogger(__name__)
@@ -254,7 +255,7 @@ class KafkaWriter:
                     **self._client,
                     enable_idempotence=True,
                     acks="all",
-                    compression_type="lz4",
+                    compression_type=LZ4,
                     max_batch_size=BATCH_BYTES,
                     max_request_size=64 << 20,
                 )

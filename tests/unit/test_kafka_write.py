@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from aiokafka.codec import lz4_decode
+from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
 from engine.logs import kafka_write
+from engine.logs.kafka_lz4 import lz4_fast
 from engine.logs.kafka_write import KafkaWriter
 
 
@@ -38,3 +41,15 @@ async def test_a_producer_given_up_leaves_no_connection(monkeypatch: pytest.Monk
     producer = Producer()
     await KafkaWriter("127.0.0.1:9", {}, compacted)._stop(producer)
     assert producer.closed
+
+
+def test_batches_are_compressed_in_the_fast_mode() -> None:
+    def built(codec: int) -> bytes:
+        builder = DefaultRecordBatchBuilder(2, codec, 0, -1, -1, 0, 1 << 20)
+        for offset in range(500):
+            builder.append(offset, 1_000, None, b"order-%d " % offset * 20, [])
+        return bytes(builder.build())
+
+    none, lz4 = 0, 3
+    assert built(lz4)[61:] == lz4_fast(built(none)[61:])
+    assert lz4_decode(built(lz4)[61:]) == built(none)[61:]
