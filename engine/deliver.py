@@ -13,7 +13,6 @@ import asyncio
 import io
 import socket
 from collections.abc import Mapping
-from typing import Any
 
 import aiohttp
 import structlog
@@ -30,7 +29,6 @@ from engine.time_limit import TimeLimit
 from engine.tokens import REFUSED_NS, Tokens
 
 MAX_BODY_BYTES = 1 << 20  # of an answer; a 10,000-recipient one of the webhook's has about half of that
-SMALL_BYTES = 16 << 10  # of a body that nobody has to wait for
 CONNECT_S = 5.0  # for finding the address, and again for connecting
 CONNECT_SHARE = 0.45  # of the whole timeout, so that one that could not connect is never taken for one that hung
 TOKEN_REFUSED_S = 10.0  # rest when the platform refuses a token it has just given
@@ -198,28 +196,9 @@ class Deliverer:
 
 
 class _Request(aiohttp.ClientRequest):
-    """aiohttp makes a task to write a body, of whatever size. A small one goes out right behind its head here, which
-    saves a call a seventh of its HTTP."""
+    """Has the headers that all have: the session's own would be copied twice a request."""
 
-    DEFAULT_HEADERS = HEADERS  # the session's own would be copied twice
-    small: bytes | None = None
-
-    def update_body_from_data(self, body: Any, *rest: Any) -> None:
-        if isinstance(body, bytes) and 0 < len(body) <= SMALL_BYTES:
-            self.headers[hdrs.CONTENT_LENGTH] = str(len(body))
-            self.small, body = body, None
-        super().update_body_from_data(body, *rest)
-
-    async def send(self, conn: aiohttp.connector.Connection) -> aiohttp.ClientResponse:
-        small, protocol = self.small, conn.protocol
-        assert protocol is not None  # noqa: S101 # aiohttp asserts it too
-        if small is not None and protocol.writing_paused:  # the head does not go out at once: all of it as usual, then
-            super().update_body_from_data(small)
-            small = None
-        response = await super().send(conn)
-        if small is not None and protocol.transport is not None:  # else it is lost, which is for the response to say
-            protocol.transport.write(small)
-        return response
+    DEFAULT_HEADERS = HEADERS
 
 
 class _Resolver(aiohttp.ThreadedResolver):
