@@ -70,30 +70,27 @@ cdef struct Forming:
     uint32_t most
     uint32_t facts  # handle of the last ones, 0: none
     Facts* of  # they themselves
-    uint32_t alike  # of the last recipients have them
-    uint32_t retries  # of those, attempt > 0
+    uint32_t retries  # of those who have them, attempt > 0
     bint cut
     bint due
     Counts* waits
     Counts* late
 
 
-cdef inline void account_for(Queues* q, Forming* forming) noexcept nogil:
-    """The recipients taken that have the same facts; a retry does not queue again: only first attempts' waits count,
-    from when they might have gone."""
+cdef inline void account_for(Queues* q, Forming* forming, uint32_t alike) noexcept nogil:
+    """So many recipients taken that have the same facts; a retry does not queue again: only first attempts' waits
+    count, from when they might have gone."""
     cdef const Facts* facts = forming.of
-    if forming.alike == 0:
+    if alike == 0:
         return
     forming.batch.due = min(forming.batch.due, facts.due)
     if must_close(q, facts.due, facts.deadline) <= q.now:
         forming.due = True
-    if forming.alike > forming.retries:
-        counts_observe(
-            forming.waits, since(q.now, max(facts.pushed, facts.not_before)), forming.alike - forming.retries
-        )
-    counts_observe(forming.late, since(q.now, facts.due), forming.alike)
-    facts_let_go(&q.store, forming.facts, forming.of, forming.alike)
-    forming.facts = forming.alike = forming.retries = 0
+    if alike > forming.retries:
+        counts_observe(forming.waits, since(q.now, max(facts.pushed, facts.not_before)), alike - forming.retries)
+    counts_observe(forming.late, since(q.now, facts.due), alike)
+    facts_let_go(&q.store, forming.facts, forming.of, alike)
+    forming.facts = forming.retries = 0
 
 
 cdef uint32_t form(Queues* q, Forming* forming) noexcept nogil:
@@ -106,7 +103,9 @@ cdef uint32_t form(Queues* q, Forming* forming) noexcept nogil:
     cdef Fifo* fifo = &queue.fifo
     cdef bint mixed = queue.mixed
     cdef Rec rec, same
-    cdef Facts* facts = NULL
+    cdef Facts* facts
+    cdef int64_t pushed = 0
+    cdef size_t run = at  # where those with the same facts begin
     cdef const uint8_t* name
     cdef Reading reading
     reading.most, reading.chunk = most, NULL
@@ -115,17 +114,18 @@ cdef uint32_t form(Queues* q, Forming* forming) noexcept nogil:
     while at - first < most and fifo.count:
         name = <const uint8_t*>reading_first(&q.store, fifo, &reading, &rec, mixed)
         if rec.facts & REC_FACTS != forming.facts:
-            account_for(q, forming)
-            forming.facts = rec.facts & REC_FACTS
+            account_for(q, forming, <uint32_t>(at - run))
+            run, forming.facts = at, rec.facts & REC_FACTS
             forming.of = facts = facts_at(&q.store, forming.facts)
-        if facts.deadline <= q.now:
-            forming.facts = 0
-            if store_reserve(&q.store, 1, 1, 0) < 0:
-                q.no_memory = True
-                break
-            expire_first(q, queue)
-            reading.chunk = NULL
-            continue
+            pushed = facts.pushed
+            if facts.deadline <= q.now:
+                forming.facts = 0
+                if store_reserve(&q.store, 1, 1, 0) < 0:
+                    q.no_memory = True
+                    break
+                expire_first(q, queue)
+                reading.chunk = NULL
+                continue
         if mixed:
             memcpy(&content, name, sizeof(content))
             name += sizeof(content)
@@ -136,7 +136,7 @@ cdef uint32_t form(Queues* q, Forming* forming) noexcept nogil:
             break
         id_copy(ids + used, name, rec.length)
         used += rec.length
-        out.pushed[at], out.send[at], out.id_end[at] = facts.pushed, rec.send, <uint32_t>used
+        out.pushed[at], out.send[at], out.id_end[at] = pushed, rec.send, <uint32_t>used
         out.position[at], out.attempt[at] = rec.position, rec.attempt
         at += 1
         if queue.counted or rec.facts & ~<uint32_t>REC_FACTS:
@@ -145,9 +145,9 @@ cdef uint32_t form(Queues* q, Forming* forming) noexcept nogil:
             reading.chunk = NULL
         else:
             reading_skip(&q.store, fifo, &reading, &rec, mixed)
-        forming.alike += 1
-        forming.retries += rec.attempt > 0
-    account_for(q, forming)
+        if rec.attempt:
+            forming.retries += 1
+    account_for(q, forming, <uint32_t>(at - run))
     out.ids_used, out.items_used = used, at
     count_queued(q, queue, leaf_of(queue), -<int64_t>(at - first))
     return <uint32_t>(at - first)

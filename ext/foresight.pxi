@@ -15,19 +15,20 @@ cdef enum:
 
 # --- push ---
 
-cdef inline void foresee_queue(Queues* q, const Row* row, Target* target) noexcept nogil:
-    """Its slot is here. NULL: no queue has its hash; one will be made, and its campaign may be there."""
+cdef inline bint foresee_queue(Queues* q, const Row* row, Target* target) noexcept nogil:
+    """Its slot is here. False: no queue has its hash; one will be made, and its campaign may be there."""
     cdef size_t cursor = 0
     cdef Node* leaf
     cdef Node* tenant
     target.queue = queue_at(q, table_next(&q.by_key, target.key_hash, &cursor))
     if target.queue != NULL:
         foresee(target.queue)
-        return
+        return True
     leaf = leaf_at(q, row.place)
     tenant = find_branch(q, leaf, row.tenant, branch_hash(leaf, row.tenant))
     target.branch_hash = branch_hash(tenant, row.campaign)
     foresee(table_home(&q.branches, target.branch_hash))
+    return False
 
 
 cdef inline void foresee_campaign(Queues* q, const Row* row, const Target* target) noexcept nogil:
@@ -100,6 +101,7 @@ cdef inline void foresee_batch(Queues* q, const Queue* queue, uint32_t cap) noex
 cdef inline void foresee_end(Queues* q, const Node* campaign) noexcept nogil:
     """It has lost its work, and its turn will be its last."""
     foresee(table_home(&q.branches, campaign.key_hash))
+    foresee(table_home(&q.names, group_hash(CAMPAIGN_, campaign.parent.handle, campaign.handle)))
     foresee_lines(campaign.group, 2)
 
 

@@ -10,6 +10,7 @@ typedef struct Counts {
     int64_t *edges;   /* owned */
     uint64_t *counts; /* owned */
     size_t last;      /* where a value was counted last: often the next one belongs there too */
+    int64_t above, upto; /* what belongs there is more than the one and at most the other */
     __int128 sum;     /* nanoseconds of many recipients leave 64 bits within hours */
 } Counts;
 
@@ -26,10 +27,12 @@ static inline size_t counts_find(const Counts *counts, int64_t value) {
 }
 
 static inline void counts_observe(Counts *counts, int64_t value, uint64_t n) {
-    size_t at = counts->last;
-    if ((at && value <= counts->edges[at - 1]) || (at < counts->size && value > counts->edges[at]))
-        at = counts->last = counts_find(counts, value);
-    counts->counts[at] += n;
+    if (value <= counts->above || value > counts->upto) {
+        size_t at = counts->last = counts_find(counts, value);
+        counts->above = at ? counts->edges[at - 1] : INT64_MIN;
+        counts->upto = at < counts->size ? counts->edges[at] : INT64_MAX;
+    }
+    counts->counts[counts->last] += n;
     counts->sum += (__int128)value * (int64_t)n;
 }
 

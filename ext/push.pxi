@@ -14,19 +14,21 @@ cdef struct Pushing:  # what rows of a push that follow each other have in commo
     Facts facts
     Facts* held  # those in the store; NULL: they are not there yet
     uint32_t handle  # of that
-    uint64_t pushed, queued, ready  # recipients not yet counted: in all, in FIFOs, in READY queues
+    # Recipients not yet counted: in parcels, in queues that are not READY, and in READY ones.
+    uint64_t waiting, resting, ready
 
 
 cdef void count_pushed(Queues* q, Pushing* pushing) noexcept nogil:
     """Of one leaf."""
     cdef Node* leaf = pushing.leaf
     cdef Count* count = &q.counts[leaf.tier]
-    count.pushed += pushing.pushed
-    count.queued += pushing.queued
+    cdef uint64_t queued = pushing.resting + pushing.ready
+    count.pushed += queued + pushing.waiting
+    count.queued += queued
     leaf.queued += pushing.ready
-    leaf.parent.queued += pushing.queued
-    leaf.parent.parent.queued += pushing.queued
-    pushing.pushed = pushing.queued = pushing.ready = 0
+    leaf.parent.queued += queued
+    leaf.parent.parent.queued += queued
+    pushing.waiting = pushing.resting = pushing.ready = 0
 
 
 cdef void begin_facts(Queues* q, Pushing* pushing, const Row* row) noexcept nogil:
@@ -156,14 +158,17 @@ cdef void wait(Queues* q, Queue* queue, const Row* row, Pushing* pushing, bint f
 
 cdef inline void append_all(Queues* q, Fifo* fifo, const Row* row, Pushing* pushing) noexcept nogil:
     """What ``append`` does where there are neither contents nor calls to tell apart."""
-    cdef uint32_t handle = hold_facts(q, pushing, row.count), i
+    cdef uint32_t handle = hold_facts(q, pushing, row.count), i = 0
     cdef const uint8_t* name = row.ids
     cdef Rec rec
     fifo_expect(&q.store, fifo, handle, &pushing.facts, pushing.latest)
     rec.send, rec.facts, rec.attempt = row.send, handle, row.attempt
-    for i in range(row.count):
+    while True:  # once at least, mostly
         rec.position, rec.length = row.positions[i], row.id_lengths[i]
         fifo_append(&q.store, fifo, &rec, NULL, name)
+        i += 1
+        if i == row.count:
+            return
         name += rec.length
 
 
@@ -176,8 +181,8 @@ cdef inline void put(Queues* q, const Row* row, Target* target, Pushing* pushing
         return
     if not target.alike:  # else the one before it was put, too: it had the same deadline
         begin_facts(q, pushing, row)
-    pushing.pushed += row.count
     if pushing.waits:
+        pushing.waiting += row.count
         wait(q, queue, row, pushing, target.first)
         return
     if queue.mixed or pushing.paced:
@@ -185,11 +190,11 @@ cdef inline void put(Queues* q, const Row* row, Target* target, Pushing* pushing
         count_first(q, queue)
     else:
         append_all(q, &queue.fifo, row, pushing)
-    pushing.queued += row.count
     if queue.state == READY:
         count_ready(q, queue, row.count)
         pushing.ready += row.count
     else:
+        pushing.resting += row.count
         count_state(q, queue, pushing.leaf, row.count)
     if queue.state != READY or queue.fifo.deadline == pushing.facts.deadline:
         settle(q, queue)
@@ -230,10 +235,8 @@ cdef void aim_no_more(Queues* q, size_t n) noexcept nogil:
         rest_if_empty(q, queue)
 
 
-cdef inline void begin_aim(Queues* q, const Row* rows, size_t i) noexcept nogil:
-    cdef const Row* row = &rows[i]
-    cdef Target* target = &q.targets[i]
-    target.alike = i > 0 and row.times == (row - 1).times and row.place == (row - 1).place
+cdef inline void begin_aim(Queues* q, const Row* row, Target* target, bint is_first) noexcept nogil:
+    target.alike = not is_first and row.times == (row - 1).times and row.place == (row - 1).place
     if target.alike and row.attempt == (row - 1).attempt:
         target.haste = (target - 1).haste
     else:
@@ -260,16 +263,20 @@ cdef int aim(Queues* q, const Row* rows, size_t n) noexcept nogil:
 
     At first the later stages have none: what is below 0 is, unsigned, beyond the last."""
     cdef size_t end = 0, i
+    cdef Target* targets = q.targets
+    cdef bint found = True, found_before
     while end < n + 3 * AHEAD:
         end += AHEAD
         for i in range(end - AHEAD, min(n, end)):
-            begin_aim(q, rows, i)
+            begin_aim(q, &rows[i], &targets[i], i == 0)
+        found_before, found = found, True
         for i in range(end - 2 * AHEAD, min(n, end - AHEAD)):
-            foresee_queue(q, &rows[i], &q.targets[i])
-        for i in range(end - 3 * AHEAD, min(n, end - 2 * AHEAD)):
-            foresee_campaign(q, &rows[i], &q.targets[i])
+            found &= foresee_queue(q, &rows[i], &targets[i])
+        if not found_before:
+            for i in range(end - 3 * AHEAD, min(n, end - 2 * AHEAD)):
+                foresee_campaign(q, &rows[i], &targets[i])
         for i in range(end - 4 * AHEAD, min(n, end - 3 * AHEAD)):
-            if end_aim(q, &rows[i], &q.targets[i]) < 0:
+            if end_aim(q, &rows[i], &targets[i]) < 0:
                 aim_no_more(q, i)
                 return -1
     return 0
@@ -277,15 +284,16 @@ cdef int aim(Queues* q, const Row* rows, size_t n) noexcept nogil:
 
 cdef void put_all(Queues* q, const Row* rows, size_t n) noexcept nogil:
     cdef size_t end = 0, i
+    cdef Target* targets = q.targets
     cdef Pushing pushing
     memset(&pushing, 0, sizeof(pushing))
     while end < n + AHEAD:
         end += AHEAD
         for i in range(end - AHEAD, min(n, end)):
-            if q.targets[i].queue != NULL:
-                foresee_tail(q, q.targets[i].queue, rows[i].id_bytes)
+            if targets[i].queue != NULL:
+                foresee_tail(q, targets[i].queue, rows[i].id_bytes)
         for i in range(end - 2 * AHEAD, min(n, end - AHEAD)):
-            put(q, &rows[i], &q.targets[i], &pushing)
+            put(q, &rows[i], &targets[i], &pushing)
     if pushing.leaf != NULL:
         count_pushed(q, &pushing)
 

@@ -369,8 +369,8 @@ cdef struct Target:  # where a row goes
     Queue* queue  # NULL: nowhere, its deadline has passed
     uint64_t key_hash, branch_hash
     uint8_t haste
-    bint alike  # its times and its leaf are those of the row before it
-    bint first  # of its content in a mixed queue
+    uint8_t alike  # its times and its leaf are those of the row before it
+    uint8_t first  # of its content in a mixed queue
 
 cdef struct Queues:
     int64_t now

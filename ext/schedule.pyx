@@ -226,6 +226,9 @@ cdef class Columns:
             or self.varies(LINGER)
         )
         for i in range(self.runs):
+            rows[i].content, rows[i].place = content[i], place_of(account[i], tier[i])
+            rows[i].campaign, rows[i].tenant = campaign[i], tenant[i]
+        for i in range(self.runs):
             if i == 0 or vary and (
                 pushed[i] != pushed[i - 1] or due[i] != due[i - 1] or deadline[i] != deadline[i - 1]
                 or not_before[i] != not_before[i - 1] or linger[i] != linger[i - 1]
@@ -233,8 +236,6 @@ cdef class Columns:
                 times += i > 0
                 times.pushed, times.due, times.deadline = pushed[i], due[i], deadline[i]
                 times.not_before, times.linger = not_before[i], linger[i]
-            rows[i].content, rows[i].place = content[i], place_of(account[i], tier[i])
-            rows[i].campaign, rows[i].tenant = campaign[i], tenant[i]
             rows[i].send, rows[i].count, rows[i].attempt, rows[i].times = send[i], count[i], attempt[i], times
             rows[i].positions, rows[i].id_lengths, rows[i].ids = positions, lengths, ids
             id_bytes = lengths[0]
