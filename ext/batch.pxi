@@ -110,7 +110,7 @@ cdef uint32_t form(Queues* q, Forming* forming) noexcept nogil:
     cdef Reading reading
     reading.most, reading.chunk = most, NULL
     idset_clear(&q.seen)
-    fifo_foresee(&q.store, fifo)
+    fifo_foresee(&q.store, fifo, most)
     while at - first < most and fifo.count:
         name = <const uint8_t*>reading_first(&q.store, fifo, &reading, &rec, mixed)
         if rec.facts & REC_FACTS != forming.facts:

@@ -274,10 +274,13 @@ static inline void fifo_step(const Store *store, Fifo *copy, const Rec *rec, int
     copy->head_at = sizeof(Chunk);
 }
 
-/* The chunk behind the first one is on its way. */
-static inline void fifo_foresee(const Store *store, const Fifo *fifo) {
+/* The chunk behind the first one is on its way, if so many records like the first may reach it. */
+static inline void fifo_foresee(const Store *store, const Fifo *fifo, uint32_t most) {
+    const char *head = chunk_at(store, fifo->head);
     if (fifo->head == fifo->tail) return;
-    foresee_lines(chunk_at(store, ((const Chunk *)chunk_at(store, fifo->head))->next), 4);
+    uint32_t bytes = (uint32_t)sizeof(Rec) + (uint8_t)head[fifo->head_at + offsetof(Rec, length)];
+    if (((const Chunk *)head)->end - fifo->head_at <= (uint64_t)bytes * most)
+        foresee_lines(chunk_at(store, ((const Chunk *)head)->next), 4);
 }
 
 /* Its first chunk holds no more records: the next is the first, and what stands behind that is on its way. */
@@ -286,7 +289,7 @@ static inline void fifo_leave(Store *store, Fifo *fifo, const Chunk *head) {
     if (fifo->count) {
         fifo->head = head->next;
         fifo->head_at = sizeof(Chunk);
-        fifo_foresee(store, fifo);
+        fifo_foresee(store, fifo, UINT32_MAX);
     } else {
         fifo_make(fifo);
     }

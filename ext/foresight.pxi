@@ -10,7 +10,8 @@
 cdef enum:
     TURNS = 4  # this one, and those that are foreseen
     GROUP = 64  # queues of a cancel whose lines are fetched together
-    LINES = 4  # of a FIFO's first chunk; what follows the processor fetches by itself
+    LINES = 4  # of a FIFO's first chunk at most; what follows the processor fetches by itself
+    A_RECORD = 32  # bytes, about
 
 
 # --- push ---
@@ -90,8 +91,12 @@ cdef inline Node* first_below(Node* tenant) noexcept nogil:
 
 cdef inline void foresee_batch(Queues* q, const Queue* queue, uint32_t cap) noexcept nogil:
     """The queue is here already. If it will be empty then, what it must be taken out of."""
+    cdef const char* first
+    cdef size_t last = min(LINES * 64, (cap + 1) * A_RECORD) - 1  # and the one behind them, which is looked at
     if queue.fifo.head:
-        foresee_lines(chunk_at(&q.store, queue.fifo.head) + queue.fifo.head_at, LINES)
+        first = chunk_at(&q.store, queue.fifo.head) + queue.fifo.head_at
+        foresee_lines(first, last // 64 + 1)
+        foresee(first + last)
     if queue.fifo.count <= cap:
         foresee(table_home(&q.by_key, hash_of(queue, queue.content)))
         foresee(queue.timer.prev)
@@ -109,7 +114,8 @@ cdef void foresee_turns(Queues* q, Node* tenant, Node* campaign) noexcept nogil:
     """After this turn of a tenant and its campaign."""
     cdef Node* tenants[TURNS]
     cdef Node* campaigns[TURNS]
-    cdef Link* first
+    cdef Link* first = ring_first(&campaign.ring)
+    cdef size_t lines = 3 if queue_of(first).fifo.count <= tenant.channel.cap else 2  # will it be empty, so others will
     cdef int turn, before
     tenants[0], campaigns[0] = tenant, campaign
     for turn in range(1, TURNS):
@@ -126,7 +132,7 @@ cdef void foresee_turns(Queues* q, Node* tenant, Node* campaign) noexcept nogil:
         if campaigns[turn] == NULL:
             return
         if turn == TURNS - 1:
-            foresee_lines(campaigns[turn], 3)
+            foresee_lines(campaigns[turn], lines)
             return
         first = ring_first(&campaigns[turn].ring)
         if turn == TURNS - 2:
@@ -136,7 +142,7 @@ cdef void foresee_turns(Queues* q, Node* tenant, Node* campaign) noexcept nogil:
         elif turn == 1:
             foresee_batch(q, queue_of(first), tenant.channel.cap)
         else:
-            foresee_lines(queue_of(first), 3)
+            foresee_lines(queue_of(first), lines)
 
 
 cdef inline void foresee_due(Queues* q, const Queue* queue) noexcept nogil:

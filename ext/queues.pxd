@@ -98,7 +98,7 @@ cdef extern from "fifo.h" nogil:
     void fifo_append(Store* store, Fifo* fifo, const Rec* rec, const uint32_t* content, const uint8_t* id)
     const char* fifo_first(const Store* store, const Fifo* fifo, Rec* rec)
     void fifo_step(const Store* store, Fifo* fifo, const Rec* rec, bint mixed)
-    void fifo_foresee(const Store* store, const Fifo* fifo)
+    void fifo_foresee(const Store* store, const Fifo* fifo, uint32_t most)
     void fifo_skip(Store* store, Fifo* fifo, const Rec* rec, bint mixed)
     const char* reading_first(const Store* store, const Fifo* fifo, Reading* reading, Rec* rec, bint mixed)
     void reading_skip(Store* store, Fifo* fifo, Reading* reading, const Rec* rec, bint mixed)
