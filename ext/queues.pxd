@@ -265,7 +265,6 @@ cdef struct Node:
     Link held  # a tenant or campaign that is not open: its place among all of these
     Timer timer  # armed while PARKED
     Refusal kept  # while PARKED: what its scope said
-    uint64_t turn  # a tier's virtual time
     uint64_t lingering  # a leaf's in queues that linger
     int64_t paused_until  # while PAUSED: until then at least; 0: that is not known
     Link away  # held for longer than the horizon: its place among those whose work is put off
@@ -385,7 +384,8 @@ cdef struct Queues:
     Limit* asking  # for a grant, through Limit.asking
     Node root
     Node tiers[TIERS]
-    uint64_t stride[TIERS]  # a batch's worth of virtual time
+    uint64_t turns[TIERS]  # their virtual times
+    uint64_t stride[TIERS]  # a batch's worth of that
     Channel** channels
     Account** accounts
     uint32_t channel_count

@@ -133,9 +133,9 @@ cdef inline void catch_up(Queues* q, Node* tier) noexcept nogil:
     """A tier that was away must not claim the turns it did not use."""
     if tier.tier == SYSTEM:
         return
-    cdef Node* other = &q.tiers[TEMPLATE + BASIC - tier.tier]
-    if ring_holds(&other.link):
-        tier.turn = max(tier.turn, other.turn)
+    cdef uint8_t other = TEMPLATE + BASIC - tier.tier
+    if ring_holds(&q.tiers[other].link):
+        q.turns[tier.tier] = max(q.turns[tier.tier], q.turns[other])
 
 
 cdef void activate(Queues* q, Node* node) noexcept nogil:
@@ -674,7 +674,7 @@ cdef inline Node* next_tier(Queues* q) noexcept nogil:
         return &tiers[TEMPLATE] if ring_holds(&tiers[TEMPLATE].link) else NULL
     if not ring_holds(&tiers[TEMPLATE].link):
         return &tiers[BASIC]
-    return &tiers[TEMPLATE] if tiers[TEMPLATE].turn <= tiers[BASIC].turn else &tiers[BASIC]
+    return &tiers[TEMPLATE] if q.turns[TEMPLATE] <= q.turns[BASIC] else &tiers[BASIC]
 
 
 cdef inline bint has_slot(const Channel* channel, uint8_t tier) noexcept nogil:
@@ -717,7 +717,7 @@ cdef void charge(Queues* q, const Queue* queue, Scope** path, int length, uint32
     scopes_hold(path, length, n)
     leaf.channel.in_flight[leaf.tier] += 1
     note_call(q, leaf.parent, queue)
-    leaf.parent.parent.turn += q.stride[leaf.tier]
+    q.turns[leaf.tier] += q.stride[leaf.tier]
     q.counts[leaf.tier].popped += n
     counts_observe(leaf.channel.batch_recipients, n, 1)
 
