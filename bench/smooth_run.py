@@ -12,11 +12,12 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from bench.smooth_cases import DUE_NS, LINGER_NS, Case, Sends
+from engine.config import Pacing
 from ext.schedule import ASAP, EVEN, NEVER, PACED, Core
 
 BASIC = 2
 DAY_NS = 86_400 * 10**9
-TAU_NS = 3_600 * 10**9  # the engine's own
+TAU_NS = int(Pacing().tau)  # the engine's own
 BUDGET = 4096
 MODES = {"paced": (PACED, TAU_NS), "oa": (PACED, 0), "even": (EVEN, 0), "asap": (ASAP, 0)}  # mode, tau
 

@@ -270,13 +270,13 @@ class Pacing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tau: Annotated[
         Duration,
         about(
-            "How slowly a past peak is forgotten. Meanwhile calls leave up to half as fast again as needed, and no "
+            "How slowly a past peak is forgotten. Meanwhile calls leave up to twice as fast as needed, and no "
             "faster than at that peak, so that what comes next finds less left to do; `0s`: always at the rate needed, "
             "which is smoothest now and makes later peaks higher.",
             0,
             30 * NS["d"],
         ),
-    ] = Duration(3_600_000_000_000)
+    ] = Duration(21_600_000_000_000)
     floor: Annotated[
         Rate,
         about("While it has something to send, a paced tier is never held below this. Not given: one call a second."),

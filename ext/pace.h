@@ -3,7 +3,7 @@
 
    What is still to leave is counted in calls, by due time. The rate needed is that of Optimal Available (Yao, Demers,
    Shenker, FOCS 1995): the most, over all due times d, of (calls due by d) / (d - now). It is enough only when calls
-   leave earliest due first. A ratchet lets them leave up to half as fast again, but not faster than at the past peak,
+   leave earliest due first. A ratchet lets them leave up to twice as fast, but not faster than at the past peak,
    which decays by 1/64 every tau/64: what comes next finds less left, and the next peak is lower.
 
    Due times are kept in slots of 2^28 ns (0.27 s) up to 18 minutes ahead and of 2^34 ns (17 s) up to 19 hours; what is
@@ -363,8 +363,7 @@ static inline void pace_control(Pace *pace, int64_t now_ns) {
     if (pace->step == 0) return;
     pace_decay(pace, now_ns);
     if (pace->ratchet < kept) pace->ratchet = kept;
-    uint64_t faster = pace->need + pace->need / 2;
-    if (faster > pace->ratchet) faster = pace->ratchet;
+    uint64_t faster = 2 * pace->need < pace->ratchet ? 2 * pace->need : pace->ratchet;
     if (pace->rate < faster) pace->rate = faster;
 }
 

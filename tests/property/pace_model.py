@@ -106,7 +106,7 @@ class PaceModel:
             self.state = OVER
         self.decay(now)
         self.ratchet = max(self.ratchet, kept) if self.step else 0
-        self.rate = max(self.need, self.floor, min(self.ratchet, self.need * 3 // 2))
+        self.rate = max(self.need, self.floor, min(self.ratchet, self.need * 2))
 
     def late(self) -> int:
         """Calls that should have left and could; while others are aside, no more than there are who wait."""

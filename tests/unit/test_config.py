@@ -96,4 +96,4 @@ def test_the_core_paces_as_the_configuration_says(monkeypatch: pytest.MonkeyPatc
     assert given["pacing"] == [ASAP, PACED, PACED]
     assert given["near_ns"] == [0, 5 * 10**9, 0], "template paces what is due later than usual"
     pipeline._core(Config())
-    assert (given["tau_ns"], given["floor"]) == (3_600 * 10**9, CALL_A_SECOND)
+    assert (given["tau_ns"], given["floor"]) == (6 * 3_600 * 10**9, CALL_A_SECOND)

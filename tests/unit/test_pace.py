@@ -63,7 +63,7 @@ def test_the_ratchet_goes_on_at_a_past_peak_within_bounds_and_forgets_it() -> No
     assert pacer.rate == peak
     pacer.remove(slot, 47_999)
     pacer.when(10 * NS_PER_S)
-    assert pacer.rate == CALL_A_SECOND > pacer.need, "but not half as fast again as needed: here the floor is more"
+    assert pacer.rate == CALL_A_SECOND > pacer.need, "but not twice as fast as needed: here the floor is more"
     again = pacer.add(tau, tau + 600 * NS_PER_S, 18_000)
     pacer.when(tau)
     assert 0.35 * peak < pacer.rate < 0.37 * peak, "1/e, but for the steps"
