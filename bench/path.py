@@ -263,7 +263,7 @@ async def _all(options: argparse.Namespace, folder: Path, kind: str, bootstrap: 
         for name, make, tier, count in (
             ("sends", one_recipient, "basic", options.sends),
             ("batches", thousands, "basic", options.sends * 10),
-            ("calls", templates, "template", options.sends // 10),
+            ("calls", templates, "template", options.sends // 5),
         ):
             if name not in options.what:
                 continue
