@@ -32,7 +32,7 @@ from engine.config import Config, load
 from engine.logs import Log, Record
 
 GIVE_UP_S = 180.0
-SCRAPE_S = {"basic": 1.0, "template": 2.0}  # a scrape takes some 10 ms of the engine's own time; sends are over sooner
+SCRAPE_S = {"basic": 0.5, "template": 2.0}  # a scrape takes some 10 ms of the engine's own time; sends are over sooner
 CONFIG = """
 state = "{folder}/state"
 [log]
@@ -262,8 +262,8 @@ async def _all(options: argparse.Namespace, folder: Path, kind: str, bootstrap: 
         bench = Bench(folder, kind, bootstrap, session)
         for name, make, tier, count in (
             ("sends", one_recipient, "basic", options.sends),
-            ("batches", thousands, "basic", options.sends * 10),
-            ("calls", templates, "template", options.sends // 5),
+            ("batches", thousands, "basic", options.sends * 2),
+            ("calls", templates, "template", options.sends // 20),
         ):
             if name not in options.what:
                 continue
@@ -315,7 +315,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--log", choices=["sqlite", "kafka", "both"], default="both", help="default: %(default)s")
     what = ["sends", "batches", "calls"]
     parser.add_argument("--what", nargs="+", choices=what, default=what, help="default: all")
-    parser.add_argument("--sends", type=int, default=300_000, help="one-recipient sends a run (default: %(default)s)")
+    parser.add_argument("--sends", type=int, default=1_200_000, help="one-recipient sends a run (default: %(default)s)")
     parser.add_argument("--runs", type=int, default=3, help="default: %(default)s")
     options = parser.parse_args(argv)
     print(stack.machine())
