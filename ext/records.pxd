@@ -1,3 +1,4 @@
+from cpython cimport array
 from libc.stdint cimport int32_t, int64_t, uint8_t
 
 
@@ -25,6 +26,7 @@ cdef class Records:
     cdef list owners  # of what the rows point into
 
     cdef int reserve(self, Py_ssize_t count) except -1
+    cdef array.array numbers(self, bint stamps)
 
 
 cdef class Column:

@@ -80,6 +80,13 @@ cdef class Records:
             raise MemoryError
         return 0
 
+    cdef array.array numbers(self, bint stamps):
+        cdef array.array made = array.clone(NUMBERS, self.count, False)
+        cdef Py_ssize_t i
+        for i in range(self.count):
+            made.data.as_longlongs[i] = self.rows[i].stamp_ms if stamps else self.rows[i].offset
+        return made
+
     def __len__(self):
         return self.count
 
@@ -91,19 +98,11 @@ cdef class Records:
 
     @property
     def offsets(self):
-        cdef array.array made = array.clone(NUMBERS, self.count, False)
-        cdef Py_ssize_t i
-        for i in range(self.count):
-            made.data.as_longlongs[i] = self.rows[i].offset
-        return made
+        return self.numbers(False)
 
     @property
     def timestamps_ms(self):
-        cdef array.array made = array.clone(NUMBERS, self.count, False)
-        cdef Py_ssize_t i
-        for i in range(self.count):
-            made.data.as_longlongs[i] = self.rows[i].stamp_ms
-        return made
+        return self.numbers(True)
 
     @property
     def keys(self):
