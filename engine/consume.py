@@ -450,7 +450,7 @@ class Intake:
         self._recorder.receipt(facts, outcome, "", reason, "", "", wire.receipt_parts([entry]))
         age_ns = (self._clock.wall_ms() - arrival.first_seen_ms) * NS_PER_MS
         channel = facts.channel if facts.channel and facts.channel in self._channels else "_none"
-        self._counters.end_to_end_of(self.tier, channel).observe(age_ns, count)
+        self._counters.end_to_end[self.tier, channel].observe(age_ns, count)
         self._counters.end(self.tier, channel, outcome, count)
         self._recorder.complete(arrival.ledger, array("q", [arrival.offset]))
 

@@ -57,6 +57,7 @@ class Counters:
         self.backpressure_ns: Counter[str] = Counter()
         self.loop_stall = Histogram(STALL_EDGES)
         self.call_duration = defaultdict[tuple[Tier, str], Histogram](lambda: Histogram(CALL_EDGES))
+        # From first seen to ended, ns, weighted by recipients.
         self.end_to_end = defaultdict[tuple[Tier, str], Histogram](lambda: Histogram(WAIT_EDGES))
         self.commit_duration = [Histogram(CALL_EDGES) for _ in Tier]
 
@@ -84,7 +85,3 @@ class Counters:
     def call_took(self, tier: Tier, channel: str, took_ns: int) -> None:
         """One platform call."""
         self.call_duration[tier, channel].observe(took_ns)
-
-    def end_to_end_of(self, tier: Tier, channel: str) -> Histogram:
-        """From first seen to ended, ns, weighted by recipients."""
-        return self.end_to_end[tier, channel]

@@ -358,7 +358,7 @@ class Dispatcher:
             name,
             platform_id,
             self.clock.wall_ms(),
-            counters.end_to_end_of(flow.tier, flow.channel),
+            counters.end_to_end[flow.tier, flow.channel],
             wire.MAX_PART_BYTES,
         )
         self.recorder.told(told)

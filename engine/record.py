@@ -79,14 +79,10 @@ class Recorder:
 
     def told(self, told: Told) -> None:
         """What compiled code has told of a call's recipients: receipts, and what is done with them."""
-        for value in told.records:
-            self._records.append(Record(self._receipts, value))
-            self.backlog_bytes += len(value)
+        self._tell(told.records)
         self._settled += told.settled
         for ledger, offsets in told.completions:
-            self._completions.append((ledger, offsets))
-            self.backlog += len(offsets)
-        self._awake()
+            self.complete(ledger, offsets)
 
     def receipt(
         self,
@@ -100,10 +96,7 @@ class Recorder:
     ) -> None:
         """One ending of one campaign; ``parts``: its `sends` as msgpack, a record for each."""
         facts = _facts(flow, outcome, code, reason, batch, platform_id, self._clock.wall_ms())
-        for value in wire.encode_receipts(facts, parts):
-            self._records.append(Record(self._receipts, value))
-            self.backlog_bytes += len(value)
-        self._awake()
+        self._tell(wire.encode_receipts(facts, parts))
 
     def dead(
         self,
@@ -174,6 +167,12 @@ class Recorder:
         except TimeoutError:
             return False
         return True
+
+    def _tell(self, receipts: Iterable[bytes]) -> None:
+        for value in receipts:
+            self._records.append(Record(self._receipts, value))
+            self.backlog_bytes += len(value)
+        self._awake()
 
     def _awake(self) -> None:
         if not self._wake.is_set():

@@ -28,7 +28,7 @@ class Told:
         self._flow = flow
         self._outcome = outcome
         self._keeps_id = outcome in KEEPS_ID
-        self._observe = dispatcher.counters.end_to_end_of(flow.tier, flow.channel).observe
+        self._observe = dispatcher.counters.end_to_end[flow.tier, flow.channel].observe
         self._wall_ms = dispatcher.clock.wall_ms()
         self._count = 0
         self._completions: list[tuple[Ledger, int]] = []

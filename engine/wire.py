@@ -103,16 +103,18 @@ _decode_receipt = msgspec.msgpack.Decoder(Receipt).decode
 
 def encode_receipts(facts: ReceiptFacts, parts: Iterable[bytes]) -> list[bytes]:
     """The records that tell it, one for each part: `sends` as msgpack, by ``receipt_parts``."""
-    shared = bytearray(_encode(facts))
-    shared[0] = 0x80 | (_FACTS + 1)  # one key more: the sends
-    shared += b"\xa5sends"
-    return [bytes(shared + part) for part in parts]
+    shared = _opened(facts) + b"\xa5sends"
+    return [shared + part for part in parts]
 
 
 def receipt_head(facts: ReceiptFacts) -> bytes:
     """The records that tell it up to what ext.receipts writes: the batch, and all after it."""
-    told = _encode(msgspec.structs.replace(facts, batch="", platform_id="", at=0))
-    return bytes((0x80 | (_FACTS + 1),)) + told[1:].removesuffix(_NO_CALL)
+    return _opened(msgspec.structs.replace(facts, batch="", platform_id="", at=0)).removesuffix(_NO_CALL)
+
+
+def _opened(facts: ReceiptFacts) -> bytes:
+    """A map that has one key more: the sends, which are to follow."""
+    return bytes((0x80 | (_FACTS + 1),)) + _encode(facts)[1:]
 
 
 def receipt_parts(sends: Sequence[ReceiptSend]) -> list[bytes]:

@@ -78,7 +78,7 @@ async def families(tmp_path: Path) -> list[Metric]:
     await pipeline.start()
     try:
         pipeline.counters.call_took(Tier.BASIC, "partner", 1)
-        pipeline.counters.end_to_end_of(Tier.BASIC, "partner").observe(1, 1)
+        pipeline.counters.end_to_end[Tier.BASIC, "partner"].observe(1, 1)
         return list(Snapshot(pipeline).collect())
     finally:
         await pipeline.stop()
