@@ -334,8 +334,9 @@ class ChannelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     frequency_memory: Annotated[
         Size,
         about(
-            "Memory and disk each `frequency` rule may take, about 73 bytes a recipient of its window; where it is too "
-            "small recipients count together and wait too long. A file that is there keeps its size.",
+            "Memory each `frequency` rule may take, and disk it takes from the start: about 73 bytes a recipient of "
+            "its window; where it is too small recipients count together and wait too long. A file that is there keeps "
+            "its size.",
             1 << 20,
             1 << 40,
         ),

@@ -22,6 +22,7 @@ from typing import NamedTuple
 from engine.counters import Counters
 from engine.errors import LogUnusable
 from engine.send import Tier
+from engine.state.mapped import map_file
 
 MAGIC = b"STFLIG\x00\x01"
 IN_FLIGHT, SETTLED, FORFEITED = range(3)
@@ -109,8 +110,7 @@ def _mapped(path: Path) -> mmap:
             size = os.fstat(file.fileno()).st_size
             if size not in (0, PAGESIZE):
                 raise LogUnusable(f"{path}: not a surgetank flight file; move it away")
-            os.truncate(file.fileno(), PAGESIZE)
-            mapped = mmap(file.fileno(), PAGESIZE)
+            mapped = map_file(file.fileno(), PAGESIZE)
     except OSError as error:
         raise LogUnusable(f"{path}: cannot be used: {error}") from error
     if mapped[: len(MAGIC)] not in (MAGIC, bytes(len(MAGIC))):

@@ -1,7 +1,8 @@
 """How often each recipient of a channel got a message, in a file mapped into memory (shell).
 
 One table a rule (ext.frequency), of the size it was made with. A process that ends, however it does, leaves what it
-counted to the next; a machine that loses its power may lose the last seconds. Pages nobody has touched take no space.
+counted to the next; a machine that loses its power may lose the last seconds. A table has its place on the disk from
+the start, and takes memory as it is touched.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from engine.errors import LogUnusable
+from engine.state.mapped import map_file
 from ext.frequency import SET_BYTES, Frequency
 from ext.seen import siphash
 
@@ -42,8 +44,8 @@ class FrequencyFile:
             path.parent.mkdir(parents=True, exist_ok=True)
             with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as file:
                 self._header = _header(path, file.fileno())
-                tables = [self._table(file.fileno(), per_ns, size_bytes) for _, per_ns in rules]
-                self._maps = [mmap(file.fileno(), table.size, offset=table.offset) for table in tables]
+                tables = [self._table(per_ns, size_bytes) for _, per_ns in rules]
+                self._maps = [map_file(file.fileno(), table.size, table.offset) for table in tables]
         except OSError as error:
             raise LogUnusable(f"{path}: cannot be used: {error}") from error
         pairs = zip(self._maps, rules, strict=True)
@@ -59,7 +61,7 @@ class FrequencyFile:
         for memory in (*self._maps, self._header):
             memory.close()
 
-    def _table(self, file: int, per_ns: int, size_bytes: int) -> Table:
+    def _table(self, per_ns: int, size_bytes: int) -> Table:
         ends = HEADER
         for at in TABLES:
             table = Table(*TABLE.unpack_from(self._header, at))
@@ -67,7 +69,6 @@ class FrequencyFile:
                 return table
             if table.per_ns == 0:
                 table = Table(per_ns, ends, -(-max(size_bytes, SET_BYTES) // PAGESIZE) * PAGESIZE)
-                os.truncate(file, table.offset + table.size)
                 TABLE.pack_into(self._header, at, *table)
                 return table
             ends = table.offset + table.size
@@ -76,12 +77,10 @@ class FrequencyFile:
 
 def _header(path: Path, file: int) -> mmap:
     size = os.fstat(file).st_size
-    if size == 0:
-        os.truncate(file, HEADER)
-    elif size < HEADER:
+    if 0 < size < HEADER:
         raise LogUnusable(f"{path}: not a surgetank frequency file; move it away")
-    header = mmap(file, HEADER)
-    if size == 0:
+    header = map_file(file, HEADER)
+    if not any(header[: len(MAGIC)]):  # new, or nobody came further than here
         header[SECRET] = os.urandom(16)
         header[: len(MAGIC)] = MAGIC
     elif header[: len(MAGIC)] != MAGIC:

@@ -11,7 +11,6 @@ import contextlib
 import os
 import struct
 from collections.abc import Iterator
-from mmap import mmap
 from pathlib import Path
 
 import msgspec
@@ -19,11 +18,13 @@ import msgspec
 from engine.errors import LogUnusable
 from engine.logs import Chunk
 from engine.send import Tier
+from engine.state.mapped import map_file
 from engine.suspects import Book, InHand, Killer, Place
 
 SLICE = 100  # records taken between two turns of the loop, about 1 ms
 AREA = struct.Struct("<IIqqqI256s")
 FLAG = struct.Struct("<I")
+FILE_BYTES = AREA.size * len(Tier)
 FILE, BOOK = "in_hand", "suspects.json"
 
 
@@ -35,11 +36,12 @@ class Hands:
         path = directory / FILE
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644), "r+b") as file:
-                os.truncate(file.fileno(), AREA.size * len(Tier))
-                self._memory = mmap(file.fileno(), AREA.size * len(Tier))
+            with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as file:
+                self._memory = map_file(file.fileno(), FILE_BYTES)
         except OSError as error:
             raise LogUnusable(f"{path}: cannot be used: {error.strerror}") from error
+        for tier in Tier:
+            self.release(tier)
         book = read_book(directory)
         self._killers = frozenset(book.killers)
         self._alone = frozenset(book.suspects) | {killer.place for killer in self._killers}
@@ -86,7 +88,8 @@ def take_left(directory: Path) -> list[InHand]:
     try:
         with (directory / FILE).open("r+b") as file:
             memory = file.read()
-            file.truncate(0)
+            file.seek(0)
+            file.write(bytes(len(memory)))  # not shorter: its place on the disk stays ours
     except FileNotFoundError:
         return []
     left = []

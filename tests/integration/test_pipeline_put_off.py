@@ -109,7 +109,9 @@ async def test_it_is_looked_at_again_each_hour_and_leaves_when_the_pause_is_over
         async with working(config, clock) as worker:
             await worker.append(order("pause", "p", lasts_ms=3 * HOUR_MS, campaign="k"))
             await worker.send("basic", send("i", ["a", "b"], campaign="k", not_before=now_ms() + 60_000))
+            await worker.until(lambda: worker.pipeline.opens, "taken in")
             clock.ahead_ns += MINUTE_NS
+            worker.pipeline.dispatcher.wake()
             await worker.until(lambda: moved(worker, "pause") == 2 and at_rest(worker), "on the log")
             await pass_time(worker, clock, 90)
         async with working(config, clock) as worker:  # another life obeys the pause, too
