@@ -205,12 +205,12 @@ class SqliteLog:
         if db is None:
             return
         try:
-            seen = store.version(db)
+            seen = None
             while not self._stopping.wait(WATCH_S):
                 version = store.version(db)
                 if version != seen:
                     seen = version
-                    store.notify()
+                    store.look(db)
         finally:
             db.close()
 

@@ -106,8 +106,10 @@ class Cursor:
             nexts[Partition(chunk.topic, chunk.partition)] = chunk.offsets[0]
         return nexts
 
-    def _wake(self) -> None:
-        if not self._news.is_set() and not self._loop.is_closed():
+    def _wake(self, partitions: Collection[int]) -> None:
+        """Of any thread."""
+        ours = any(place.id in partitions for place in tuple(self.places.values()))
+        if ours and not self._news.is_set() and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._news.set)
 
     async def _fetch(self, deadline: float) -> bool:

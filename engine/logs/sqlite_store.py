@@ -12,7 +12,7 @@ import json
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from time import monotonic, sleep
 
@@ -57,13 +57,18 @@ CREATE TABLE position (
 ) WITHOUT ROWID;
 """
 
+Waker = Callable[[Collection[int]], None]
 
-def find_ends(db: sqlite3.Connection, ids: Sequence[int]) -> dict[int, int]:
-    """Row id of a partition -> its log's end. One row of JSON: each row fetched alone would cost a turn of the GIL."""
+
+def find_ends(db: sqlite3.Connection, ids: Sequence[int] | None = None) -> dict[int, int]:
+    """Row id of a partition (None: of all) -> its log's end. One row of JSON: each row fetched alone would cost a turn
+    of the GIL."""
     statement = (
-        "SELECT json_group_array(json_array(id, next)) FROM partition WHERE id IN (SELECT value FROM json_each(?))"
+        "SELECT json_group_array(json_array(id, next)) FROM partition"
+        " WHERE ?1 IS NULL OR id IN (SELECT value FROM json_each(?1))"
     )
-    return dict(json.loads(db.execute(statement, (json.dumps(ids),)).fetchone()[0]))
+    (ends,) = db.execute(statement, (None if ids is None else json.dumps(ids),)).fetchone()
+    return dict(json.loads(ends))
 
 
 def explain(error: sqlite3.Error, path: str) -> EngineError:
@@ -87,7 +92,8 @@ class Store:
         self._lock_file: int | None = None
         self._write_lock = threading.RLock()
         self._idle: list[sqlite3.Connection] = []
-        self._wakers: set[Callable[[], None]] = set()
+        self._wakers: set[Waker] = set()
+        self._ends: dict[int, int] = {}  # of partitions (row ids), as far as it was told
         self._users = 0
         self.engine_held = False
         self._writer = self._connect()
@@ -201,23 +207,32 @@ class Store:
                 self._idle.append(db)
 
     def version(self, db: sqlite3.Connection) -> int:
-        """A number that changes when somebody else has committed."""
+        """A number that changes when anybody has committed on another connection."""
         with self._translated():
             number: int = db.execute("PRAGMA data_version").fetchone()[0]
             return number
 
-    def on_append(self, waker: Callable[[], None]) -> None:
-        """Call ``waker`` (any thread) after appends made through this store."""
+    def look(self, db: sqlite3.Connection) -> None:
+        """Notice what was appended, by whomever."""
+        with self._translated():
+            self.notify(find_ends(db))
+
+    def on_append(self, waker: Waker) -> None:
+        """Call ``waker`` (any thread) with the partitions (row ids) that have become longer."""
         self._wakers.add(waker)
 
-    def off_append(self, waker: Callable[[], None]) -> None:
+    def off_append(self, waker: Waker) -> None:
         """No longer."""
         self._wakers.discard(waker)
 
-    def notify(self) -> None:
-        """Tell those waiting for records that some may have come."""
-        for waker in tuple(self._wakers):
-            waker()
+    def notify(self, ends: Mapping[int, int]) -> None:
+        """Where partitions (row ids) end now. Whoever waits for records of others is left alone: to look in vain costs
+        a view, on a thread of its own."""
+        longer = {partition for partition, end in ends.items() if end > self._ends.get(partition, 0)}
+        if longer:
+            self._ends |= {partition: ends[partition] for partition in longer}
+            for waker in tuple(self._wakers):
+                waker(longer)
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:

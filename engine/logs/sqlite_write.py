@@ -13,7 +13,7 @@ import queue
 import sqlite3
 import threading
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, NamedTuple
@@ -104,7 +104,7 @@ class Appends:
             place.values.append(value)
             place.headers.append(headers)
 
-    def flush(self) -> list[tuple[int, int]]:
+    def flush(self) -> dict[int, int]:
         """Give every record its offset and write it. Returns the ends of the partitions (row ids) written to."""
         full = {partition: columns for partition, columns in self._open.items() if columns.values}
         nexts = find_ends(self._db, list(full))
@@ -112,11 +112,11 @@ class Appends:
             "INSERT INTO batch (partition, first, last, newest_ms, data) VALUES (?, ?, ?, ?, ?)",
             [row for partition, columns in full.items() for row in _rows(partition, nexts[partition], columns)],
         )
-        ends = [(partition, nexts[partition] + len(columns.values)) for partition, columns in full.items()]
+        ends = {partition: nexts[partition] + len(columns.values) for partition, columns in full.items()}
         self._db.execute(
             "UPDATE partition SET next = json_extract(value, '$[1]') FROM json_each(?)"
             " WHERE partition.id = json_extract(value, '$[0]')",
-            (json.dumps(ends),),
+            (json.dumps([*ends.items()]),),
         )
         return ends
 
@@ -179,19 +179,19 @@ class Writer:
     async def put(self, record: Record, now_ms: int) -> tuple[Partition, int]:
         """Where ``record`` stands, once it is on disk."""
 
-        def put(db: sqlite3.Connection) -> tuple[Partition, int] | RecordRefused:
+        def put(db: sqlite3.Connection) -> tuple[int, int, int] | RecordRefused:
             appends = Appends(db, self._topics, self._spread)
             try:
                 appends.add([record], now_ms)
             except RecordRefused as error:  # returned: what is raised here would undo the whole transaction
                 return error
-            ((id, end),) = appends.flush()
+            ((id, end),) = appends.flush().items()
             (number,) = db.execute("SELECT number FROM partition WHERE id = ?", (id,)).fetchone()
-            return Partition(record.topic, number), end - 1
+            return id, number, end
 
-        place: tuple[Partition, int] = await self.change(put)
-        self._store.notify()
-        return place
+        id, number, end = await self.change(put)
+        self._store.notify({id: end})
+        return Partition(record.topic, number), end - 1
 
     async def change(self, change: Change) -> Any:
         """What ``change`` returned, once its transaction is on disk."""
@@ -218,7 +218,7 @@ class Writer:
         while more:
             group, more = self._gather()
             if group:
-                self._settle(group, self._attempt(group))
+                self._settle(group, *self._attempt(group))
 
     def _gather(self) -> tuple[list[_Work], bool]:
         """Wait for work; then all that waits, up to a bound. False: nothing comes any more."""
@@ -236,16 +236,16 @@ class Writer:
                 return group, True
         return group, False
 
-    def _attempt(self, group: list[_Work]) -> list[Any]:
-        """Each one's result, or the error it ends with."""
+    def _attempt(self, group: list[_Work]) -> tuple[list[Any], dict[int, int]]:
+        """Each one's result, or the error it ends with; the ends of the partitions (row ids) appended to."""
         try:
             with self._store.writing() as db:
                 return self._transact(db, group)
         except Exception as error:  # noqa: BLE001 - the thread's outer edge: every caller gets it
             self._topics.clear()  # some may have been created by what was rolled back
-            return [error] * len(group)
+            return [error] * len(group), {}
 
-    def _transact(self, db: sqlite3.Connection, group: list[_Work]) -> list[Any]:
+    def _transact(self, db: sqlite3.Connection, group: list[_Work]) -> tuple[list[Any], dict[int, int]]:
         appends = Appends(db, self._topics, self._spread)
         results: list[Any] = [None] * len(group)
         for index, work in enumerate(group):
@@ -253,15 +253,14 @@ class Writer:
                 appends.add(work.records, work.now_ms)
             except RecordRefused as error:
                 results[index] = error
-        appends.flush()
+        ends = appends.flush()
         for index, work in enumerate(group):
             if work.change is not None:
                 results[index] = work.change(db)
-        return results
+        return results, ends
 
-    def _settle(self, group: list[_Work], results: list[Any]) -> None:
-        if any(work.records for work in group):
-            self._store.notify()
+    def _settle(self, group: list[_Work], results: list[Any], ends: Mapping[int, int]) -> None:
+        self._store.notify(ends)
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any]]] = {}
         for work, result in zip(group, results, strict=True):
             by_loop.setdefault(work.future.get_loop(), []).append((work.future, result))

@@ -329,3 +329,30 @@ async def test_a_lock_held_too_long_may_pass(path: str, opened: Opener, monkeypa
     other.close()
     await log.append([Record("t", b"y")])
     assert values(await poll_until(await log.reader(["t"]), 1)) == {("t", 0): [b"y"]}
+
+
+@pytest.mark.parametrize("other", [False, True], ids=["its own", "another process's"])
+async def test_a_poll_looks_again_only_for_its_own_topics(
+    opened: Opener, monkeypatch: pytest.MonkeyPatch, other: bool
+) -> None:
+    log = await opened()
+    writer = await opened(engine=False) if other else log
+    await log.create_topics([TopicSpec("a", 1), TopicSpec("b", 2)])
+    reader = await log.reader(["a"])
+    views = 0
+    read = log.read
+
+    async def counted(*args: Any) -> Any:
+        nonlocal views
+        views += 1
+        return await read(*args)
+
+    monkeypatch.setattr(log, "read", counted)
+    waiting = asyncio.create_task(reader.poll(10, 20.0))
+    for n in range(30):
+        await writer.append([Record("b", b"%d" % n)])
+        await asyncio.sleep(0.005)  # longer than another process's append takes to be noticed
+    assert 1 <= views <= 2, "at the beginning, and perhaps once for what was there before"
+    assert not waiting.done()
+    await writer.append([Record("a", b"x")])
+    assert values(await waiting) == {("a", 0): [b"x"]}
