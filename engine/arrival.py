@@ -44,7 +44,7 @@ class Arrival(msgspec.Struct, frozen=True, gc=False):
 
     def move_key(self, key: bytes) -> bytes | None:
         """What a second record of the same move (a letter replayed twice, one moved again after a crash) has in common
-        with it, for the table of ids seen; ``key``: its send's. None: it was not moved."""
+        with it, and no other send of its id, for the table of ids seen; ``key``: its send's. None: it was not moved."""
         return self._key_of(key, b"") if self.hop else None
 
     def hop_key(self, key: bytes) -> bytes:
@@ -54,7 +54,8 @@ class Arrival(msgspec.Struct, frozen=True, gc=False):
 
     def _key_of(self, key: bytes, use: bytes) -> bytes:
         open_ = b"" if self.sent is None else bitset(sorted(self.sent))
-        return blake2b(key + open_, digest_size=16, person=use).digest()
+        origin = "{}:{}:{}\0".format(*self.origin).encode()
+        return blake2b(key + origin + open_, digest_size=16, person=use).digest()
 
     def count(self, send: Send) -> int:
         """Recipients it comes for."""

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
@@ -259,6 +260,28 @@ async def test_its_id_stays_taken_while_it_waits(tmp_path: Path) -> None:
             await worker.send("basic", send("i", "other"))
             await worker.until(lambda: worker.ended()[Outcome.DUPLICATE] == 1, "the second is a duplicate")
             assert not partner.calls
+
+
+async def test_an_id_that_is_free_again_may_wait_there_again(tmp_path: Path) -> None:
+    """Its first send was moved as often, and reached nobody."""
+    clock = Ahead()
+    seen: list[Arrived] = []
+
+    async def answer(call: Arrived) -> web.Response:
+        seen.append(call)
+        failed = {"results": [{"id": "a", "code": "failed"}]}
+        return web.json_response(failed) if len(seen) == 1 else await accept(call)
+
+    async with gateway(answer=answer) as partner:
+        async with running(configured(tmp_path, channel("partner", partner.url)), clock) as worker:
+            for _ in range(2):
+                await worker.send("basic", send("i", ["a"], not_before=clock.wall_ms() + HOUR_MS))
+                await worker.until(lambda: at_rest(worker), "on the log")
+                clock.ahead_ns += 61 * MINUTE_NS
+                worker.pipeline.dispatcher.wake()
+                told = await worker.judged()
+        ends = Counter(end.outcome for ends in told.outcomes().values() for end in ends)
+        assert ends == {Outcome.FAILED: 1, Outcome.ACCEPTED: 1}
 
 
 async def test_urgent_first_when_all_are_due_at_once(tmp_path: Path) -> None:
