@@ -38,7 +38,7 @@ from engine.open_sends import Content, Flow, OpenSend, OpenSends, names
 from engine.overload import level_of
 from engine.record import Facts, Recorder
 from engine.send import Origin, Outcome, Send, Tier
-from engine.state.in_hand import Hands
+from engine.state.in_hand import SLICE, Hands
 from engine.state.seen import Seen
 from engine.wire import REPLAY
 from ext.columns import Columns
@@ -47,6 +47,7 @@ from ext.intake import Taker
 logger = structlog.get_logger("surgetank.consume")
 POLL_RECORDS = 500
 POLL_TIMEOUT_S = 0.2
+SLICE_NS = NS_PER_MS  # of the loop's time, about: a send of one recipient takes 5 us, one that was moved 200
 HOLD_NS = 30 * NS_PER_S  # how long a send waits for its content to be registered
 BUDGET_WAIT_S = 0.01
 PAUSE_AFTER_S = 1.0
@@ -105,6 +106,7 @@ class Intake:
         )
         self._held = HeldSends(tier, counters)
         self._stopping = False
+        self._most = SLICE  # records of the next slice
         self._now_ns = 0  # both read once a slice
         self._offset_ns = 0
         self.in_hand: Hands
@@ -140,10 +142,13 @@ class Intake:
         ledger = self.ledgers.get(Partition(chunk.topic, chunk.partition))
         if ledger is None or ledger.epoch != chunk.epoch:
             return
-        for start, end in self.in_hand.slices(chunk):
+        for start, end in self.in_hand.slices(chunk, lambda: self._most):
             if ledger.leaving:
                 return
+            started = self._clock.now_ns()
             self._slice(chunk, start, end, ledger)
+            each_ns = (self._clock.now_ns() - started) // (end - start) + 1
+            self._most = max(1, min(SLICE, 2 * self._most, SLICE_NS // each_ns))
             await asyncio.sleep(0)
 
     async def _room(self) -> None:

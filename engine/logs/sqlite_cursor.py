@@ -94,7 +94,8 @@ class Cursor:
 
     def lag(self) -> dict[Partition, int]:
         """Records not yet polled, as last seen."""
-        lag = {partition: place.end - place.next for partition, place in self.places.items()}
+        end = self._store.end
+        lag = {partition: max(place.end, end(place.id)) - place.next for partition, place in self.places.items()}
         for chunk in self._ready:
             lag[Partition(chunk.topic, chunk.partition)] += len(chunk.offsets)
         return lag

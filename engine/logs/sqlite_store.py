@@ -225,6 +225,10 @@ class Store:
         """No longer."""
         self._wakers.discard(waker)
 
+    def end(self, partition: int) -> int:
+        """Where the partition (row id) ends, as far as it was told: also of one nobody reads at present."""
+        return self._ends.get(partition, 0)
+
     def notify(self, ends: Mapping[int, int]) -> None:
         """Where partitions (row ids) end now. Whoever waits for records of others is left alone: to look in vain costs
         a view, on a thread of its own."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -21,7 +21,7 @@ from engine.send import Tier
 from engine.state.mapped import map_file
 from engine.suspects import Book, InHand, Killer, Place
 
-SLICE = 100  # records taken between two turns of the loop, about 1 ms
+SLICE = 100  # records taken between two turns of the loop, at most
 AREA = struct.Struct("<IIqqqI256s")
 FLAG = struct.Struct("<I")
 FILE_BYTES = AREA.size * len(Tier)
@@ -46,14 +46,15 @@ class Hands:
         self._killers = frozenset(book.killers)
         self._alone = frozenset(book.suspects) | {killer.place for killer in self._killers}
 
-    def slices(self, chunk: Chunk) -> Iterator[tuple[int, int]]:
-        """Where to cut it: SLICE records at a time, a suspect alone."""
+    def slices(self, chunk: Chunk, most: Callable[[], int] = lambda: SLICE) -> Iterator[tuple[int, int]]:
+        """Where to cut it: so many records at a time as ``most`` says then (1..SLICE), a suspect alone."""
         end = len(chunk.offsets)
         cuts = [at for at in range(end) if _place(chunk, at) in self._alone] if self._alone else []
         start = 0
         for cut in (*cuts, end):
-            for first in range(start, cut, SLICE):
-                yield first, min(first + SLICE, cut)
+            while start < cut:
+                first, start = start, min(start + most(), cut)
+                yield first, start
             if cut < end:
                 yield cut, cut + 1
             start = cut + 1

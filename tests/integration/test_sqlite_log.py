@@ -356,3 +356,15 @@ async def test_a_poll_looks_again_only_for_its_own_topics(
     assert not waiting.done()
     await writer.append([Record("a", b"x")])
     assert values(await waiting) == {("a", 0): [b"x"]}
+
+
+async def test_lag_counts_what_comes_while_a_partition_is_paused(opened: Opener) -> None:
+    log = await opened()
+    await log.create_topics([TopicSpec("a", 1)])
+    consumer = log.consumer("g", ["a"], Listener())
+    await consumer.start()
+    await log.append([Record("a", b"0")])
+    assert values(await poll_until(consumer, 1)) == {("a", 0): [b"0"]}
+    consumer.pause()
+    await log.append([Record("a", b"%d" % n) for n in range(3)])
+    assert consumer.lag() == {Partition("a", 0): 3}

@@ -149,6 +149,12 @@ def test_a_book_outlives_the_process(tmp_path: Path) -> None:
     assert read_book(tmp_path) == book
 
 
+def test_slices_are_as_large_as_is_said_then(tmp_path: Path) -> None:
+    sizes = iter([SLICE, 3, 1, 50, SLICE])
+    slices = list(Hands(tmp_path).slices(chunk(*range(200)), lambda: next(sizes)))
+    assert slices == [(0, 100), (100, 103), (103, 104), (104, 154), (154, 200)]
+
+
 @given(count=st.integers(1, 350), suspects=st.sets(st.integers(0, 360)), deadly=st.sets(st.integers(0, 360)))
 def test_suspects_are_taken_alone_and_nothing_is_left_out(
     tmp_path_factory: pytest.TempPathFactory, count: int, suspects: set[int], deadly: set[int]
