@@ -316,13 +316,18 @@ class History:
 
     def _may_repeat_moved(self, key: Key, process: Process, again_ns: int) -> bool:
         """Of somebody who has moved: unless all that stood for him when ``process`` told of his end was covered by
-        its commits."""
+        its commits, before it was dealt anew (and what was read again then moved once more)."""
         for told_ns, _ in self._by(key, process):
             hop = max((one.hop for one in self._moves[key] if one.at_ns <= told_ns), default=0)
-            commits = [self._committed.first(place) for place in self._places(key, hop)]
-            if all(commit is not None and commit.process is process and commit.at_ns < again_ns for commit in commits):
+            if all(self._covers(place, process, told_ns, again_ns) for place in self._places(key, hop)):
                 return False
         return True
+
+    def _covers(self, place: Place, process: Process, from_ns: int, before_ns: int) -> bool:
+        commit = self._committed.first(place)
+        if commit is None or commit.process is not process or commit.at_ns >= before_ns:
+            return False
+        return not self._changed(Origin(*place.partition, 0), from_ns, commit.at_ns)
 
     def _was_twice(self, key: Key, before_ns: int) -> bool:
         """A move of his may have been made twice, or again without it: two records stand for him."""
