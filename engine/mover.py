@@ -113,11 +113,11 @@ class Mover:
     async def _append(self, moves: Sequence[Move]) -> None:
         backoff = Backoff(0.1, 5.0)
         while moves := self._ours(moves):
-            records = await self._records(moves)
             if self._fence.doubtful(self._tier):
                 await asyncio.sleep(DOUBT_S)
                 continue
-            if any(move.send.ledger.leaving for move in moves):
+            records = await self._records(moves)
+            if self._fence.doubtful(self._tier) or any(move.send.ledger.leaving for move in moves):
                 continue
             try:
                 await self._log.append(records)
