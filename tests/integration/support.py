@@ -325,7 +325,12 @@ class Worker:
         self.check()
 
     async def append(self, *records: Record) -> None:
+        """A command is obeyed when it returns: topics have no order among each other."""
         await self.log.append(records)
+        if any(record.topic.endswith(".control") for record in records):
+            for reader in self.pipeline.readers:
+                while not await reader.at_end():  # noqa: ASYNC110 - the log tells nobody
+                    await asyncio.sleep(0.002)
 
     async def send(self, tier: str, *values: bytes, **keys: Any) -> None:
         await self.log.append([record(tier, value, **keys) for value in values])
