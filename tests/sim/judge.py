@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
+from math import inf
 from typing import NamedTuple
 
 from bench.simulator_ledger import DELIVERED, DUPLICATE, VERDICTS
@@ -323,7 +324,8 @@ class History:
                 return False
         return True
 
-    def _covers(self, place: Place, process: Process, from_ns: int, before_ns: int) -> bool:
+    def _covers(self, place: Place, process: Process, from_ns: int, before_ns: float) -> bool:
+        """Whether the first commit that covers it is the process's, and came before it was dealt anew."""
         commit = self._committed.first(place)
         if commit is None or commit.process is not process or commit.at_ns >= before_ns:
             return False
@@ -341,13 +343,7 @@ class History:
 
     def _sure(self, key: Key, hop: int, moved_ns: int, process: Process) -> bool:
         """Whether who moved it has committed that."""
-        for place in self._places(key, hop - 1):
-            commit = self._committed.first(place)
-            if commit is None or commit.process is not process:
-                continue
-            if not self._changed(Origin(*place[0], 0), moved_ns, commit.at_ns):
-                return True
-        return False
+        return any(self._covers(place, process, moved_ns, inf) for place in self._places(key, hop - 1))
 
     def _places(self, key: Key, hop: int) -> list[Place]:
         origin, name = key
