@@ -328,9 +328,10 @@ class Worker:
         """A command is obeyed when it returns: topics have no order among each other."""
         await self.log.append(records)
         if any(record.topic.endswith(".control") for record in records):
-            for reader in self.pipeline.readers:
-                while not await reader.at_end():  # noqa: ASYNC110 - the log tells nobody
-                    await asyncio.sleep(0.002)
+            async with asyncio.timeout(DEADLINE_S):
+                for reader in self.pipeline.readers:
+                    while not await reader.at_end():  # noqa: ASYNC110 - the log tells nobody
+                        await asyncio.sleep(0.002)
 
     async def send(self, tier: str, *values: bytes, **keys: Any) -> None:
         await self.log.append([record(tier, value, **keys) for value in values])
