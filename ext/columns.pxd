@@ -6,15 +6,13 @@ cdef enum:
     VECTORS = 16
 
 
-cdef struct Vector:
-    char* at  # owned
-    size_t used, room  # bytes
-
-
 cdef class Columns:
-    cdef Vector vectors[VECTORS]
+    cdef char* at[VECTORS]  # owned; those of runs come first, then those of recipients, then the ids
     cdef readonly Py_ssize_t runs, recipients
+    cdef Py_ssize_t id_bytes
+    cdef Py_ssize_t runs_room, recipients_room, ids_room
 
+    cdef int grow(self, int first, int end, Py_ssize_t need, Py_ssize_t* room) except -1
     cdef int recipient(self, uint16_t position, const char* id, uint8_t length) except -1
     cdef int run(
         self, uint32_t handle, OpenSend send, uint8_t attempt, int64_t not_before, uint32_t count, int64_t apart

@@ -5,6 +5,7 @@ Invariant: what is in a Batch is its own; nothing points into the core's output 
 Never: makes a Python object for a recipient unless asked.
 """
 
+cimport cython
 from cpython.buffer cimport PyBUF_READ
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.memoryview cimport PyMemoryView_FromMemory
@@ -27,54 +28,48 @@ cdef enum:  # the vectors, in push_many's order
 
 cdef object NAMES = blake2b(digest_size=16)
 cdef tuple CODES = ("I", "B", "I", "I", "I", "I", "B", "q", "q", "q", "q", "q", "I", "H", "B")
+cdef size_t[IDS] SIZES = [4, 1, 4, 4, 4, 4, 1, 8, 8, 8, 8, 8, 4, 2, 1]  # of an item, in bytes
 
 
-cdef int append(Vector* vector, const void* what, size_t length) except -1:
-    cdef size_t room
-    cdef void* grown
-    if vector.used + length > vector.room:
-        room = max(2 * vector.room, max(vector.used + length, <size_t>1024))
-        grown = realloc(vector.at, room)
-        if grown == NULL:
-            raise MemoryError
-        vector.at, vector.room = <char*>grown, room
-    memcpy(vector.at + vector.used, what, length)
-    vector.used += length
-    return 0
-
-
-cdef inline int append_u32(Vector* vector, uint32_t number) except -1:
-    return append(vector, &number, 4)
-
-
-cdef inline int append_i64(Vector* vector, int64_t number) except -1:
-    return append(vector, &number, 8)
-
-
-cdef inline int append_u8(Vector* vector, uint8_t number) except -1:
-    return append(vector, &number, 1)
-
-
+@cython.final
 cdef class Columns:
     def __dealloc__(self):
         cdef int i
         for i in range(VECTORS):
-            free(self.vectors[i].at)
+            free(self.at[i])
+
+    cdef int grow(self, int first, int end, Py_ssize_t need, Py_ssize_t* room) except -1:
+        """Vectors first..end, which are as long as each other."""
+        cdef Py_ssize_t more = max(2 * room[0], max(need, <Py_ssize_t>128))
+        cdef void* grown
+        cdef int i
+        for i in range(first, end):
+            grown = realloc(self.at[i], more * (1 if i == IDS else SIZES[i]))
+            if grown == NULL:
+                raise MemoryError
+            self.at[i] = <char*>grown
+        room[0] = more
+        return 0
 
     cdef int recipient(self, uint16_t position, const char* id, uint8_t length) except -1:
         """One of the run that comes next."""
-        append(&self.vectors[POSITION], &position, 2)
-        append_u8(&self.vectors[ID_LENGTH], length)
-        append(&self.vectors[IDS], id, length)
-        self.recipients += 1
+        cdef Py_ssize_t n = self.recipients
+        if n == self.recipients_room:
+            self.grow(POSITION, IDS, n + 1, &self.recipients_room)
+        if self.id_bytes + length > self.ids_room:
+            self.grow(IDS, VECTORS, self.id_bytes + length, &self.ids_room)
+        (<uint16_t*>self.at[POSITION])[n] = position
+        (<uint8_t*>self.at[ID_LENGTH])[n] = length
+        memcpy(self.at[IDS] + self.id_bytes, id, length)
+        self.id_bytes += length
+        self.recipients = n + 1
         return 0
 
     cdef void drop_recipients(self, Py_ssize_t recipients) noexcept:
         """Forget all but the first so many."""
         cdef Py_ssize_t i
         for i in range(recipients, self.recipients):
-            self.vectors[IDS].used -= <uint8_t>self.vectors[ID_LENGTH].at[i]
-        self.vectors[POSITION].used, self.vectors[ID_LENGTH].used = 2 * recipients, recipients
+            self.id_bytes -= (<uint8_t*>self.at[ID_LENGTH])[i]
         self.recipients = recipients
 
     cdef int run(
@@ -82,21 +77,23 @@ cdef class Columns:
     ) except -1:
         """Of the last ``count`` recipients. ``apart``: the content they go under, and they never expire."""
         cdef Flow flow = send.flow
-        cdef Vector* to = self.vectors
-        append_u32(&to[SEND], handle)
-        append_u8(&to[TIER], <uint8_t>flow.tier_number)
-        append_u32(&to[ACCOUNT], flow.account_handle)
-        append_u32(&to[TENANT], flow.tenant_handle)
-        append_u32(&to[CAMPAIGN], flow.campaign_handle)
-        append_u32(&to[CONTENT], send.content.handle if apart < 0 else <uint32_t>apart)
-        append_u8(&to[ATTEMPT], attempt)
-        append_i64(&to[NOT_BEFORE], not_before)
-        append_i64(&to[DUE], send.due_ns)
-        append_i64(&to[DEADLINE], send.deadline_ns if apart < 0 else INT64_MAX)
-        append_i64(&to[LINGER], send.linger_ns)
-        append_i64(&to[PUSHED], send.pushed_ns)
-        append_u32(&to[COUNT], count)
-        self.runs += 1
+        cdef Py_ssize_t n = self.runs
+        if n == self.runs_room:
+            self.grow(SEND, POSITION, n + 1, &self.runs_room)
+        (<uint32_t*>self.at[SEND])[n] = handle
+        (<uint8_t*>self.at[TIER])[n] = <uint8_t>flow.tier_number
+        (<uint32_t*>self.at[ACCOUNT])[n] = flow.account_handle
+        (<uint32_t*>self.at[TENANT])[n] = flow.tenant_handle
+        (<uint32_t*>self.at[CAMPAIGN])[n] = flow.campaign_handle
+        (<uint32_t*>self.at[CONTENT])[n] = send.content.handle if apart < 0 else <uint32_t>apart
+        (<uint8_t*>self.at[ATTEMPT])[n] = attempt
+        (<int64_t*>self.at[NOT_BEFORE])[n] = not_before
+        (<int64_t*>self.at[DUE])[n] = send.due_ns
+        (<int64_t*>self.at[DEADLINE])[n] = send.deadline_ns if apart < 0 else INT64_MAX
+        (<int64_t*>self.at[LINGER])[n] = send.linger_ns
+        (<int64_t*>self.at[PUSHED])[n] = send.pushed_ns
+        (<uint32_t*>self.at[COUNT])[n] = count
+        self.runs = n + 1
         return 0
 
     def add(
@@ -124,13 +121,13 @@ cdef class Columns:
         if not self.runs:
             return
         views = [
-            PyMemoryView_FromMemory(self.vectors[i].at, self.vectors[i].used, PyBUF_READ).cast(CODES[i])
+            PyMemoryView_FromMemory(
+                self.at[i], (self.runs if i < POSITION else self.recipients) * SIZES[i], PyBUF_READ
+            ).cast(CODES[i])
             for i in range(IDS)
         ]
-        core.push_many(now_ns, *views, PyBytes_FromStringAndSize(self.vectors[IDS].at, self.vectors[IDS].used))
-        for i in range(VECTORS):
-            self.vectors[i].used = 0
-        self.runs = self.recipients = 0
+        core.push_many(now_ns, *views, PyBytes_FromStringAndSize(self.at[IDS], self.id_bytes))
+        self.runs = self.recipients = self.id_bytes = 0
 
 
 def batches_of(Batches popped not None, SendTable table not None, int64_t now_ns):
@@ -138,6 +135,7 @@ def batches_of(Batches popped not None, SendTable table not None, int64_t now_ns
     return [Batch(popped, i, table, now_ns) for i in range(popped.count)]
 
 
+@cython.final
 cdef class Batch:
     def __init__(self, Batches popped not None, Py_ssize_t number, SendTable table not None, int64_t now_ns):
         if not 0 <= number < popped.count:

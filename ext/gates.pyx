@@ -3,9 +3,11 @@
 Never: reads a clock, or decides when a level changes (engine.overload does).
 """
 
+cimport cython
 from libc.stdint cimport int64_t
 
 
+@cython.final
 cdef class Meter:
     def __init__(self, int64_t most, int64_t per_ns):
         if not (1 <= most <= 1_000_000_000 and 1_000_000_000 <= per_ns <= 86_400_000_000_000):

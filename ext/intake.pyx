@@ -7,6 +7,8 @@ Invariant: a record it does not take has changed nothing.
 Never: decides that a record is bad; makes an object for a recipient.
 """
 
+cimport cython
+
 from array import array
 
 from cpython.buffer cimport PyObject_CheckBuffer
@@ -15,7 +17,7 @@ from cpython.dict cimport PyDict_GetItem
 from cpython.ref cimport PyObject
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free
-from libc.string cimport memcmp, memcpy
+from libc.string cimport memcmp, memcpy, memset
 
 from ext.columns cimport Columns
 from ext.gates cimport Levels, Meter
@@ -60,12 +62,26 @@ cdef enum:
     LONGEST_ID = 128
     NAMES_ROOM = 4 * (1 + LONGEST_ID)
 
-    NEAR = 16
+    GROUP = 16  # records between asking for a line of the table of ids and its use
+    NEAR = 256  # by the highest byte of a product, which all of it goes into
+
+cdef struct Names:  # channel, account, tenant and campaign, where they stand
+    Bytes text[4]
+    uint8_t length[4]  # NO_NAME: there is none
 
 cdef struct Near:
-    Py_ssize_t used  # bytes of the names, 0: nobody
+    PyObject* flow  # borrowed; NULL: nobody
+    const char* key  # of SendTable.by_names
+    uint64_t print
+
+cdef struct Known:  # of a record, before anything is changed
+    Bytes start
+    Py_ssize_t size
+    Span[SPANS] spans
+    Bytes id
+    Py_ssize_t id_length, unknown
     PyObject* flow  # borrowed
-    char[NAMES_ROOM] names
+    uint8_t dedupe[16]
 
 cdef bint[256] plain
 cdef int code
@@ -124,35 +140,67 @@ cdef inline bint usual(const Span* spans) noexcept nogil:
     return spans[META].at == NULL or spans[META].end - spans[META].at <= MOST_META
 
 
-cdef Py_ssize_t names_of(const Span* spans, char* names) noexcept nogil:
-    """Channel, account, tenant and campaign, each after its length; returns the bytes, or ODD."""
-    cdef Py_ssize_t used = 0, length
-    cdef Bytes body = NULL
+cdef bint names_of(const Span* spans, Names* names) noexcept nogil:
+    """False: something about them is odd."""
+    cdef Py_ssize_t length
     cdef int[4] order = [CHANNEL, ACCOUNT, TENANT, CAMPAIGN]
     cdef int i, which
     for i in range(4):
         which = order[i]
-        length = ABSENT if spans[which].at == NULL else text_of(spans[which].at, &body)
+        length = ABSENT if spans[which].at == NULL else text_of(spans[which].at, &names.text[i])
         if length == ODD or length == 0 and which != CAMPAIGN or length == ABSENT and which == CHANNEL:
-            return ODD
-        names[used] = <char>(NO_NAME if length == ABSENT else length)
+            return False
+        names.length[i] = NO_NAME if length == ABSENT else <uint8_t>length
+    return True
+
+
+cdef bytes key_of(const Names* names):
+    """Of SendTable.by_names: each name after its length."""
+    cdef char[NAMES_ROOM] key
+    cdef Py_ssize_t used = 0
+    cdef int i
+    for i in range(4):
+        key[used] = <char>names.length[i]
         used += 1
-        if length > 0:
-            memcpy(names + used, body, length)
-            used += length
-    return used
+        if names.length[i] != NO_NAME:
+            memcpy(key + used, names.text[i], names.length[i])
+            used += names.length[i]
+    return PyBytes_FromStringAndSize(key, used)
 
 
-cdef inline uint64_t print_of(const char* names, Py_ssize_t used) noexcept nogil:
-    """Of 4 bytes or more; where two have the same one, the later is looked up instead."""
-    cdef uint64_t sum = 0, word
-    cdef Py_ssize_t at = 0
-    while at + 8 <= used:
-        memcpy(&word, names + at, 8)
-        sum, at = (sum ^ word) * <uint64_t>0x9E3779B97F4A7C15, at + 8
-    word = 0
-    memcpy(&word, names + at, used - at)
-    return ((sum ^ word) * <uint64_t>0x9E3779B97F4A7C15) >> 32
+cdef inline uint64_t print_of(const Names* names) noexcept nogil:
+    """Of their lengths and their first and last bytes: where two have the same one, the later is looked up instead."""
+    cdef uint64_t sum = 0, word, length
+    cdef int i
+    for i in range(4):
+        length = names.length[i]
+        word = 0
+        if length == NO_NAME:
+            length = 0
+        elif length >= 8:
+            memcpy(&word, names.text[i], 8)
+            sum = (sum ^ word) * <uint64_t>0x9E3779B97F4A7C15
+            memcpy(&word, names.text[i] + length - 8, 8)
+        elif length >= 4:
+            memcpy(&word, names.text[i], 4)
+            memcpy(<char*>&word + 4, names.text[i] + length - 4, 4)
+        elif length:
+            word = names.text[i][0] | names.text[i][length >> 1] << 8 | names.text[i][length - 1] << 16
+        sum = (sum ^ word ^ length << 56) * <uint64_t>0x9E3779B97F4A7C15
+    return sum
+
+
+cdef inline bint are(const Names* names, const char* key) noexcept nogil:
+    cdef int i
+    for i in range(4):
+        if <uint8_t>key[0] != names.length[i]:
+            return False
+        key += 1
+        if names.length[i] != NO_NAME:
+            if memcmp(key, names.text[i], names.length[i]) != 0:
+                return False
+            key += names.length[i]
+    return True
 
 
 cdef const int64_t[::1] column(object numbers):
@@ -166,6 +214,7 @@ cdef inline bint is_ours(headers):
     return False
 
 
+@cython.final
 cdef class Taker:
     cdef SendTable table
     cdef SeenTable seen
@@ -179,6 +228,9 @@ cdef class Taker:
     cdef int64_t latest_ns  # what may not leave before waits on the log
     cdef bint watching  # somebody has cancelled something
     cdef Near[NEAR] near  # flows met, by a print of their names
+    cdef list met  # owns their keys
+    cdef Known[GROUP] known
+    cdef list told  # their headers
     cdef Span raw  # the content met last, in a value
     cdef PyObject* raw_scope
     cdef PyObject* raw_content
@@ -194,7 +246,7 @@ cdef class Taker:
         self.table, self.seen, self.columns, self.cancelled = table, seen, columns, cancelled
         self.due_after_ms, self.max_age_ms, self.linger_ns = due_after_ms, max_age_ms, linger_ns
         self.horizon_ns = horizon_ns
-        self.scanner = Scanner(KEYS)
+        self.scanner, self.met, self.told = Scanner(KEYS), [], []
         self.ids.seed = <uint64_t>hash(b"surgetank")  # drawn anew for every process
 
     def __dealloc__(self):
@@ -202,15 +254,14 @@ cdef class Taker:
 
     def learn(self, bytes value not None, Flow flow not None):
         cdef Span[SPANS] spans
-        cdef char[NAMES_ROOM] names
-        cdef Py_ssize_t unknown = 0, used
-        cdef Bytes start = <Bytes>PyBytes_AS_STRING(value)
-        if not self.read(start, PyBytes_GET_SIZE(value), spans, &unknown) or not usual(spans):
+        cdef Names names
+        cdef Py_ssize_t unknown = 0
+        self.raw.at = NULL
+        if not self.read(<Bytes>PyBytes_AS_STRING(value), PyBytes_GET_SIZE(value), spans, &unknown):
             return
-        used = names_of(spans, names)
-        if used == ODD:
+        if not usual(spans) or not names_of(spans, &names):
             return
-        key = PyBytes_FromStringAndSize(names, used)
+        key = key_of(&names)
         if key not in self.table.by_names[flow.tier_number]:
             self.table.by_names[flow.tier_number][key] = flow
             flow.names.append(key)
@@ -222,73 +273,89 @@ cdef class Taker:
             spans[i].at = NULL
         if not 0 < length <= MOST_RECORD:
             return False
-        return self.scanner.msgpack(&at, at + length, unknown, spans) == 0
+        return self.scanner.msgpack(&at, at + length, unknown, spans, CONTENT, &self.raw) == 0
 
     def take(
         self, values, keys, headers, offsets, stamps_ms, int tier, Ledger ledger, str topic not None, int32_t partition,
         uint32_t place, int64_t now_ns, int64_t now_ms, int64_t offset_ns, Py_ssize_t start,
     ):
-        cdef Py_ssize_t i, count = len(values), size
+        cdef Py_ssize_t i = start, group, end, known, count = len(values)
         cdef const int64_t[::1] numbers = column(offsets), stamps = column(stamps_ms)
         cdef const Row* texts = rows_of(values, count)
         cdef const Row* names = rows_of(keys, count)
         cdef const Row* others = rows_of(headers, count)
-        cdef OpenSend send
-        cdef Bytes at
-        cdef object value = None, told
+        cdef list objects = list(values) if texts == NULL else None
         cdef dict by_names = self.table.by_names[tier]
+        cdef OpenSend send
         self.sends = self.recipients = self.size = self.unknown_keys = 0
         self.latest_ns = now_ns + self.horizon_ns
         self.watching = bool(self.cancelled)
         self.forget()
-        for i in range(start, count):
-            if texts != NULL:
-                at, size = texts[i].value, texts[i].value_bytes
-                if at == NULL:
+        while i < count:
+            group, end = i, min(i + GROUP, count)
+            self.told.clear()
+            while i < end and self.know(texts, objects, headers, others, i, &self.known[i - group], by_names):
+                i += 1
+            known, i = i, group
+            while i < known:
+                if marks_settled(&ledger.marks, numbers[i]) != NULL:
                     return i
-            else:
-                value = values[i]
-                if type(value) is not bytes:
+                send = OpenSend.__new__(OpenSend)
+                send.value, send.ledger, send.topic, send.partition = None, ledger, topic, partition
+                if texts == NULL:
+                    send.value = objects[i]
+                send.offset = send.origin_offset = numbers[i]
+                send.first_seen_ms, send.pushed_ns = min(stamps[i], now_ms), now_ns
+                if not self.take_one(send, &self.known[i - group], place, now_ns, offset_ns):
                     return i
-                at, size = <Bytes>PyBytes_AS_STRING(value), PyBytes_GET_SIZE(value)
-            told = headers[i] if others == NULL else headers_of(&others[i]) if others[i].header_count else ()
-            if told and is_ours(told) or marks_settled(&ledger.marks, numbers[i]) != NULL:
-                return i
-            send = OpenSend.__new__(OpenSend)
-            send.value, send.ledger, send.topic, send.partition = value, ledger, topic, partition
-            send.offset = send.origin_offset = numbers[i]
-            send.first_seen_ms, send.pushed_ns = min(stamps[i], now_ms), now_ns
-            if not self.take_one(send, at, size, by_names, place, now_ns, offset_ns):
-                return i
-            send.headers = told
-            if names == NULL or names[i].key != NULL:
-                send.record_key = keys[i]
+                send.headers = self.told[i - group]
+                if names == NULL or names[i].key != NULL:
+                    send.record_key = keys[i]
+                i += 1
+            if known < end:
+                return known
         return count
 
-    cdef bint take_one(
-        self, OpenSend send, Bytes start, Py_ssize_t size, dict by_names, uint32_t place, int64_t now_ns,
-        int64_t offset_ns,
+    cdef bint know(
+        self, const Row* texts, list objects, object headers, const Row* others, Py_ssize_t i, Known* known,
+        dict by_names,
     ) except -1:
-        """``start``: of the value, which the send gets a copy of unless it has it."""
-        cdef Span[SPANS] spans
-        cdef char[NAMES_ROOM] names
-        cdef Bytes id = NULL
-        cdef Py_ssize_t unknown = 0, used, length, before = self.columns.recipients
+        """Whether a record may be of the common kind. Its id is asked for: it stands in memory that is far away."""
+        cdef Names names
+        cdef object told = headers[i] if others == NULL else headers_of(&others[i]) if others[i].header_count else ()
+        if told and is_ours(told):
+            return False
+        if texts != NULL:
+            known.start, known.size = texts[i].value, texts[i].value_bytes
+        elif type(objects[i]) is bytes:
+            known.start, known.size = <Bytes>PyBytes_AS_STRING(objects[i]), PyBytes_GET_SIZE(objects[i])
+        else:
+            return False
+        known.unknown = 0
+        if known.start == NULL or not self.read(known.start, known.size, known.spans, &known.unknown):
+            return False
+        known.id_length = ABSENT if not usual(known.spans) else text_of(known.spans[ID].at, &known.id)
+        if known.id_length <= 0 or not names_of(known.spans, &names):
+            return False
+        known.flow = self.flow_of(by_names, &names)
+        if known.flow == NULL:
+            return False
+        self.seen.hash_id((<Flow>known.flow).scope, <const char*>known.id, known.id_length, known.dedupe)
+        self.seen.look_ahead(known.dedupe)
+        self.told.append(told)
+        return True
+
+    cdef bint take_one(
+        self, OpenSend send, const Known* known, uint32_t place, int64_t now_ns, int64_t offset_ns
+    ) except -1:
+        """The send gets a copy of its value unless it has it."""
+        cdef const Span* spans = known.spans
+        cdef Py_ssize_t before = self.columns.recipients
         cdef int64_t not_before
         cdef PyObject* found
-        if not self.read(start, size, spans, &unknown) or not usual(spans):
-            return False
-        used, length = names_of(spans, names), text_of(spans[ID].at, &id)
-        if used == ODD or length <= 0:
-            return False
-        found = self.flow_of(by_names, names, used)
-        if found == NULL:
-            return False
-        send.flow = <Flow>found
+        send.flow = <Flow>known.flow
         if self.watching and send.flow.campaign in self.cancelled:
             return False
-        self.seen.hash_id(send.flow.scope, <const char*>id, length, send.dedupe)
-        self.seen.look_ahead(send.dedupe)
         found = self.content_of(send.flow, &spans[CONTENT])
         if found == NULL or not (<Content>found).complete:
             return False
@@ -299,22 +366,23 @@ cdef class Taker:
         if not self.may_come(send, now_ns):
             self.columns.drop_recipients(before)
             return False
-        if self.seen.claim_key(send.dedupe, place, 0, send.offset) != NULL:
+        if self.seen.claim_key(known.dedupe, place, 0, send.offset) != NULL:
             self.columns.drop_recipients(before)
             return False
         self.came(send, now_ns)
+        memcpy(send.dedupe, known.dedupe, 16)
         if send.value is None:
-            send.value = PyBytes_FromStringAndSize(<const char*>start, size)
-        send.id_at, send.id_length = <uint32_t>(id - start), <uint32_t>length
+            send.value = PyBytes_FromStringAndSize(<const char*>known.start, known.size)
+        send.id_at, send.id_length = <uint32_t>(known.id - known.start), <uint32_t>known.id_length
         if spans[META].at != NULL:
-            send.meta_at = <uint32_t>(spans[META].at - start)
+            send.meta_at = <uint32_t>(spans[META].at - known.start)
             send.meta_length = <uint32_t>(spans[META].end - spans[META].at)
         send.data, send.linger_ns = NO_DATA, self.linger_ns
         self.columns.run(self.table.add(send), send, 0, not_before, send.total, -1)
         self.sends += 1
         self.recipients += send.total
-        self.size += size
-        self.unknown_keys += unknown
+        self.size += known.size
+        self.unknown_keys += known.unknown
         return True
 
     cdef inline Meter meter_of(self, Flow flow):
@@ -354,20 +422,21 @@ cdef class Taker:
 
     cdef void forget(self) noexcept:
         """What was looked up is good within one take, as nothing else runs meanwhile."""
-        cdef int i
-        for i in range(NEAR):
-            self.near[i].used = 0
+        memset(self.near, 0, sizeof(self.near))
+        self.met.clear()
         self.raw.at = NULL
 
-    cdef PyObject* flow_of(self, dict by_names, const char* names, Py_ssize_t used) except? NULL:
+    cdef PyObject* flow_of(self, dict by_names, const Names* names) except? NULL:
         """Borrowed; NULL: none has these names."""
-        cdef Near* near = &self.near[print_of(names, used) % NEAR]
-        if near.used == used and memcmp(near.names, names, used) == 0:
+        cdef uint64_t print = print_of(names)
+        cdef Near* near = &self.near[print >> 56]
+        if near.flow != NULL and near.print == print and are(names, near.key):
             return near.flow
-        cdef PyObject* found = PyDict_GetItem(by_names, PyBytes_FromStringAndSize(names, used))
+        cdef bytes key = key_of(names)
+        cdef PyObject* found = PyDict_GetItem(by_names, key)
         if found != NULL:
-            near.used, near.flow = used, found
-            memcpy(near.names, names, used)
+            self.met.append(key)
+            near.flow, near.key, near.print = found, PyBytes_AS_STRING(key), print
         return found
 
     cdef PyObject* content_of(self, Flow flow, const Span* span) except? NULL:

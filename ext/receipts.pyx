@@ -6,6 +6,7 @@ Invariant: a recipient is told once; a send that has nobody left is out of the t
 Never: makes a Python object for a send or a recipient (but a completion's offset).
 """
 
+cimport cython
 from cpython cimport array
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize
@@ -28,6 +29,7 @@ cdef int64_t NS_PER_MS = 1_000_000
 cdef array.array OFFSETS = array.array("q")
 
 
+@cython.final
 cdef class Entries:
     def __cinit__(
         self, bytes head not None, str name not None, str platform_id not None, int64_t wall_ms, size_t limit
@@ -195,6 +197,7 @@ cdef object positions_of(Batch batch, list rows, Py_ssize_t start, Py_ssize_t en
     return array.array("H", [batch.position[<Py_ssize_t>rows[at]] for at in range(start, end)])
 
 
+@cython.final
 cdef class Told:
     cdef readonly list records
     cdef readonly list completions

@@ -45,5 +45,7 @@ cdef class Scanner:
     cdef unsigned char follow[MAX_NAMES]
 
     cdef int which(self, Bytes key, Py_ssize_t n) noexcept nogil
-    cdef int msgpack(self, Bytes* at, Bytes end, Py_ssize_t* unknown, Span* spans) noexcept nogil
+    cdef int msgpack(
+        self, Bytes* at, Bytes end, Py_ssize_t* unknown, Span* spans, int often, const Span* met
+    ) noexcept nogil
     cdef int json(self, Bytes* at, Bytes end, Py_ssize_t* unknown) noexcept nogil

@@ -5,6 +5,7 @@ Open addressing, in 1,024 parts that grow one by one, so that no growth is felt;
 full, and what stands behind a removed entry moves up.
 """
 
+cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
@@ -78,6 +79,7 @@ cdef void remove_slot(Part* part, Slot* slot) noexcept nogil:
     part.used -= 1
 
 
+@cython.final
 cdef class SeenTable:
     def __cinit__(self, bytes secret not None):
         if len(secret) != 16:

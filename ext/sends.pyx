@@ -21,6 +21,7 @@ from engine.send import Origin
 cdef bytes NIL = b"\xc0"
 
 
+@cython.final
 cdef class Flow:
     def __init__(self, tier, str channel not None, str account not None, str tenant not None, campaign):
         self.tier, self.channel, self.account, self.tenant, self.campaign = tier, channel, account, tenant, campaign
@@ -34,6 +35,7 @@ cpdef bytes dedupe_scope(str tenant, str channel):
     return bytes((len(first), len(second))) + first + second
 
 
+@cython.final
 cdef class Content:
     def __init__(self, uint32_t handle, tuple key not None, prepared):
         self.handle, self.key, self.prepared = handle, key, prepared

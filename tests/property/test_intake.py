@@ -237,7 +237,7 @@ def as_read(chunk: Chunk) -> Chunk:
     for offset, stamp_ms, key, value, headers in zip(*chunk[3:], strict=True):
         builder.append(offset - chunk.offsets[0], stamp_ms, key, value, list(headers))
     first_ms = chunk.timestamps_ms[0]
-    records = RecordBatch(bytes(builder.build())[61:], len(chunk.offsets), chunk.offsets[0], first_ms).read(1_000)
+    records = RecordBatch(bytes(builder.build())[61:], len(chunk.offsets), chunk.offsets[0], first_ms).read(len(chunk.offsets))
     columns = records.offsets, records.timestamps_ms, records.keys, records.values, records.headers
     return Chunk(chunk.topic, chunk.partition, chunk.epoch, *columns)
 
@@ -282,6 +282,28 @@ def test_what_it_takes_is_what_they_would_have_taken(
     records, levels = zip(*rounds, strict=True)
     with tempfile.TemporaryDirectory() as folder:
         asyncio.run(compare(Path(folder), tier, list(records), list(levels), read))
+
+
+def test_a_content_met_before_hides_nothing(tmp_path: Path) -> None:
+    """It is not read again where the same bytes stand: what is wrong in it, before it or after it is found all the
+    same."""
+    content = {"n": 1, "of": [{"x": "é"}, "y" * 40]}
+
+    def packed(number: int, **others: Any) -> bytes:
+        send = {"id": str(number), "channel": "partner", "content": content, "to": ["a"], **others}
+        return bytes(msgpack.packb(send))
+
+    last = msgpack.packb({"id": "z", "channel": "partner", "to": ["a"], "content": content})
+    second = msgpack.packb("content") + msgpack.packb(content)
+    odd = [packed(0)[:cut] for cut in range(len(packed(0)))]
+    odd += [last[:cut] for cut in range(1, len(last) + 1)]
+    odd += [bytes([last[0] + 1]) + last[1:] + second, last + second, packed(1, content={**content, "m": 2})]
+    odd += [packed(2).replace("é".encode(), b"\xc3("), packed(3, more=content), packed(4, content=[content])]
+    # It has been met once a whole group was taken, and is forgotten at what is not of the common kind.
+    numbers = iter(range(10, 10_000))
+    values = [value for one in odd for value in [*(packed(next(numbers)) for _ in range(17)), one]]
+    records = [(value, None, (), 0) for value in values]
+    asyncio.run(compare(tmp_path, Tier.BASIC, [records], [255], True))
 
 
 def test_sends_of_a_known_kind_never_reach_python(tmp_path: Path) -> None:

@@ -49,6 +49,13 @@ def test_request() -> None:
     }
 
 
+@given(st.lists(st.text(min_size=1) | st.sampled_from(['x",', '","', "\\", ',"', '"', "a"]), min_size=1, max_size=6))
+def test_each_recipient_stands_alone(ids: list[str]) -> None:
+    body = DRIVER.request(call({}, ids), "").body
+    assert body is not None
+    assert json.loads(body)["to"] == [{"id": id} for id in ids]
+
+
 def test_data_of_their_own() -> None:
     request = DRIVER.request(call({}, IDS, [{"x": [1, None]}, None, {}]), "")
     assert json.loads(request.body)["to"] == [{"id": "a", "data": {"x": [1, None]}}, {"id": "b"}, {"id": "c"}]
