@@ -25,8 +25,8 @@ import aiohttp
 import uvloop
 
 from bench import stack
-from bench.crash_feed import Feed
-from bench.crash_judge import Quota, agrees, over_quota, repeats
+from bench.crash_feed import FREED, KINDS, TWICE, Feed
+from bench.crash_judge import Quota, agrees, ended, over_quota, repeats
 from bench.judge import judge, read_input
 from bench.kafka import Broker, Unavailable
 from engine.config import Config, load
@@ -39,7 +39,9 @@ BURST_EVERY_S = 0.15
 BETWEEN_S = (2.0, 10.0)  # two kills
 BROKER_EVERY, FREEZE_EVERY, OUTAGE_EVERY = 12, 10, 3  # kills
 FROZEN_S = (2.0, 12.0)  # the session timeout lies between
+QUIET_S = 20.0  # after the last one, still feeding: what comes again then finds its first ended, and by the same worker
 DRAIN_S = 600.0
+UNDONE = ("kafka_lag_sends", "kafka_uncommitted_sends", "queue_recipients", "later_sends")
 SIZES_PER_S = {"partner": 20, "once": 10, "notice": 40}  # calls, of all workers together
 CONFIG = """
 state = "{folder}/{name}"
@@ -49,6 +51,9 @@ bootstrap = "{bootstrap}"
 prefix = "{prefix}"
 partitions = 8
 session_timeout = "6s"
+[later]
+horizon = "2s"
+delays = ["2s", "5s"]
 [tiers.basic]
 linger = "100ms"
 due_after = "30s"
@@ -147,7 +152,7 @@ class Crash:
     appended: int = 0  # sends
 
     async def run(self) -> dict[str, Any]:
-        """Feed and break until there were as many kills as asked for; then drain, stop, judge."""
+        """Feed and break until there were as many kills as asked for; feed some more; then drain, stop, judge."""
         started = time.monotonic()
         for worker in self.workers:
             await worker.start()
@@ -158,6 +163,7 @@ class Crash:
                 await self._break(number)
                 if feeding.done():
                     break
+            await asyncio.wait([feeding], timeout=QUIET_S)
         finally:
             feeding.cancel()
             await asyncio.gather(feeding, return_exceptions=True)
@@ -243,12 +249,13 @@ class Crash:
         return [await stack.Engine(child, worker.metrics, self.session).samples() for child, worker in pairs]
 
     async def _drained(self) -> bool:
-        """Nothing is on the log that was not read, nothing was read that is not committed; twice, a moment apart."""
+        """Nothing is on the log that was not read, or waits there, nothing was read that is not committed; twice, a
+        moment apart."""
         if not await self._ready():
             return False
         for _ in range(2):
             for scrape in await self._scrapes():
-                if any(scrape.sum(name) for name in ("kafka_lag_sends", "kafka_uncommitted_sends", "queue_recipients")):
+                if any(scrape.sum(name) for name in UNDONE):
                     return False
             await asyncio.sleep(2.0)
         return True
@@ -284,6 +291,7 @@ class Crash:
         return {
             "taken_in": verdict.taken_in,
             "outcomes": dict(sorted(verdict.outcomes.items())),
+            "again": {kind: dict(sorted(ended(verdict.ends, kind).items())) for kind in KINDS},
             "missing": len(verdict.missing),
             "repeated": others,
             "repeated_bound": sum(worker.left() for worker in self.workers),
@@ -317,6 +325,11 @@ def missed(figures: dict[str, Any]) -> list[str]:
     wrong = [f"{key} is {figures[key]}" for key in zeros if figures[key]]
     if figures["repeated"] > figures["repeated_bound"]:
         wrong.append(f"repeated is {figures['repeated']}, more than {figures['repeated_bound']}")
+    twice, freed = figures["again"][TWICE], figures["again"][FREED]
+    if twice.keys() - {"duplicate"}:
+        wrong.append(f"of ids that came twice some ended {twice}")
+    if "accepted" not in freed:
+        wrong.append(f"of ids that were free again none was accepted: {freed}")
     wrong += [f"{key} is false" for key in ("audit_agrees", "drained") if not figures[key]]
     return wrong
 

@@ -8,7 +8,7 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator, Container, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from bench.judge import Verdict
+from bench.judge import Origin, Verdict
 
 
 class Quota(NamedTuple):
@@ -55,6 +55,11 @@ def repeats(arrived: Mapping[str, int], among: Container[str]) -> tuple[int, int
     for name, times in arrived.items():
         found[name not in among] += times - 1
     return found[0], found[1]
+
+
+def ended(ends: Mapping[tuple[Origin, str], Iterable[str]], kind: str) -> Counter[str]:
+    """How recipients ended whose names begin with ``kind``; those told of in two ways count under both."""
+    return Counter(end for (_, name), told in ends.items() if name.startswith(kind) for end in set(told))
 
 
 def agrees(verdict: Verdict, untold: int, audit: Mapping[str, Any]) -> bool:
