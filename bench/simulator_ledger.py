@@ -116,36 +116,41 @@ class Ledger:
         self._code[call - self.first] = code
 
     def add_rows(self, call: int, ids: Sequence[str], verdict: int) -> None:
-        """Add the same ``verdict`` on each of ``ids``. About 0.5 us a recipient."""
-        index, last, row = self._index, self._last, len(self._recipient)
-        for id in ids:
-            recipient = index.get(id)
-            if recipient is None:
-                recipient = self._new(id)
-            self._previous.append(last[recipient])
-            self._recipient.append(recipient)
+        """Add the same ``verdict`` on each of ``ids``. About 0.3 us a recipient."""
+        recipients, last, previous = self._numbers(ids), self._last, []
+        for row, recipient in enumerate(recipients, len(self._recipient)):
+            previous.append(last[recipient])
             last[recipient] = row
-            row += 1
-            if verdict == DELIVERED:
-                self._count_delivery(recipient)
+        self._recipient.extend(recipients)
+        self._previous.extend(previous)
+        if verdict == DELIVERED:
+            self._count_deliveries(recipients)
         count = len(ids)
         self._call.extend([call - self.first] * count)
         self._verdict.extend([verdict] * count)
         self.verdicts[self._kinds[self._kind[call - self.first]][0], verdict] += count
 
-    def _new(self, id: str) -> int:
-        recipient = self._index[id] = len(self._names)
-        self._names.append(id)
-        self._delivered.append(0)
-        self._last.append(-1)
-        return recipient
+    def _numbers(self, ids: Sequence[str]) -> list[int]:
+        index, names, numbers = self._index, self._names, []
+        before = size = len(names)
+        for id in ids:
+            number = index.setdefault(id, size)
+            if number == size:
+                names.append(id)
+                size += 1
+            numbers.append(number)
+        self._delivered.extend([0] * (size - before))
+        self._last.extend([-1] * (size - before))
+        return numbers
 
-    def _count_delivery(self, recipient: int) -> None:
-        times = self._delivered[recipient] = self._delivered[recipient] + 1
-        if times == 1:
-            self.delivered_recipients += 1
-        elif times == 2:
-            self.repeated_recipients += 1
+    def _count_deliveries(self, recipients: Sequence[int]) -> None:
+        delivered = self._delivered
+        for recipient in recipients:
+            times = delivered[recipient] = delivered[recipient] + 1
+            if times == 1:
+                self.delivered_recipients += 1
+            elif times == 2:
+                self.repeated_recipients += 1
 
     def of(self, id: str) -> list[Entry]:
         """What ``id`` was sent, oldest first."""

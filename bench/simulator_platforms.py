@@ -77,8 +77,7 @@ class Platform(ABC):
         self.options: Endpoint = getattr(options, self.name)
         self._salt = f"{options.seed} {self.name} "
         self._prefixes = tuple(self.options.refused)
-        # Nothing to look at per recipient: the way of nearly every call of a benchmark.
-        self._plain = not (self._prefixes or self.options.invalid_share or self.options.drop_share)
+        self._certain = not (self.options.invalid_share or self.options.drop_share)
 
     def forget(self) -> None:
         """Windows, members, told to come again: all as new. Tokens and calls under way stay."""
@@ -111,9 +110,12 @@ class Platform(ABC):
         self._open[key] = self._open.get(key, 0) + 1
         return None
 
+    def _is_refused(self, id: str) -> bool:
+        return id.startswith(self._prefixes)
+
     def refusal_code(self, id: str) -> str | None:
         """The platform's code for a recipient it does not take."""
-        if self._prefixes and id.startswith(self._prefixes):
+        if self._is_refused(id):
             return next(code for prefix, code in self.options.refused.items() if id.startswith(prefix))
         return self.invalid_code if chosen(self.options.invalid_share, id, self._salt + "invalid") else None
 
@@ -142,15 +144,14 @@ class Platform(ABC):
 
     def deliver(self, call: int, account: str, ids: Sequence[str], now_ns: int) -> dict[str, str]:
         """Deliver, drop or refuse each of ``ids``; the codes of those refused."""
-        limits = self.options.member_limits
-        if self._plain and not limits:
-            self.ledger.add_rows(call, ids, DELIVERED)
+        if self._certain and not self.options.member_limits and not any(map(self._is_refused, ids)):
+            self.ledger.add_rows(call, ids, DELIVERED)  # nearly every call of a benchmark
             return {}
         delivered: list[str] = []
         dropped: list[str] = []
         codes: dict[str, str] = {}
         for id in ids:
-            code = None if self._plain else self.refusal_code(id)
+            code = self.refusal_code(id)
             if code is not None:
                 codes[id] = code
             else:

@@ -35,6 +35,7 @@ logger = structlog.get_logger("surgetank.commit")
 COMMIT_EVERY_S = 0.2
 AT_LEAST_EVERY_S = 1.0
 SHARE = 4  # at most a fifth of the time is spent on commits, as long as that is often enough
+LOOK_EVERY_S = 0.05  # whether it still is
 
 
 class Source(Protocol):
@@ -93,8 +94,12 @@ class Committer:
         while True:
             started = self._clock.now_ns()
             await self.commit(source)
-            took_s = (self._clock.now_ns() - started) / NS_PER_S
-            await asyncio.sleep(max(COMMIT_EVERY_S, min(SHARE * took_s, AT_LEAST_EVERY_S)))
+            ended = self._clock.now_ns()
+            rest_s = max(COMMIT_EVERY_S, min(SHARE * (ended - started) / NS_PER_S, AT_LEAST_EVERY_S))
+            while (left_s := rest_s - (self._clock.now_ns() - ended) / NS_PER_S) > 0:
+                await asyncio.sleep(min(left_s, LOOK_EVERY_S))
+                if self._fence.filling(source.tier):
+                    break
 
     async def _commit(self, source: Source) -> None:
         started, gaps, told = self._clock.now_ns(), self._fence.look(), self._counters.told[source.tier]

@@ -89,8 +89,8 @@ class Budget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     uncommitted: Annotated[
         int,
         about(
-            "Recipients that may have ended since the last commit: at it no more calls begin until a commit gets "
-            "through. A crash repeats at most these and those in flight.",
+            "Recipients that may have ended since the last commit: at half of it the next commit is made at once, at "
+            "it no more calls begin until one gets through. A crash repeats at most these and those in flight.",
             1,
             100_000_000,
         ),

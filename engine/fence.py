@@ -63,6 +63,10 @@ class Fence:
         gaps, uncommitted = self.look(), self._counters.uncommitted
         return [tier for tier in TIERS if self._least[tier] < gaps or uncommitted(tier) >= self._budgets[tier]]
 
+    def filling(self, tier: Tier) -> bool:
+        """Of what may have ended and not be committed, half has."""
+        return 2 * self._counters.uncommitted(tier) >= self._budgets[tier]
+
     def proven(self, group: str, gaps: int) -> None:
         """A commit of it has succeeded that was begun when ``look`` said ``gaps``."""
         self._proven[group] = gaps

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import msgspec
 
-MOST = 1_000  # remembered of each kind; a slice is a hundred
+MOST = 5_000  # remembered of each kind; a slice is at most a thousand
 NATIVE = frozenset(
     {
         signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGTRAP, signal.SIGSYS,

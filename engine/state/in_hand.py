@@ -21,7 +21,7 @@ from engine.send import Tier
 from engine.state.mapped import map_file
 from engine.suspects import Book, InHand, Killer, Place
 
-SLICE = 500  # records taken between two turns of the loop, at most
+SLICE = 1_000  # records taken between two turns of the loop, at most; less than engine.suspects remembers
 AREA = struct.Struct("<IIqqqI256s")
 FLAG = struct.Struct("<I")
 FILE_BYTES = AREA.size * len(Tier)

@@ -15,9 +15,10 @@ from aiohttp import web
 import engine.commit
 import engine.record
 from engine.clock import NS_PER_MS, NS_PER_S, Clock
+from engine.consume import POLL_RECORDS
 from engine.logs import Record
 from engine.logs.sqlite_read import SqliteConsumer
-from engine.send import Outcome
+from engine.send import Outcome, Tier
 from tests.integration.support import (
     DEADLINE_S,
     Ahead,
@@ -327,6 +328,22 @@ async def test_receipts_wait_for_the_log_and_nothing_is_lost(tmp_path: Path) -> 
         assert partner.ids.total() == 20
 
 
+async def test_at_half_of_what_may_be_uncommitted_a_commit_is_made_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine.commit, "COMMIT_EVERY_S", 3600.0)
+    tiers = '[tiers.basic]\npacing = "asap"\nlinger = "0s"\nbudget = { uncommitted = 40 }\n'
+    async with gateway() as partner:
+        config = configured(tmp_path, channel("partner", partner.url), tiers=tiers)
+        async with working(config) as worker:
+            counters = worker.pipeline.counters
+            await worker.send("basic", *(send(f"b{n}") for n in range(19)))
+            await worker.all_ended(19)
+            assert counters.uncommitted(Tier.BASIC) == 19
+            await worker.send("basic", send("one more"))
+            await worker.until(lambda: counters.committed[Tier.BASIC] >= 19, "committed")
+
+
 async def test_drained_within_its_deadline_though_the_log_cannot_be_written(tmp_path: Path) -> None:
     async with gateway() as partner:
         config = configured(tmp_path, channel("partner", partner.url))
@@ -388,6 +405,6 @@ async def test_what_cannot_be_told_is_not_read_without_end(
             before = list(consumed)
             polled = worker.pipeline.intakes[0].last_poll_ms
             await worker.until(lambda: worker.pipeline.intakes[0].last_poll_ms > polled + 400, "time passes")
-            assert consumed[2] <= before[2] + 1000 < 5001
+            assert consumed[2] <= before[2] + POLL_RECORDS < 5001
         await worker.judged()
         assert partner.ids == {"u": 1}

@@ -237,7 +237,9 @@ def as_read(chunk: Chunk) -> Chunk:
     for offset, stamp_ms, key, value, headers in zip(*chunk[3:], strict=True):
         builder.append(offset - chunk.offsets[0], stamp_ms, key, value, list(headers))
     first_ms = chunk.timestamps_ms[0]
-    records = RecordBatch(bytes(builder.build())[61:], len(chunk.offsets), chunk.offsets[0], first_ms).read(len(chunk.offsets))
+    records = RecordBatch(bytes(builder.build())[61:], len(chunk.offsets), chunk.offsets[0], first_ms).read(
+        len(chunk.offsets)
+    )
     columns = records.offsets, records.timestamps_ms, records.keys, records.values, records.headers
     return Chunk(chunk.topic, chunk.partition, chunk.epoch, *columns)
 
