@@ -120,7 +120,8 @@ class Intake:
         while not self._stopping:
             try:
                 await self._room()
-                chunks = await self.assignment.consumer.poll(self._wanted(), POLL_TIMEOUT_S)
+                room = self.policy.budget.sends - self._opens.count[self.tier] - self._held.sends
+                chunks = await self.assignment.consumer.poll(max(1, min(POLL_RECORDS, room)), POLL_TIMEOUT_S)
                 backoff.reset()
             except LogUnavailable as error:
                 logger.warning(
@@ -175,10 +176,6 @@ class Intake:
                 self.assignment.consumer.resume()
             self._counters.backpressure_ns["consume"] += self._clock.now_ns() - started
 
-    def _wanted(self) -> int:
-        """Records of the next poll."""
-        return max(1, min(POLL_RECORDS, self.policy.budget.sends - self._opens.count[self.tier] - self._held.sends))
-
     def _full(self, share: float) -> bool:
         budget, tier = self.policy.budget, self.tier
         sends, size = self._opens.count[tier] + self._held.sends, self._opens.sizes[tier] + self._held.bytes
@@ -204,7 +201,7 @@ class Intake:
             while at < len(part.offsets):
                 self._take_one(part, ledger, now_ms, at)
                 at = self._take_common(part, ledger, now_ms, at + 1) if common else at + 1
-            self._dispatcher.push(self._columns)
+            self._dispatcher.push(self._columns, urgent=self.tier is Tier.SYSTEM)
         self.in_hand.release(self.tier)  # not where this failed: what it failed on must be found
 
     def _undone(self, chunk: Chunk, ledger: Ledger) -> Chunk:
