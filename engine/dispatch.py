@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import random
 from array import array
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import msgspec
@@ -40,6 +39,7 @@ from engine.settle import Again, Ending, settle
 from engine.state.flight import Flight
 from engine.state.seen import Seen
 from engine.told import KEEPS_ID, Told
+from engine.turns import Turns
 from ext.columns import Batch, Columns, batches_of
 from ext.receipts import tell
 from ext.schedule import ACCOUNT, CANCELLED, NEVER, WHOLE_TIER, Core
@@ -105,7 +105,7 @@ class Dispatcher:
         self.clock = clock
         self.cancelled = Cancelled()
         self._calls: dict[int, asyncio.Task[None]] = {}  # by number
-        self._to_begin = deque[tuple[int, Batch, int, Held, Noted | None]]()  # what `_call` takes
+        self._turns = Turns(BEGUN_CALLS, self._begin)
         self._made_calls = 0
         self._pumping = False
         self._stopped = False
@@ -157,8 +157,7 @@ class Dispatcher:
         self._stopped = True
         if self._timer is not None:
             self._timer.cancel()
-        while self._to_begin:  # popped, so under way
-            self._begin(*self._to_begin.popleft())
+        self._turns.finish()  # what is popped is under way
         if self._calls:
             await asyncio.wait(self._calls.values(), timeout=deadline_s)
         cut = list(self._calls.values())
@@ -232,19 +231,9 @@ class Dispatcher:
         self.counters.in_flight[tier] += count
         self._flight.begin(tier, count)
         self._made_calls = number = self._made_calls + 1
-        if tier is Tier.SYSTEM:
-            self._begin(number, batch, popped, held, noted)
-            return
-        self._to_begin.append((number, batch, popped, held, noted))
-        if len(self._to_begin) == 1:
-            self._loop.call_soon(self._begin_some)
-
-    def _begin_some(self) -> None:
-        """A window that opens lets many calls go at once; what is urgent must not wait until all have begun."""
-        for _ in range(min(BEGUN_CALLS, len(self._to_begin))):
-            self._begin(*self._to_begin.popleft())
-        if self._to_begin:
-            self._loop.call_soon(self._begin_some)
+        # A window that opens lets many calls go at once; what is urgent must not wait until all have begun.
+        begin = self._begin if tier is Tier.SYSTEM else self._turns.add
+        begin(number, batch, popped, held, noted)
 
     def _begin(self, number: int, batch: Batch, popped: int, held: Held, noted: Noted | None) -> None:
         self._calls[number] = self._loop.create_task(self._call(number, batch, popped, held, noted))

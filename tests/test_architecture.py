@@ -35,6 +35,7 @@ LAYERS = [
         "merge",
         "retry_budget",
         "time_limit",
+        "turns",
     },
     {"decode", "drivers", "logs", "counters", "state", "fence"},
     {"progress", "commit", "overload", "open_sends", "topics", "tokens"},
