@@ -106,7 +106,7 @@ class Intake:
         )
         self._held = HeldSends(tier, counters)
         self._stopping = False
-        self._most = SLICE  # records of the next slice
+        self._most: dict[str, int] = {}  # records of the next slice, by topic: later topics' cost more
         self._now_ns = 0  # both read once a slice
         self._offset_ns = 0
         self.in_hand: Hands
@@ -124,9 +124,8 @@ class Intake:
                 chunks = await self.assignment.consumer.poll(max(1, min(POLL_RECORDS, room)), POLL_TIMEOUT_S)
                 backoff.reset()
             except LogUnavailable as error:
-                logger.warning(
-                    "the log does not answer", tier=self.tier.label, error=str(error), again_in_s=backoff.next_s
-                )
+                waits = {"error": str(error), "again_in_s": backoff.next_s}
+                logger.warning("the log does not answer", tier=self.tier.label, **waits)
                 await backoff.wait()
                 continue
             self.last_poll_ms = self._clock.wall_ms()
@@ -143,13 +142,14 @@ class Intake:
         ledger = self.ledgers.get(Partition(chunk.topic, chunk.partition))
         if ledger is None or ledger.epoch != chunk.epoch:
             return
-        for start, end in self.in_hand.slices(chunk, lambda: self._most):
+        most = self._most.setdefault(chunk.topic, 1)
+        for start, end in self.in_hand.slices(chunk, lambda: self._most[chunk.topic]):
             if ledger.leaving:
                 return
             started = self._clock.now_ns()
             self._slice(chunk, start, end, ledger)
             each_ns = (self._clock.now_ns() - started) // (end - start) + 1
-            self._most = max(1, min(SLICE, 2 * self._most, SLICE_NS // each_ns))
+            most = self._most[chunk.topic] = max(1, min(SLICE, 2 * most, SLICE_NS // each_ns))
             await asyncio.sleep(0)
 
     async def _room(self) -> None:
