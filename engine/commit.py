@@ -93,12 +93,12 @@ class Committer:
     async def _keep_on(self, source: Source) -> None:
         while True:
             started = self._clock.now_ns()
-            await self.commit(source)
+            through = await self.commit(source)
             ended = self._clock.now_ns()
             rest_s = max(COMMIT_EVERY_S, min(SHARE * (ended - started) / NS_PER_S, AT_LEAST_EVERY_S))
             while (left_s := rest_s - (self._clock.now_ns() - ended) / NS_PER_S) > 0:
                 await asyncio.sleep(min(left_s, LOOK_EVERY_S))
-                if self._fence.filling(source.tier):
+                if through and self._fence.filling(source.tier):
                     break
 
     async def _commit(self, source: Source) -> None:
