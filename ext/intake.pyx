@@ -65,10 +65,6 @@ cdef enum:
     GROUP = 16  # records between asking for a line of the table of ids and its use
     NEAR = 256  # by the highest byte of a product, which all of it goes into
 
-cdef struct Names:  # channel, account, tenant and campaign, where they stand
-    Bytes text[4]
-    uint8_t length[4]  # NO_NAME: there is none
-
 cdef struct Near:
     PyObject* flow  # borrowed; NULL: nobody
     const char* key  # of SendTable.by_names
@@ -140,67 +136,7 @@ cdef inline bint usual(const Span* spans) noexcept nogil:
     return spans[META].at == NULL or spans[META].end - spans[META].at <= MOST_META
 
 
-cdef bint names_of(const Span* spans, Names* names) noexcept nogil:
-    """False: something about them is odd."""
-    cdef Py_ssize_t length
-    cdef int[4] order = [CHANNEL, ACCOUNT, TENANT, CAMPAIGN]
-    cdef int i, which
-    for i in range(4):
-        which = order[i]
-        length = ABSENT if spans[which].at == NULL else text_of(spans[which].at, &names.text[i])
-        if length == ODD or length == 0 and which != CAMPAIGN or length == ABSENT and which == CHANNEL:
-            return False
-        names.length[i] = NO_NAME if length == ABSENT else <uint8_t>length
-    return True
-
-
-cdef bytes key_of(const Names* names):
-    """Of SendTable.by_names: each name after its length."""
-    cdef char[NAMES_ROOM] key
-    cdef Py_ssize_t used = 0
-    cdef int i
-    for i in range(4):
-        key[used] = <char>names.length[i]
-        used += 1
-        if names.length[i] != NO_NAME:
-            memcpy(key + used, names.text[i], names.length[i])
-            used += names.length[i]
-    return PyBytes_FromStringAndSize(key, used)
-
-
-cdef inline uint64_t print_of(const Names* names) noexcept nogil:
-    """Of their lengths and their first and last bytes: where two have the same one, the later is looked up instead."""
-    cdef uint64_t sum = 0, word, length
-    cdef int i
-    for i in range(4):
-        length = names.length[i]
-        word = 0
-        if length == NO_NAME:
-            length = 0
-        elif length >= 8:
-            memcpy(&word, names.text[i], 8)
-            sum = (sum ^ word) * <uint64_t>0x9E3779B97F4A7C15
-            memcpy(&word, names.text[i] + length - 8, 8)
-        elif length >= 4:
-            memcpy(&word, names.text[i], 4)
-            memcpy(<char*>&word + 4, names.text[i] + length - 4, 4)
-        elif length:
-            word = names.text[i][0] | names.text[i][length >> 1] << 8 | names.text[i][length - 1] << 16
-        sum = (sum ^ word ^ length << 56) * <uint64_t>0x9E3779B97F4A7C15
-    return sum
-
-
-cdef inline bint are(const Names* names, const char* key) noexcept nogil:
-    cdef int i
-    for i in range(4):
-        if <uint8_t>key[0] != names.length[i]:
-            return False
-        key += 1
-        if names.length[i] != NO_NAME:
-            if memcmp(key, names.text[i], names.length[i]) != 0:
-                return False
-            key += names.length[i]
-    return True
+include "names.pxi"
 
 
 cdef const int64_t[::1] column(object numbers):
@@ -284,7 +220,8 @@ cdef class Taker:
         cdef const Row* texts = rows_of(values, count)
         cdef const Row* names = rows_of(keys, count)
         cdef const Row* others = rows_of(headers, count)
-        cdef list objects = list(values) if texts == NULL else None
+        # What owns the values for as long as this runs.
+        cdef object objects = values if texts != NULL or isinstance(values, (list, tuple)) else list(values)
         cdef dict by_names = self.table.by_names[tier]
         cdef OpenSend send
         self.sends = self.recipients = self.size = self.unknown_keys = 0
@@ -317,7 +254,7 @@ cdef class Taker:
         return count
 
     cdef bint know(
-        self, const Row* texts, list objects, object headers, const Row* others, Py_ssize_t i, Known* known,
+        self, const Row* texts, object objects, object headers, const Row* others, Py_ssize_t i, Known* known,
         dict by_names,
     ) except -1:
         """Whether a record may be of the common kind. Its id is asked for: it stands in memory that is far away."""
