@@ -142,14 +142,14 @@ class Intake:
         ledger = self.ledgers.get(Partition(chunk.topic, chunk.partition))
         if ledger is None or ledger.epoch != chunk.epoch:
             return
-        most = self._most.setdefault(chunk.topic, 1)
+        self._most.setdefault(chunk.topic, 1)
         for start, end in self.in_hand.slices(chunk, lambda: self._most[chunk.topic]):
             if ledger.leaving:
                 return
             started = self._clock.now_ns()
             self._slice(chunk, start, end, ledger)
             each_ns = (self._clock.now_ns() - started) // (end - start) + 1
-            most = self._most[chunk.topic] = max(1, min(SLICE, 2 * most, SLICE_NS // each_ns))
+            self._most[chunk.topic] = max(1, min(SLICE, 2 * self._most[chunk.topic], SLICE_NS // each_ns))
             await asyncio.sleep(0)
 
     async def _room(self) -> None:
