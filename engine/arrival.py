@@ -57,6 +57,11 @@ class Arrival(msgspec.Struct, frozen=True, gc=False):
         origin = "{}:{}:{}\0".format(*self.origin).encode()
         return blake2b(key + origin + open_, digest_size=16, person=use).digest()
 
+    @property
+    def places(self) -> list[int] | None:
+        """``still``, in order."""
+        return None if self.still is None else sorted(self.still)
+
     def count(self, send: Send) -> int:
         """Recipients it comes for."""
         return len(send.to) if self.still is None else len(self.still)

@@ -121,21 +121,25 @@ class Intake:
             try:
                 await self._room()
                 room = self.policy.budget.sends - self._opens.count[self.tier] - self._held.sends
-                chunks = await self.assignment.consumer.poll(max(1, min(POLL_RECORDS, room)), POLL_TIMEOUT_S)
+                await self._poll(max(1, min(POLL_RECORDS, room)))
                 backoff.reset()
             except LogUnavailable as error:
-                waits = {"error": str(error), "again_in_s": backoff.next_s}
-                logger.warning("the log does not answer", tier=self.tier.label, **waits)
+                logger.warning(
+                    "the log does not answer", tier=self.tier.label, error=str(error), again_in_s=backoff.next_s
+                )
                 await backoff.wait()
                 continue
-            self.last_poll_ms = self._clock.wall_ms()
-            for chunk in self.assignment.gate(chunks):
-                await self.take(chunk)
             self._expire_held()
 
     def stop(self) -> None:
         """Poll no more; records at hand are still taken in."""
         self._stopping = self.assignment.stopping = True
+
+    async def _poll(self, most: int) -> None:
+        chunks = await self.assignment.consumer.poll(most, POLL_TIMEOUT_S)
+        self.last_poll_ms = self._clock.wall_ms()
+        for chunk in self.assignment.gate(chunks):
+            await self.take(chunk)
 
     async def take(self, chunk: Chunk) -> None:
         """Take a chunk in, in slices. Records of a partition that is no longer ours are left to its owner."""
@@ -168,9 +172,7 @@ class Intake:
                     if not paused:
                         paused = True
                         self.assignment.consumer.pause()
-                    chunks = await self.assignment.consumer.poll(1, POLL_TIMEOUT_S)
-                    for chunk in self.assignment.gate(chunks):
-                        await self.take(chunk)
+                    await self._poll(1)
         finally:
             if paused:
                 self.assignment.consumer.resume()
@@ -419,8 +421,7 @@ class Intake:
         """To the topic of `template`, whose intake takes it in as any record there: so its memory, times, sums and
         whoever serves it are that tier's, however much of it there is."""
         origin, attempts, first_seen_ms = arrival.origin, arrival.attempts, arrival.first_seen_ms
-        still = None if arrival.still is None else sorted(arrival.still)
-        told = wire.History(origin, arrival.hop + 1, first_seen_ms, attempts, still, "allowance", tenant)
+        told = wire.History(origin, arrival.hop + 1, first_seen_ms, attempts, arrival.places, "allowance", tenant)
         topic, headers = self._gates.template_topic, wire.headers_of(told)
         self._recorder.move(topic, arrival.key, arrival.value, arrival.headers, headers)
         self._recorder.complete(arrival.ledger, array("q", [arrival.offset]))
@@ -438,8 +439,7 @@ class Intake:
 
     def _undeliverable(self, send: Send | None, arrival: Arrival, reject: Reject) -> None:
         self._counters.invalid[self.tier, reject.reason] += 1
-        still = None if arrival.still is None else sorted(arrival.still)
-        facts = arrival.origin, arrival.hop, arrival.attempts, arrival.first_seen_ms, still, arrival.declined
+        facts = arrival.origin, arrival.hop, arrival.attempts, arrival.first_seen_ms, arrival.places, arrival.declined
         dead = wire.dead_headers(reject.reason, reject.detail, *facts)
         self._recorder.dead_record(arrival.key, arrival.value, arrival.headers, dead)
         flow = Facts(self.tier, *((send.channel, send.account, send.tenant, send.campaign) if send else NOT_KNOWN))
@@ -450,7 +450,7 @@ class Intake:
         if send is None:
             count, entry = 1, wire.ReceiptSend(None, arrival.origin, None, 0, 0)
         else:
-            to = None if arrival.still is None else names(send, sorted(arrival.still))
+            to = None if arrival.places is None else names(send, arrival.places)
             meta = wire.meta_msgpack(send.meta)
             count, entry = arrival.count(send), wire.ReceiptSend(send.id, arrival.origin, to, arrival.attempts, 0, meta)
         self._recorder.receipt(facts, outcome, "", reason, "", "", wire.receipt_parts([entry]))
