@@ -145,7 +145,7 @@ class Bench:
         deadline = time.monotonic() + GIVE_UP_S
         while not points or points[-1][1] < count:
             engine.child.check()
-            ended = (await engine.samples()).sum("recipients_total")
+            ended = (await engine.samples("recipients_total")).sum("recipients_total")
             points.append((time.monotonic(), ended, _cpu_s(pid)))
             if points[-1][0] > deadline:
                 raise RuntimeError(f"{count - ended:.0f} of {count} not ended after {GIVE_UP_S:.0f} s")

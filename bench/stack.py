@@ -113,9 +113,10 @@ class Engine:
         except aiohttp.ClientConnectionError:
             return False
 
-    async def samples(self) -> Samples:
-        """A scrape."""
-        async with self._session.get(f"{self._metrics}/metrics") as answer:
+    async def samples(self, *series: str) -> Samples:
+        """A scrape; of these series, without ``surgetank_``, or of all: which costs the engine ten times as much."""
+        params = [("name[]", f"surgetank_{one}") for one in series]
+        async with self._session.get(f"{self._metrics}/metrics", params=params) as answer:
             answer.raise_for_status()
             return Samples(await answer.text())
 

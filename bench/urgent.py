@@ -100,7 +100,7 @@ class Bench:
         for first in range(0, backlog, APPENDED_AT_ONCE):
             await self._log.append([_mass(n) for n in range(first, min(first + APPENDED_AT_ONCE, backlog))])
         deadline = time.monotonic() + INTAKE_S
-        while (await self._engine.samples()).sum("consumed_sends_total", tier="basic") < backlog:
+        while (await self._engine.samples("consumed_sends_total")).sum("consumed_sends_total", tier="basic") < backlog:
             if time.monotonic() > deadline:
                 raise RuntimeError(f"the backlog was not taken in within {INTAKE_S:.0f} s")
             await asyncio.sleep(0.5)

@@ -78,7 +78,7 @@ class Watch:
 
     async def _metrics(self, request: web.Request) -> web.Response:
         await self.ask()
-        return exposed(self._registry, request)
+        return await exposed(self._registry, request)
 
     async def _startupz(self, request: web.Request) -> web.Response:
         await self.ask()
