@@ -52,6 +52,13 @@ class Admitted(msgspec.Struct, frozen=True, gc=False):
     duplicates: list[int]  # places that name somebody an earlier place names
     refused: list[tuple[int, Reject]]  # places the channel cannot take
 
+    def refusals(self) -> dict[str, tuple[str, list[int]]]:
+        """The places of each reason, with the first one's detail: the dead topic gets the record once a reason."""
+        found: dict[str, tuple[str, list[int]]] = {}
+        for position, reject in self.refused:
+            found.setdefault(reject.reason, (reject.detail, []))[1].append(position)
+        return found
+
 
 class Hold(NamedTuple):
     """The send refers to a content that is not registered (yet)."""

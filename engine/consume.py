@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -40,6 +40,7 @@ from engine.record import Facts, Recorder
 from engine.send import Origin, Outcome, Send, Tier
 from engine.state.in_hand import SLICE, Hands
 from engine.state.seen import Seen
+from engine.turns import Turns
 from engine.wire import REPLAY
 from ext.columns import Columns
 from ext.intake import Taker
@@ -72,6 +73,7 @@ class Intake:
         gates: Gates,
         attempts: Attempts,
         later: Later,
+        turns: Turns,
         counters: Counters,
         clock: Clock,
     ) -> None:
@@ -89,6 +91,7 @@ class Intake:
         self._gates = gates
         self._attempts = attempts
         self._later = later
+        self._turns = turns
         self._counters = counters
         self._clock = clock
         self._columns = Columns()
@@ -154,7 +157,7 @@ class Intake:
             self._slice(chunk, start, end, ledger)
             each_ns = (self._clock.now_ns() - started) // (end - start) + 1
             self._most[chunk.topic] = max(1, min(SLICE, 2 * self._most[chunk.topic], SLICE_NS // each_ns))
-            await asyncio.sleep(0)
+            await self._turns.mine(self.tier)
 
     async def _room(self) -> None:
         """Wait while the tier is over its budget, or too much is not told yet. After a second the partitions are paused
@@ -185,7 +188,7 @@ class Intake:
         return sends >= budget.sends * share or size >= budget.bytes * share or untold or self.assignment.full
 
     def _slice(self, chunk: Chunk, start: int, end: int, ledger: Ledger) -> None:
-        part = chunk._replace(**{name: getattr(chunk, name)[start:end] for name in COLUMNS})
+        part = chunk.part(slice(start, end))
         self.in_hand.hold(self.tier, part)
         self._counters.consumed_sends[self.tier] += len(part.offsets)
         if ledger.open_many(part.offsets, part.timestamps_ms):
@@ -368,7 +371,7 @@ class Intake:
                 self._later.move(handle, opened, admitted.positions, arrival.attempts, wait)
         if admitted.duplicates:
             self._dispatcher.end_some(handle, opened, Outcome.DUPLICATE, "twice in one `to`", admitted.duplicates)
-        for reason, (detail, positions) in _by_reason(admitted.refused).items():
+        for reason, (detail, positions) in admitted.refusals().items():
             self._recorder.dead(opened, reason, detail, 0, positions)
             self._dispatcher.end_some(handle, opened, Outcome.DEAD, reason, positions)
 
@@ -490,11 +493,3 @@ class Intake:
     def _expire_held(self) -> None:
         for name, held in self._held.expired(self._clock.now_ns()):
             self._undeliverable(held.send, held.arrival, Reject("content_unknown", name))
-
-
-def _by_reason(refused: Sequence[tuple[int, Reject]]) -> dict[str, tuple[str, list[int]]]:
-    """The places of each reason, with the first one's detail: the dead topic gets the record once a reason."""
-    found: dict[str, tuple[str, list[int]]] = {}
-    for position, reject in refused:
-        found.setdefault(reject.reason, (reject.detail, []))[1].append(position)
-    return found

@@ -12,6 +12,7 @@ import asyncio
 import random
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 
 import msgspec
 import structlog
@@ -47,7 +48,6 @@ from ext.schedule import ACCOUNT, CANCELLED, NEVER, WHOLE_TIER, Core
 logger = structlog.get_logger("surgetank.dispatch")
 DEAD = Outcome.DEAD  # Python 3.11 takes a microsecond to find an enum's member
 POP_BUDGET = 256  # steps of the core a pop, about 10 us; urgent work never waits behind more
-BEGUN_CALLS = 4  # of template and basic between two turns of the loop, about 1 ms
 REAP_BUDGET = 4096
 UNANSWERED = "cancelled after a call without an answer"
 SHUT_NS = 50 * NS_PER_MS  # between two looks at a fence that is shut
@@ -84,6 +84,7 @@ class Dispatcher:
         flight: Flight,
         attempts: Attempts,
         later: Later,
+        turns: Turns,
         counters: Counters,
         clock: Clock,
     ) -> None:
@@ -101,11 +102,11 @@ class Dispatcher:
         self._fence = fence
         self._flight = flight
         self._attempts = attempts
+        self._turns = turns
         self._put_off = PutOff(self, later, seen)
         self.clock = clock
         self.cancelled = Cancelled()
         self._calls: dict[int, asyncio.Task[None]] = {}  # by number
-        self._turns = Turns(BEGUN_CALLS, self._begin)
         self._made_calls = 0
         self._pumping = False
         self._stopped = False
@@ -232,8 +233,7 @@ class Dispatcher:
         self._flight.begin(tier, count)
         self._made_calls = number = self._made_calls + 1
         # A window that opens lets many calls go at once; what is urgent must not wait until all have begun.
-        begin = self._begin if tier is Tier.SYSTEM else self._turns.add
-        begin(number, batch, popped, held, noted)
+        self._turns.add(tier, partial(self._begin, number, batch, popped, held, noted))
 
     def _begin(self, number: int, batch: Batch, popped: int, held: Held, noted: Noted | None) -> None:
         self._calls[number] = self._loop.create_task(self._call(number, batch, popped, held, noted))
@@ -285,6 +285,9 @@ class Dispatcher:
                 else:
                     forbidden = self._attempts.forbids(noted)
                     result = forbidden or noted.own(await self._deliverers[channel].call(call))
+                await self._turns.mine(
+                    flow.tier
+                )  # of freeing its slot and settling, at once: a rest begins before another call
                 if noted is None or not noted.again:
                     self._frequencies.done(batch, held, result)
                 left, late_ns = left if result.left else 0, 0 if result.answered else late_ns

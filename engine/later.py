@@ -23,6 +23,7 @@ from engine.mover import Move, Mover, Owner, Wait
 from engine.open_sends import Flow, OpenSend
 from engine.retry_budget import RetryBudget
 from engine.send import Tier
+from engine.turns import Turns
 from ext.schedule import PUT_OFF_LIMIT, PUT_OFF_PAUSE, PUT_OFF_REST
 
 __all__ = ["FREQUENCY", "NOT_BEFORE", "PAID", "PAUSE", "REST", "Later", "Move", "Wait"]
@@ -38,9 +39,9 @@ PAID = frozenset((PAUSE, LIMIT))  # its retry, if it is one, was the budget's be
 class Later:
     """One process's."""
 
-    def __init__(self, log: Log, config: Config, fence: Fence, counters: Counters, clock: Clock) -> None:
+    def __init__(self, log: Log, config: Config, fence: Fence, turns: Turns, counters: Counters, clock: Clock) -> None:
         self._policy: LaterConfig = config.later
-        self._movers = {tier: Mover(tier, log, config, fence, counters, clock) for tier in Tier}
+        self._movers = {tier: Mover(tier, log, config, fence, turns, counters, clock) for tier in Tier}
         self._retry: Mapping[str, Retry] = {name: channel.retry for name, channel in config.channels.items()}
         # After a crash a record and what was moved of it may both be there: where that may repeat nobody, nobody moves.
         self._stays = frozenset(name for name, channel in config.channels.items() if channel.repeats == "never")

@@ -27,9 +27,11 @@ from engine.errors import Reject
 from engine.later import PAUSE
 from engine.logs import AssignmentListener, Chunk, Consumer, Headers, Partition, Position
 from engine.send import Send, Tier
+from engine.turns import Turns
 
 LEAST_POLL_S = 0.001
 HEARD_MS = 60_000  # so long after one worker others may still move for a pause that is over
+PART = 100  # records: some 5 us each
 KEPT_BYTES = 32 << 20  # when so much is kept, one record of a partition is enough to know when it is due
 
 
@@ -61,6 +63,7 @@ class LaterDue:
         channels: Mapping[str, Channel],
         cancelled: Cancelled,
         paused: Paused,
+        turns: Turns,
         clock: Clock,
     ) -> None:
         """``delays_ms``: how long each topic holds a record, at most."""
@@ -71,7 +74,9 @@ class LaterDue:
         self._tier = tier
         self._delays_ms = delays_ms
         self._listener = listener
+        self._turns = turns
         self._clock = clock
+        self._epochs: dict[Partition, int] = {}  # of what is assigned
         self._kept: dict[Partition, deque[Kept]] = {}
         self._held: set[Partition] = set()  # paused for what is kept of them
         self.size = 0  # bytes of the records kept
@@ -82,6 +87,7 @@ class LaterDue:
     async def assigned(self, positions: Mapping[Partition, Position], epoch: int) -> None:
         """See AssignmentListener."""
         self._forget(positions)
+        self._epochs.update(dict.fromkeys(positions, epoch))
         await self._listener.assigned(positions, epoch)
 
     async def revoked(self, partitions: Sequence[Partition]) -> None:
@@ -91,6 +97,7 @@ class LaterDue:
 
     def _forget(self, partitions: Collection[Partition]) -> None:
         for partition in partitions:
+            self._epochs.pop(partition, None)
             self.size -= sum(_size(one.chunk) for one in self._kept.pop(partition, ()))
             self._held.discard(partition)
 
@@ -111,7 +118,7 @@ class LaterDue:
             if left_s <= 0:
                 return []
             most = max_records if self.size < KEPT_BYTES else 1
-            self._keep(await self.consumer.poll(most, min(left_s, self._next_s())))
+            await self._keep(await self.consumer.poll(most, min(left_s, self._next_s())))
 
     async def commit(self, positions: Mapping[Partition, Position], timeout_s: float = 5.0) -> None:
         """See Consumer.commit."""
@@ -149,21 +156,33 @@ class LaterDue:
 
     # --- what is held
 
-    def _keep(self, chunks: Sequence[Chunk]) -> None:
-        now_ms = self._clock.wall_ms()
+    async def _keep(self, chunks: Sequence[Chunk]) -> None:
+        piece = 0  # records looked at in this turn
         for read in chunks:
-            # As objects: kept for an hour, a few columns would keep all the bytes that were fetched with them.
-            chunk = read._replace(keys=[*read.keys], values=[*read.values], headers=[*read.headers])
-            # A time that no move of ours can have written must not hold the partition for ever.
-            latest = now_ms + self._delays_ms[chunk.topic]
-            backs = (min(wire.back_ms(headers), latest) for headers in chunk.headers)
-            kept = Kept(chunk, list(accumulate(backs, max)))
-            self.size += _size(chunk)
-            partition = Partition(chunk.topic, chunk.partition)
-            self._kept.setdefault(partition, deque()).append(kept)
-            if self._cancelled:
-                self._release(partition, self._covered)
-            self._release(partition, self._freed)
+            partition = Partition(read.topic, read.partition)
+            for start in range(0, len(read.offsets), PART):
+                if piece >= PART:
+                    await self._turns.mine(self._tier)
+                    piece = 0
+                if self._epochs.get(partition) != read.epoch:
+                    break  # taken away meanwhile
+                part = read.part(slice(start, start + PART))
+                self._keep_part(partition, part)
+                piece += len(part.offsets)
+
+    def _keep_part(self, partition: Partition, read: Chunk) -> None:
+        # As objects: kept for an hour, a few columns would keep all the bytes that were fetched with them.
+        chunk = read._replace(keys=[*read.keys], values=[*read.values], headers=[*read.headers])
+        # A time that no move of ours can have written must not hold the partition for ever.
+        latest = self._clock.wall_ms() + self._delays_ms[chunk.topic]
+        backs = (min(wire.back_ms(headers), latest) for headers in chunk.headers)
+        kept = self._kept.setdefault(partition, deque())
+        # What stands in the parts before it holds it, too.
+        kept.append(Kept(chunk, list(accumulate(backs, max, initial=kept[-1].back_ms[-1] if kept else 0))[1:]))
+        self.size += _size(chunk)
+        if self._cancelled:
+            self._release(partition, self._covered, 1)
+        self._release(partition, self._freed, 1)
 
     def release(self) -> int:
         """A cancel command has come: what it covers goes now; how many recipients that are."""
@@ -173,14 +192,19 @@ class LaterDue:
         """A pause is over: what waits for it alone goes now; how many recipients that are."""
         return sum(self._release(partition, self._freed) for partition in self._kept)
 
-    def _release(self, partition: Partition, count: Callable[[bytes | None, Headers, int], int]) -> int:
-        """Of what is kept of it, the first ones, up to the last of whom any count."""
+    def _release(
+        self, partition: Partition, count: Callable[[bytes | None, Headers, int], int], newest: int | None = None
+    ) -> int:
+        """Of what is kept of it, the first ones, up to the last of whom any count. ``newest``: so many of its parts
+        may hold such; None: any."""
         found = 0
-        for one in reversed(self._kept[partition]):
-            chunk = one.chunk
-            counts = [*map(count, chunk.values, chunk.headers, chunk.timestamps_ms)]
-            last = len(counts) if found else max((at for at, n in enumerate(counts, 1) if n), default=0)
-            one.back_ms[:last] = [0] * last
+        for number, (chunk, back_ms) in enumerate(reversed(self._kept[partition])):
+            looked_at = newest is None or number < newest
+            if not looked_at and not found:
+                break
+            counts = [*map(count, chunk.values, chunk.headers, chunk.timestamps_ms)] if looked_at else []
+            last = len(back_ms) if found else max((at for at, n in enumerate(counts, 1) if n), default=0)
+            back_ms[:last] = [0] * last
             found += sum(counts)
         return found
 
@@ -267,7 +291,4 @@ def _cut(kept: Kept, now_ms: int, most: int) -> tuple[Chunk, Kept | None]:
     n = min(bisect_right(back_ms, now_ms), most)
     if n == len(back_ms):
         return chunk, None
-    first, rest = (
-        {name: getattr(chunk, name)[part] for name in chunk._fields[3:]} for part in (slice(n), slice(n, None))
-    )
-    return chunk._replace(**first), Kept(chunk._replace(**rest), back_ms[n:])
+    return chunk.part(slice(n)), Kept(chunk.part(slice(n, None)), back_ms[n:])

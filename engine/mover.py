@@ -26,11 +26,12 @@ from engine.fence import Fence
 from engine.logs import Log, Record
 from engine.open_sends import OpenSend
 from engine.send import Tier
+from engine.turns import Turns
 
 logger = structlog.get_logger("surgetank.mover")
 GATHER_S = 0.005  # what moves within it goes with one append
 APPEND_MOVES = 200  # at once: so many at most are written again after an error; 3 ms to note that they are moved
-MADE_MOVES = 16  # between two turns of the loop, about 1 ms
+MADE_MOVES = 32  # a piece of work: about 1 ms
 DOUBT_S = 0.05  # between two looks at a fence
 NEAR_MS = 1_000  # so much less than a topic's delay, or an eighth of it, and it still goes there
 
@@ -67,13 +68,16 @@ class Owner(Protocol):
 class Mover:
     """One tier's. ``move`` only queues, ``run`` appends."""
 
-    def __init__(self, tier: Tier, log: Log, config: Config, fence: Fence, counters: Counters, clock: Clock) -> None:
+    def __init__(
+        self, tier: Tier, log: Log, config: Config, fence: Fence, turns: Turns, counters: Counters, clock: Clock
+    ) -> None:
         self.owner: Owner
         self.topics = list(later_topics(config, tier).items())  # name, delay in ms; ascending
         self.refused = 0  # moves the log will never take
         self._tier = tier
         self._log = log
         self._fence = fence
+        self._turns = turns
         self._counters = counters
         self._clock = clock
         self._moves: list[Move] = []
@@ -165,8 +169,8 @@ class Mover:
     async def _records(self, moves: Sequence[Move]) -> list[Record]:
         records: list[Record] = []
         for first in range(0, len(moves), MADE_MOVES):
+            await self._turns.mine(self._tier)
             records += map(self._record, moves[first : first + MADE_MOVES])
-            await asyncio.sleep(0)
         return records
 
     def _record(self, move: Move) -> Record:

@@ -56,6 +56,7 @@ from engine.state.lock import lock
 from engine.state.seen import Seen
 from engine.state.uses import Uses
 from engine.topics import MAX_MAP_BYTES, topic_specs
+from engine.turns import Turns
 from engine.weights import Weights
 from engine.why import Why
 from ext.schedule import ACCOUNT, ASAP, CALL_A_SECOND, CHANNEL, EVEN, GLOBAL, OF_TENANT, PACED, WHOLE_TIER, Core
@@ -102,13 +103,14 @@ class Pipeline:
         drivers = {name: channel.driver for name, channel in self.channels.items()}
         self.frequencies = Frequencies(Path(config.state), config.channels, drivers, clock, keep_for_system=urgent)
         self.gates = Gates(config, self.channels, self.core, clock)
-        self.later = Later(log, config, self.fence, self.counters, clock)
+        self.turns = Turns(clock)
+        self.later = Later(log, config, self.fence, self.turns, self.counters, clock)
         self.pauses = Pauses(
             self.core, self.opens, self.channels, lambda ms: ms * NS_PER_MS + clock.offset_ns(), clock.wall_ms()
         )
         self.dispatcher = Dispatcher(
             self.core, self.opens, self.channels, config.channels, self.deliverers, self.recorder, self.seen,
-            self.limits, self.frequencies, self.gates, self.fence, self.flight, self.attempts, self.later,
+            self.limits, self.frequencies, self.gates, self.fence, self.flight, self.attempts, self.later, self.turns,
             self.counters, clock,
         )  # fmt: skip
         self.limits.granted = self.dispatcher.wake
@@ -212,7 +214,14 @@ class Pipeline:
         intake = self._new_intake(tier, group := self._groups(tier)[1], lambda _: None)
         topics = later_topics(self.config, tier)
         self.dues[tier] = due = LaterDue(
-            tier, topics, intake.assignment, self.channels, self.dispatcher.cancelled, self.pauses, self.clock
+            tier,
+            topics,
+            intake.assignment,
+            self.channels,
+            self.dispatcher.cancelled,
+            self.pauses,
+            self.turns,
+            self.clock,
         )
         due.consumer = self.log.consumer(group, list(topics), due)
         intake.assignment.consumer = intake.due = due
@@ -228,7 +237,7 @@ class Pipeline:
         self.committer.sources.append(assignment)
         intake = Intake(
             tier, policy, assignment, self.channels, self.contents.templates, self.opens, self.seen, self.dispatcher,
-            self.recorder, self.gates, self.attempts, self.later, self.counters, self.clock,
+            self.recorder, self.gates, self.attempts, self.later, self.turns, self.counters, self.clock,
         )  # fmt: skip
         intake.in_hand = self.in_hand
         return intake

@@ -1,6 +1,8 @@
-"""Spreads what is begun in the loop's callbacks over its turns (shell).
+"""What is not urgent takes turns: a little of it between two turns of the loop, so that what is urgent, which takes
+several to go through the process, waits for no more than that at each (shell).
 
-In: what to begin. Out: the same, in order, a few between two turns: what is urgent waits for no more than those.
+In: calls to begin, and coroutines with a piece of work of up to a millisecond. Out: the same, in the order they came,
+as many a turn as it has time for; what is of `system` at once.
 """
 
 from __future__ import annotations
@@ -8,33 +10,62 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import Generic, TypeVarTuple
+from functools import partial
 
-Arguments = TypeVarTuple("Arguments")
+from engine.clock import NS_PER_MS, Clock
+from engine.send import Tier
+
+TURN_NS = NS_PER_MS  # that a turn takes, about
+MOST = 16  # pieces a turn
 
 
-class Turns(Generic[*Arguments]):
-    """At most ``most`` calls of ``begin`` a turn."""
+class Turns:
+    """One for all of a process."""
 
-    def __init__(self, most: int, begin: Callable[[*Arguments], None]) -> None:
-        self._most = most
-        self._begin = begin
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
         self._loop = asyncio.get_running_loop()
-        self._waiting = deque[tuple[*Arguments]]()
+        self._waiting = deque[Callable[[], object]]()
+        self._most = 1  # pieces of the next turn
+        self._began_ns = 0  # the last one
 
-    def add(self, *arguments: *Arguments) -> None:
-        """Begin it when its turn comes."""
-        self._waiting.append(arguments)
-        if len(self._waiting) == 1:
-            self._loop.call_soon(self._some)
+    def add(self, tier: Tier, begin: Callable[[], object]) -> None:
+        """Begin a call when its turn comes."""
+        if tier is Tier.SYSTEM:
+            begin()
+        else:
+            self._wait(begin)
+
+    async def mine(self, tier: Tier) -> None:
+        """Wait for the turn of the piece of work that follows; let others have theirs."""
+        if tier is Tier.SYSTEM:
+            await asyncio.sleep(0)
+            return
+        came: asyncio.Future[None] = self._loop.create_future()
+        self._wait(partial(_come, came))
+        await came
 
     def finish(self) -> None:
-        """Begin what still waits."""
+        """Nothing waits any longer."""
         while self._waiting:
-            self._begin(*self._waiting.popleft())
+            self._waiting.popleft()()
+
+    def _wait(self, begin: Callable[[], object]) -> None:
+        self._waiting.append(begin)
+        if len(self._waiting) == 1:
+            self._began_ns = self._clock.now_ns()
+            self._loop.call_soon(self._some)
 
     def _some(self) -> None:
+        now = self._clock.now_ns()
+        took_ns, self._began_ns = now - self._began_ns, now
+        self._most = max(self._most // 2, 1) if took_ns > TURN_NS else min(self._most + 1, MOST)
         for _ in range(min(self._most, len(self._waiting))):
-            self._begin(*self._waiting.popleft())
+            self._waiting.popleft()()
         if self._waiting:
             self._loop.call_soon(self._some)
+
+
+def _come(came: asyncio.Future[None]) -> None:
+    if not came.done():  # else who waited was cut off
+        came.set_result(None)

@@ -42,6 +42,12 @@ class Chunk(NamedTuple):
     values: Sequence[bytes | None]  # None: a tombstone
     headers: Sequence[Headers]
 
+    def part(self, rows: slice) -> Chunk:
+        """Some of its records."""
+        topic, partition, epoch, offsets, stamps_ms, keys, values, headers = self
+        columns = offsets[rows], stamps_ms[rows], keys[rows], values[rows], headers[rows]
+        return Chunk(topic, partition, epoch, *columns)
+
 
 class Record(NamedTuple):
     """One record to append. ``partition`` None: by key, else spread."""

@@ -146,18 +146,12 @@ class Cursor:
                 kept.append(chunk)
                 continue
             if len(chunk.offsets) > max_records:
-                self._ready.appendleft(_part(chunk, slice(max_records, None)))
-                chunk = _part(chunk, slice(max_records))
+                self._ready.appendleft(chunk.part(slice(max_records, None)))
+                chunk = chunk.part(slice(max_records))
             taken.append(chunk)
             max_records -= len(chunk.offsets)
         self._ready.extendleft(reversed(kept))
         return taken
-
-
-def _part(chunk: Chunk, part: slice) -> Chunk:
-    topic, partition, epoch, offsets, timestamps_ms, keys, values, headers = chunk
-    cut = (offsets[part], timestamps_ms[part], keys[part], values[part], headers[part])
-    return Chunk(topic, partition, epoch, *cut)
 
 
 def _fetch(db: sqlite3.Connection, places: Mapping[Partition, Place], turn: int, epoch: int) -> Fetched:
@@ -186,7 +180,7 @@ def _fetch_one(
         chunk = Chunk(*partition, epoch, offsets, timestamps_ms, keys, values, headers)
         if first < place.next:  # a position within a batch
             low = sum(offset < place.next for offset in chunk.offsets)
-            chunk = _part(chunk, slice(low, None))
+            chunk = chunk.part(slice(low, None))
         if chunk.offsets:
             chunks.append(chunk)
         place = place._replace(row=first, next=max(place.next, last + 1))

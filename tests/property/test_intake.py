@@ -39,6 +39,7 @@ from engine.state.flight import Flight
 from engine.state.in_hand import Hands
 from engine.state.seen import Seen
 from engine.state.uses import Uses
+from engine.turns import Turns
 from ext.records import RecordBatch
 from ext.schedule import Core
 
@@ -112,13 +113,15 @@ class Place:
         self.recorder = Recorder(log, "s", clock, self.counters)
         attempts = Attempts(log, "s", [], channels, self.opens.own_content, self.opens.free_content, clock)
         fence = Fence([10**6] * 3, 30 * NS_PER_S, self.counters, clock)
-        self.later = Later(log, config, fence, self.counters, clock)
+        turns = Turns(clock)
+        self.later = Later(log, config, fence, turns, self.counters, clock)
         flight = Flight(folder / "flight", self.counters)
         self.gates = gates = Gates(config, channels, self.core, clock)
         gates.look(clock.now_ns())  # time stands: that was the only turn
         self.dispatcher = Dispatcher(
             self.core, self.opens, channels, config.channels, {}, self.recorder, self.seen, limits,
-            Frequencies(folder, {}, {}, clock), gates, fence, flight, attempts, self.later, self.counters, clock,
+            Frequencies(folder, {}, {}, clock), gates, fence, flight, attempts, self.later, turns, self.counters,
+            clock,
         )  # fmt: skip
         self.dispatcher._stopped = True  # the test pops
         self.dispatcher.cancel("stopped", Standing(None, NOW_MS + 5, NOW_MS + 10**6))
@@ -129,7 +132,7 @@ class Place:
         )  # fmt: skip
         self.intake = Intake(
             tier, tier_policy(config, tier), assignment, channels, {}, self.opens, self.seen,
-            self.dispatcher, self.recorder, gates, attempts, self.later, self.counters, clock,
+            self.dispatcher, self.recorder, gates, attempts, self.later, turns, self.counters, clock,
         )  # fmt: skip
         self.intake.in_hand = Hands(folder)
         if not compiled:
