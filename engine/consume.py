@@ -301,7 +301,7 @@ class Intake:
         if first == arrival.origin and whole:
             self._moved_on(send, arrival)
             return
-        if first is not None and first != arrival.origin:
+        if first is not None and first != arrival.origin and not begun:  # it was the first when it began
             facts = Facts(self.tier, channel.name, account, tenant, send.campaign)
             self._end_whole(facts, send, arrival, Outcome.DUPLICATE, "first seen at {}:{}:{}".format(*first))
             return

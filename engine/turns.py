@@ -26,23 +26,24 @@ class Turns:
         self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._waiting = deque[Callable[[], object]]()
+        self._taken = False  # this turn, by a piece
         self._most = 1  # pieces of the next turn
         self._began_ns = 0  # the last one
 
     def add(self, tier: Tier, begin: Callable[[], object]) -> None:
         """Begin a call when its turn comes."""
-        if tier is Tier.SYSTEM:
+        if tier is Tier.SYSTEM or self._is_first():
             begin()
         else:
-            self._wait(begin)
+            self._waiting.append(begin)
 
     async def mine(self, tier: Tier) -> None:
         """Wait for the turn of the piece of work that follows; let others have theirs."""
-        if tier is Tier.SYSTEM:
+        if tier is Tier.SYSTEM or self._is_first():
             await asyncio.sleep(0)
             return
         came: asyncio.Future[None] = self._loop.create_future()
-        self._wait(partial(_come, came))
+        self._waiting.append(partial(_come, came))
         await came
 
     def finish(self) -> None:
@@ -50,19 +51,22 @@ class Turns:
         while self._waiting:
             self._waiting.popleft()()
 
-    def _wait(self, begin: Callable[[], object]) -> None:
-        self._waiting.append(begin)
-        if len(self._waiting) == 1:
-            self._began_ns = self._clock.now_ns()
-            self._loop.call_soon(self._some)
+    def _is_first(self) -> bool:
+        """Whether nothing waits, nor has gone in this turn."""
+        if self._taken:
+            return False
+        self._taken, self._began_ns = True, self._clock.now_ns()
+        self._loop.call_soon(self._some)
+        return True
 
     def _some(self) -> None:
         now = self._clock.now_ns()
         took_ns, self._began_ns = now - self._began_ns, now
         self._most = max(self._most // 2, 1) if took_ns > TURN_NS else min(self._most + 1, MOST)
+        self._taken = bool(self._waiting)
         for _ in range(min(self._most, len(self._waiting))):
             self._waiting.popleft()()
-        if self._waiting:
+        if self._taken:
             self._loop.call_soon(self._some)
 
 

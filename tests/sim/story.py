@@ -354,7 +354,8 @@ class Story:
                 self._start(worker)
             while True:
                 self._turn()
-                if self.world.turns % CHECK_EVERY == 0 and self.world.now_ns > over_ns and look():
+                calm = self.world.now_ns > over_ns and not self.weather.broker_down
+                if calm and self.world.turns % CHECK_EVERY == 0 and look():
                     break
                 assert self.world.now_ns < last_ns, "not everything has ended"
                 assert self.world.turns < MOST_TURNS, "it runs in circles"
