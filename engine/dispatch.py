@@ -13,6 +13,7 @@ import random
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import groupby
 
 import msgspec
 import structlog
@@ -197,10 +198,12 @@ class Dispatcher:
         if more:
             self.wake()
         else:
-            self._sleep(now, NEVER if certain else now + SHUT_NS)
+            self._sleep(now, certain)
 
-    def _sleep(self, now: int, latest: int) -> None:
-        due = min(self.core.next_due(now), latest)
+    def _sleep(self, now: int, certain: bool) -> None:
+        due = self.core.next_due(now)
+        if not certain and not now < due < now + SHUT_NS:  # what has ended is due now, and waits
+            due = now + SHUT_NS
         if self.recorder.full():
             due = now + 100 * NS_PER_MS
         if self._timer is not None:
@@ -489,13 +492,6 @@ class Dispatcher:
             self._seen.free(send.move_key, Origin(*send.ledger.partition, send.offset))
 
 
-def _runs(handles: Sequence[object], who: Iterable[int]) -> Iterator[list[int]]:
-    """``who`` cut where the send changes."""
-    rows: list[int] = []
-    for row in who:
-        if rows and handles[row] != handles[rows[0]]:
-            yield rows
-            rows = []
-        rows.append(row)
-    if rows:
-        yield rows
+def _runs(values: Sequence[object], who: Iterable[int]) -> Iterator[list[int]]:
+    """``who`` cut where the value changes."""
+    return (list(rows) for _, rows in groupby(who, values.__getitem__))

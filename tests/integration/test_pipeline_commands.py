@@ -15,6 +15,7 @@ from aiohttp import web
 
 import engine.commit
 import engine.record
+from engine.cancelled import Standing
 from engine.clock import NS_PER_MS, NS_PER_S, Clock
 from engine.consume import POLL_RECORDS, POLL_TIMEOUT_S
 from engine.logs import Record
@@ -411,3 +412,32 @@ async def test_what_cannot_be_told_is_not_read_without_end(
             assert consumed[2] <= before[2] + POLL_RECORDS < 5001
         await worker.judged()
         assert partner.ids == {"u": 1}
+
+
+async def test_what_has_ended_while_nobody_knows_whose_it_is_is_looked_at_now_and_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a long stop what ends is told once a commit has got through; waiting for that must not take the CPU."""
+    clock = Ahead()
+    async with partnered(tmp_path, clock=clock) as (partner, worker):
+        await worker.send("basic", send("i", ["a", "b"], campaign="k", not_before=now_ms() + 3 * HOUR_MS))
+        await worker.until(lambda: worker.pipeline.opens, "taken in")
+        dispatcher, turns = worker.pipeline.dispatcher, 0
+        turn = dispatcher._turn
+
+        def counted() -> None:
+            nonlocal turns
+            turns += 1
+            turn()
+
+        monkeypatch.setattr(dispatcher, "_turn", counted)
+        with unwritable(tmp_path / "log.db"):
+            clock.ahead_ns += HOUR_MS * NS_PER_MS
+            assert worker.pipeline.fence.doubtful(Tier.BASIC)
+            dispatcher.cancel("k", Standing(None, clock.wall_ms(), clock.wall_ms() + HOUR_MS))
+            await asyncio.sleep(0.5)
+            assert worker.pipeline.opens, "not told yet"
+            assert 2 <= turns <= 30
+        told = await worker.judged()
+        assert outcomes(told, "i") == {Outcome.CANCELLED}
+        assert not partner.ids
