@@ -201,7 +201,8 @@ class Intake:
         if part.offsets and self.in_hand.is_killer(part):
             self._end_killer(self._arrival(part, ledger, now_ms, 0))
         else:
-            common = not self._attempts.any_of(ledger.partition, part.offsets)
+            # What comes from a later topic is never common; where a call had begun, Python asks what became of it.
+            common = self.due is None and not self._attempts.any_of(ledger.partition, part.offsets)
             at = self._take_common(part, ledger, now_ms, 0) if common else 0
             while at < len(part.offsets):
                 self._take_one(part, ledger, now_ms, at)

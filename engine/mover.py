@@ -93,9 +93,10 @@ class Mover:
     def move(self, move: Move) -> None:
         """Put it on the log, as soon as may be. A wait past its deadline ends there, so that it expires in time."""
         deadline_ms = (move.send.deadline_ns - self._clock.offset_ns()) // NS_PER_MS + 1
-        wait = move.wait._replace(until_ms=min(move.wait.until_ms, deadline_ms))
+        if deadline_ms < move.wait.until_ms:
+            move = move._replace(wait=move.wait._replace(until_ms=deadline_ms))
         self._counters.moving[self._tier] += len(move.positions)
-        self._moves.append(move._replace(wait=wait))
+        self._moves.append(move)
         self._wake.set()
         self._idle.clear()
 

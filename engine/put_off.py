@@ -45,7 +45,7 @@ class PutOff:
 
     def again(self, batch: Batch, rows: Sequence[int], again: Again, columns: Columns, now: int) -> None:
         """These are to be called again."""
-        flow, handle, wait_ns = batch.flow, batch.handles[rows[0]], again.at_ns - now
+        flow, handle, wait_ns = batch.flow, batch.handle_of(rows[0]), again.at_ns - now
         if again.counts:
             hop = wire.hop_of(self._dispatcher.opens[handle].headers)
             wait = self._later.retry_wait(flow, hop, wait_ns, len(rows))
@@ -80,8 +80,7 @@ class PutOff:
         if wait is None:
             columns.add_rows(batch, rows, attempts, at_ns)
             return
-        handle, positions = batch.handles[rows[0]], batch.positions
-        who = [positions[row] for row in rows]
+        handle, who = batch.handle_of(rows[0]), [*map(batch.position_of, rows)]
         self._later.move(handle, self._dispatcher.opens[handle], who, attempts, wait, why)
 
     # --- what is held for longer than the horizon

@@ -9,7 +9,7 @@ Never: decides anything; looks at clocks.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, NamedTuple, TypeVar
 
 import msgspec
@@ -171,6 +171,8 @@ OPEN = "surgetank-open"
 UNTIL = "surgetank-until"
 BACK = "surgetank-back"
 DECLINED = "surgetank-declined"
+NUMBERS = (HOP, FIRST_SEEN, ATTEMPTS, UNTIL, BACK, DECLINED)
+MOST_DIGITS = 18  # within int64
 REPLAY = "replay"  # the reason of a letter sent again
 OURS = frozenset((REASON, DETAIL, ORIGIN, ATTEMPTS, FIRST_SEEN, HOP, OPEN, UNTIL, BACK, DECLINED))
 
@@ -203,8 +205,10 @@ def headers_of(history: History) -> Headers:
     ]
     if history.positions is not None:
         headers.append((OPEN, bitset(history.positions)))
-    rare = ((UNTIL, history.until_ms), (BACK, history.back_ms), (DECLINED, history.declined))
-    return (*headers, *((name, b"%d" % number) for name, number in rare if number))
+    for name, number in ((UNTIL, history.until_ms), (BACK, history.back_ms), (DECLINED, history.declined)):
+        if number:
+            headers.append((name, b"%d" % number))
+    return tuple(headers)
 
 
 def dead_headers(
@@ -229,7 +233,7 @@ def hop_of(headers: Headers) -> int:
 
 def with_headers(headers: Headers, ours: Headers) -> Headers:
     """The record's headers with ours in place of older ones of ours; the rest (traceparent) as they came."""
-    return tuple(header for header in headers if header[0] not in OURS) + ours
+    return tuple([header for header in headers if header[0] not in OURS]) + ours
 
 
 def history(headers: Headers) -> History | None:
@@ -237,23 +241,17 @@ def history(headers: Headers) -> History | None:
     ours = {name: value or b"" for name, value in headers if name in OURS}  # Kafka knows null values
     if ORIGIN not in ours:
         return None
-    return History(
-        origin=_origin(ours[ORIGIN]),
-        hop=_number(ours, HOP),
-        first_seen_ms=_number(ours, FIRST_SEEN),
-        attempts=_number(ours, ATTEMPTS),
-        positions=positions_of(ours[OPEN]) if OPEN in ours else None,
-        reason=_text(ours, REASON),
-        detail=_text(ours, DETAIL),
-        until_ms=_number(ours, UNTIL),
-        back_ms=_number(ours, BACK),
-        declined=_number(ours, DECLINED),
-    )
+    numbers = [_digits(ours[name], name) if name in ours else 0 for name in NUMBERS]
+    hop, first_seen_ms, attempts, until_ms, back_ms, declined = numbers
+    positions = positions_of(ours[OPEN]) if OPEN in ours else None
+    reason, detail = _text(ours.get(REASON, b"")), _text(ours.get(DETAIL, b""))
+    origin = _origin(ours[ORIGIN])
+    return History(origin, hop, first_seen_ms, attempts, positions, reason, detail, until_ms, back_ms, declined)
 
 
 def reason(headers: Headers) -> str:
     """Why a record was moved; empty: it was not, or its header says nothing readable."""
-    return _text({name: value or b"" for name, value in headers if name == REASON}, REASON)
+    return _text(_last(headers, REASON))
 
 
 def until_ms(headers: Headers) -> int:
@@ -289,25 +287,27 @@ def _origin(value: bytes) -> Origin:
     return Origin(topic.decode(), _digits(partition, ORIGIN), _digits(offset, ORIGIN))
 
 
-def _number(ours: Mapping[str, bytes], name: str) -> int:
-    return _digits(ours[name], name) if name in ours else 0
-
-
 def _readable(headers: Headers, wanted: str) -> int:
-    try:
-        return _number({name: value or b"" for name, value in headers if name == wanted}, wanted)
-    except Reject:
-        return 0
+    value = _last(headers, wanted)
+    return int(value) if value.isdigit() and len(value) <= MOST_DIGITS else 0
+
+
+def _last(headers: Headers, wanted: str) -> bytes:
+    found = b""
+    for name, value in headers:
+        if name == wanted:
+            found = value or b""  # Kafka knows null values
+    return found
 
 
 def _digits(value: bytes, name: str) -> int:
-    if not value.isdigit() or len(value) > 18:  # within int64
+    if not value.isdigit() or len(value) > MOST_DIGITS:
         raise Reject("header_invalid", f"{name}: not a number")
     return int(value)
 
 
-def _text(ours: Mapping[str, bytes], name: str) -> str:
-    return ours.get(name, b"")[: MAX_TOLD_CHARS * 4].decode("utf-8", "replace")
+def _text(value: bytes) -> str:
+    return value[: MAX_TOLD_CHARS * 4].decode("utf-8", "replace")
 
 
 # --- registered content

@@ -35,3 +35,4 @@ cdef class Batch:
     cdef list made  # the ids as strings, once asked for
 
     cdef int allocate(self, Py_ssize_t size) except -1
+    cdef Py_ssize_t row(self, Py_ssize_t row) except -1

@@ -56,6 +56,12 @@ class Batch:
     data: Sequence[Mapping[str, Any] | None]  # values of recipients' own; empty: nobody has any
     def __init__(self, popped: Batches, number: int, table: SendTable, now_ns: int) -> None: ...
     def __len__(self) -> int: ...
+    def handle_of(self, row: int) -> int:
+        """One of ``handles``, without the others. Raises IndexError."""
+
+    def position_of(self, row: int) -> int:
+        """One of ``positions``, likewise."""
+
     def name(self) -> str:
         """Our id of the batch: the same whenever exactly these recipients of these sends go together, until the
         platform has declined some (see OpenSend.decline)."""

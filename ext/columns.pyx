@@ -174,6 +174,17 @@ cdef class Batch:
     def tier(self):
         return self.flow.tier
 
+    def handle_of(self, Py_ssize_t row):
+        return self.send[self.row(row)]
+
+    def position_of(self, Py_ssize_t row):
+        return self.position[self.row(row)]
+
+    cdef Py_ssize_t row(self, Py_ssize_t row) except -1:
+        if not 0 <= row < self.size:
+            raise IndexError(f"row {row} of {self.size}")
+        return row
+
     @property
     def handles(self):
         return [self.send[i] for i in range(self.size)]

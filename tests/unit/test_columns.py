@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgpack
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -64,6 +65,12 @@ def test_what_goes_in_comes_out(recipients: list[list[str]]) -> None:
         assert set(batch.attempts) == {0}
         assert (batch.tier, batch.channel, batch.flow.channel, batch.popped_ns) == (Tier.SYSTEM, 0, "c", 1)
         found.update(zip(zip(batch.handles, batch.positions, strict=True), batch.ids, strict=True))
+        assert [*map(batch.handle_of, range(len(batch)))] == batch.handles
+        assert [*map(batch.position_of, range(len(batch)))] == batch.positions
+        with pytest.raises(IndexError):
+            batch.handle_of(len(batch))
+        with pytest.raises(IndexError):
+            batch.position_of(-1)
     assert found == wanted
 
 
