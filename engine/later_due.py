@@ -181,8 +181,8 @@ class LaterDue:
         kept.append(Kept(chunk, list(accumulate(backs, max, initial=kept[-1].back_ms[-1] if kept else 0))[1:]))
         self.size += _size(chunk)
         if self._cancelled:
-            self._release(partition, self._covered, 1)
-        self._release(partition, self._freed, 1)
+            self._release(partition, self._covered, newest=True)
+        self._release(partition, self._freed, newest=True)
 
     def release(self) -> int:
         """A cancel command has come: what it covers goes now; how many recipients that are."""
@@ -193,19 +193,18 @@ class LaterDue:
         return sum(self._release(partition, self._freed) for partition in self._kept)
 
     def _release(
-        self, partition: Partition, count: Callable[[bytes | None, Headers, int], int], newest: int | None = None
+        self, partition: Partition, count: Callable[[bytes | None, Headers, int], int], newest: bool = False
     ) -> int:
-        """Of what is kept of it, the first ones, up to the last of whom any count. ``newest``: so many of its parts
-        may hold such; None: any."""
+        """Of what is kept of it, the first ones, up to the last of whom any count. ``newest``: those are in its last
+        part or nowhere."""
         found = 0
-        for number, (chunk, back_ms) in enumerate(reversed(self._kept[partition])):
-            looked_at = newest is None or number < newest
-            if not looked_at and not found:
-                break
-            counts = [*map(count, chunk.values, chunk.headers, chunk.timestamps_ms)] if looked_at else []
+        for chunk, back_ms in reversed(self._kept[partition]):
+            counts = [] if newest and found else [*map(count, chunk.values, chunk.headers, chunk.timestamps_ms)]
             last = len(back_ms) if found else max((at for at, n in enumerate(counts, 1) if n), default=0)
             back_ms[:last] = [0] * last
             found += sum(counts)
+            if newest and not found:
+                break
         return found
 
     def _covered(self, value: bytes | None, headers: Headers, stamp_ms: int) -> int:
