@@ -50,6 +50,7 @@ logger = structlog.get_logger("surgetank.dispatch")
 DEAD = Outcome.DEAD  # Python 3.11 takes a microsecond to find an enum's member
 POP_BUDGET = 256  # steps of the core a pop, about 10 us; urgent work never waits behind more
 REAP_BUDGET = 4096
+FEW = 8  # recipients: to settle them is no piece of work that waits for its turn
 UNANSWERED = "cancelled after a call without an answer"
 SHUT_NS = 50 * NS_PER_MS  # between two looks at a fence that is shut
 NOT_MADE = CallResult(Verdict(Action.RETRY, "fence", "not ours any more"), left=False)
@@ -288,9 +289,9 @@ class Dispatcher:
                 else:
                     forbidden = self._attempts.forbids(noted)
                     result = forbidden or noted.own(await self._deliverers[channel].call(call))
-                await self._turns.mine(
-                    flow.tier
-                )  # of freeing its slot and settling, at once: a rest begins before another call
+                if count > FEW:
+                    await self._turns.mine(flow.tier)
+                # The slot is freed and the call settled at once: a rest begins before another call does.
                 if noted is None or not noted.again:
                     self._frequencies.done(batch, held, result)
                 left, late_ns = left if result.left else 0, 0 if result.answered else late_ns
