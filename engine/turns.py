@@ -15,7 +15,7 @@ from functools import partial
 from engine.clock import NS_PER_MS, Clock
 from engine.send import Tier
 
-TURN_NS = NS_PER_MS  # that a turn takes, about
+TURN_NS, LONG_NS = NS_PER_MS, 2 * NS_PER_MS  # that a turn takes, about: between the two
 MOST = 16  # pieces a turn
 
 
@@ -62,7 +62,10 @@ class Turns:
     def _some(self) -> None:
         now = self._clock.now_ns()
         took_ns, self._began_ns = now - self._began_ns, now
-        self._most = max(self._most // 2, 1) if took_ns > TURN_NS else min(self._most + 1, MOST)
+        if took_ns > LONG_NS:
+            self._most = max(self._most // 2, 1)
+        elif took_ns < TURN_NS:
+            self._most = min(self._most + 1, MOST)
         self._taken = bool(self._waiting)
         for _ in range(min(self._most, len(self._waiting))):
             self._waiting.popleft()()

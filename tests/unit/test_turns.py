@@ -8,7 +8,7 @@ import pytest
 
 from engine.clock import Clock
 from engine.send import Tier
-from engine.turns import MOST, TURN_NS, Turns
+from engine.turns import LONG_NS, MOST, TURN_NS, Turns
 
 
 class Works(Clock):
@@ -41,7 +41,7 @@ async def done_in_turns(each_ns: int, pieces: int) -> list[int]:
 
 
 async def test_long_pieces_are_done_one_a_turn() -> None:
-    turns = await done_in_turns(2 * TURN_NS, 50)
+    turns = await done_in_turns(LONG_NS + 1, 50)
     assert sum(turns) >= 45
     assert set(turns[4:]) <= {0, 1}
 
