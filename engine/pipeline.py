@@ -214,15 +214,9 @@ class Pipeline:
         intake = self._new_intake(tier, group := self._groups(tier)[1], lambda _: None)
         topics = later_topics(self.config, tier)
         self.dues[tier] = due = LaterDue(
-            tier,
-            topics,
-            intake.assignment,
-            self.channels,
-            self.dispatcher.cancelled,
-            self.pauses,
-            self.turns,
+            tier, topics, intake.assignment, self.channels, self.dispatcher.cancelled, self.pauses, self.turns,
             self.clock,
-        )
+        )  # fmt: skip
         due.consumer = self.log.consumer(group, list(topics), due)
         intake.assignment.consumer = intake.due = due
         return intake
