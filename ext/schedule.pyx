@@ -4,6 +4,9 @@
 In: columns (buffers), handles, times. Out: Batches and Ended.
 Invariant: a call that raises has changed nothing, except that time has moved on.
 Never: keeps a reference to a caller's buffer, or makes a Python object for a recipient.
+
+More than 500 lines: Core, with a method for each operation, which Cython cannot spread over files, and the columns that
+it alone reads and writes.
 """
 
 from cython cimport final, no_gc_clear
