@@ -82,7 +82,7 @@ class Attempts:
                 account=call.account,
                 at=self._clock.wall_ms(),
                 content=batch.content.prepared.key,
-                ids=call.ids,
+                ids=list(call.ids),
                 data=call.data,
                 members=members(batch),
             )

@@ -72,7 +72,7 @@ class Frequencies:
         now_ns = self._clock.now_ns() - offset_ns
         at_ns = now_ns + self._timeouts[name]
         urgent = batch.tier is Tier.SYSTEM or not self._reserves
-        waits = file.counts.take(self._key(file, batch), batch.ids, now_ns, at_ns, urgent)
+        waits = file.counts.take(self._key(file, batch), list(batch.ids), now_ns, at_ns, urgent)
         self.waited[name] += len(waits)
         return Held(at_ns, {row: _rounded(now_ns, until) + offset_ns for row, until in waits.items()})
 

@@ -20,6 +20,11 @@ cdef class Columns:
     cdef void drop_recipients(self, Py_ssize_t recipients) noexcept
 
 
+cdef class Ids:
+    cdef bytes text, ends  # id i: text[ends[i]:ends[i + 1]]; ends: uint32_t
+    cdef Py_ssize_t size
+
+
 cdef class Batch:
     cdef readonly Flow flow
     cdef readonly Content content
@@ -32,7 +37,6 @@ cdef class Batch:
     cdef uint16_t* position
     cdef uint8_t* attempt
     cdef bytes text  # id i: text[id_end[i]:id_end[i + 1]]
-    cdef list made  # the ids as strings, once asked for
 
     cdef int allocate(self, Py_ssize_t size) except -1
     cdef Py_ssize_t row(self, Py_ssize_t row) except -1

@@ -7,8 +7,9 @@ Never: makes a Python object for a recipient unless asked.
 
 cimport cython
 from cpython.buffer cimport PyBUF_READ
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.memoryview cimport PyMemoryView_FromMemory
+from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint16_t, uint32_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy
@@ -18,6 +19,10 @@ from ext.schedule cimport Batches
 from ext.sends cimport Flow, OpenSend, SendTable
 
 from hashlib import blake2b
+
+cdef enum:  # what JSON escapes in a string, besides what stands before the space
+    QUOTE = 0x22
+    BACKSLASH = 0x5C
 
 cdef enum:
     NAMED_BYTES = 31  # of a recipient, in a batch's name: key, offset, partition, position, declines
@@ -136,6 +141,40 @@ def batches_of(Batches popped not None, SendTable table not None, int64_t now_ns
 
 
 @cython.final
+cdef class Ids:
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, at):
+        cdef const uint32_t* end = <const uint32_t*>PyBytes_AS_STRING(self.ends)
+        cdef Py_ssize_t index = at
+        if index < 0:
+            index += self.size
+        if not 0 <= index < self.size:
+            raise IndexError(f"{at} of {self.size} ids")
+        return PyUnicode_DecodeUTF8(PyBytes_AS_STRING(self.text) + end[index], end[index + 1] - end[index], NULL)
+
+    def joined(self, bytes between not None):
+        cdef const uint32_t* end = <const uint32_t*>PyBytes_AS_STRING(self.ends)
+        cdef const uint8_t* text = <const uint8_t*>PyBytes_AS_STRING(self.text)
+        cdef Py_ssize_t more = PyBytes_GET_SIZE(between), i
+        cdef bytes made
+        cdef char* to
+        for i in range(end[self.size]):
+            if text[i] < 0x20 or text[i] == QUOTE or text[i] == BACKSLASH:
+                return None
+        made = PyBytes_FromStringAndSize(NULL, end[self.size] + max(self.size - 1, 0) * more)
+        to = PyBytes_AS_STRING(made)
+        for i in range(self.size):
+            if i:
+                memcpy(to, PyBytes_AS_STRING(between), more)
+                to += more
+            memcpy(to, text + end[i], end[i + 1] - end[i])
+            to += end[i + 1] - end[i]
+        return made
+
+
+@cython.final
 cdef class Batch:
     def __init__(self, Batches popped not None, Py_ssize_t number, SendTable table not None, int64_t now_ns):
         if not 0 <= number < popped.count:
@@ -203,10 +242,10 @@ cdef class Batch:
 
     @property
     def ids(self):
-        cdef Py_ssize_t i
-        if self.made is None:
-            self.made = [self.text[self.id_end[i]:self.id_end[i + 1]].decode() for i in range(self.size)]
-        return self.made
+        cdef Ids made = Ids.__new__(Ids)
+        made.text, made.size = self.text, self.size
+        made.ends = PyBytes_FromStringAndSize(<char*>self.id_end, (self.size + 1) * sizeof(uint32_t))
+        return made
 
     @property
     def data(self):
@@ -268,4 +307,4 @@ cdef class Batch:
             self.send[i], self.position[i], self.attempt[i] = old.send[row], old.position[row], old.attempt[row]
             text.append(self.text[old.id_end[row]:old.id_end[row + 1]])
             self.id_end[i + 1] = self.id_end[i] + <uint32_t>len(text[i])
-        self.text, self.made = b"".join(text), None
+        self.text = b"".join(text)

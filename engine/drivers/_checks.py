@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
@@ -19,6 +19,7 @@ from engine.config import ChannelConfig
 from engine.drivers import Template
 from engine.errors import ConfigError, Reject
 from engine.send import MAX_RECIPIENTS
+from ext.columns import Ids
 
 JSON_HEADERS: Mapping[str, str] = {"Content-Type": "application/json"}
 
@@ -102,6 +103,12 @@ def encode(value: Any) -> bytes:
         return _encode(value)
     except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise Reject("content_invalid", f"cannot be written as JSON: {error}") from None
+
+
+def joined(ids: Sequence[str], between: bytes) -> bytes:
+    """The inside of JSON strings: the ids with ``between``, which is JSON already, between each two."""
+    text = ids.joined(between) if isinstance(ids, Ids) else None
+    return between.join(encode(id)[1:-1] for id in ids) if text is None else text
 
 
 def only(content: Mapping[str, Any], keys: tuple[str, ...]) -> None:

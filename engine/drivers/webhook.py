@@ -16,7 +16,7 @@ An answer is read up to 1 MiB. The whole batch again: 429 and 5xx (Retry-After i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from hashlib import blake2b
 from typing import Any, ClassVar
 
@@ -105,7 +105,7 @@ class Driver:
             pairs = zip(call.ids, call.data, strict=True)
             to = checks.encode([{"id": id, "data": data} if data else {"id": id} for id, data in pairs])
         else:
-            to = _only_ids(call.ids)
+            to = b'[{"id":"%b"}]' % checks.joined(call.ids, b'"},{"id":"')
         head = b'{"v":1,"batch":%b,"channel":%b,"account":%b,"content":' % (
             checks.encode(call.batch),
             self._channel,
@@ -122,14 +122,6 @@ class Driver:
             reason = f"the gateway refused: {reply.body[: answers.MAX_TEXT].decode('utf-8', 'replace')}"
             return CallResult(Verdict(Action.DEAD, f"http_{reply.status}", reason))
         return CallResult(answers.by_status(reply, self._unclear))
-
-
-def _only_ids(ids: Sequence[str]) -> bytes:
-    """[{"id": ...}, ...], of at least one, without a map for each."""
-    text = checks.encode(ids)
-    if b"\\" in text:  # else '","' stands between two ids and nowhere else
-        return checks.encode([{"id": id} for id in ids])
-    return b'[{"id":%b}]' % text[1:-1].replace(b'","', b'"},{"id":"')
 
 
 def _headers(channel: str, name: str, account: Account) -> Mapping[str, str]:

@@ -150,8 +150,8 @@ class Driver:
         return answers.token(reply, [account.corpsecret for account in self._accounts.values()])
 
     def request(self, call: Call, token: str) -> Request:
-        to = checks.encode("|".join(call.ids))
-        body = b"".join((b'{"touser":', to, self._middle[call.account], call.body))
+        to = checks.joined(call.ids, b"|")
+        body = b"".join((b'{"touser":"', to, b'"', self._middle[call.account], call.body))
         return Request("POST", self._send_url + checks.quoted(token), body, checks.JSON_HEADERS)
 
     def result(self, call: Call, reply: Reply) -> CallResult:

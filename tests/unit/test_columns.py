@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import msgpack
 import pytest
 from hypothesis import given
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 
 from engine.commit import Ledger
 from engine.drivers import Prepared
+from engine.drivers._checks import joined
 from engine.logs import Partition
 from engine.open_sends import OpenSend, OpenSends
 from engine.send import Origin, Tier
@@ -77,7 +80,27 @@ def test_what_goes_in_comes_out(recipients: list[list[str]]) -> None:
 def test_several_batches_of_one_pop_keep_their_own_ids() -> None:
     bench = Bench(cap=2)
     bench.add("i", ["a", "王", "bb", "李四", "c"])
-    assert [batch.ids for batch in bench.batches()] == [["a", "王"], ["bb", "李四"], ["c"]]
+    assert [list(batch.ids) for batch in bench.batches()] == [["a", "王"], ["bb", "李四"], ["c"]]
+
+
+@given(IDS)
+def test_ids_in_a_json_string(ids: list[str]) -> None:
+    bench = Bench()
+    bench.add("i", ids)
+    (batch,) = bench.batches()
+    assert json.loads(b'["%b"]' % joined(batch.ids, b'","')) == ids
+    escaped = any(json.dumps(id, ensure_ascii=False) != f'"{id}"' for id in ids)
+    assert (batch.ids.joined(b"|") is None) == escaped
+
+
+def test_ids_are_a_sequence() -> None:
+    bench = Bench()
+    bench.add("i", ["a", "王"])
+    (batch,) = bench.batches()
+    assert (len(batch.ids), batch.ids[0], batch.ids[-1]) == (2, "a", "王")
+    for at in (2, -3):
+        with pytest.raises(IndexError, match=f"{at} of 2 ids"):
+            batch.ids[at]
 
 
 def test_after_a_push_the_columns_are_empty() -> None:
@@ -139,5 +162,5 @@ def test_rows_are_left_out_of_every_column() -> None:
     bench.add("i", ["a", "b", "c", "d"])
     (batch,) = bench.batches()
     batch.without([0, 2])
-    assert (batch.ids, batch.positions) == (["b", "d"], [1, 3])
+    assert (list(batch.ids), batch.positions) == (["b", "d"], [1, 3])
     assert len(batch) == len(batch.handles) == len(batch.sends) == len(batch.attempts) == 2
