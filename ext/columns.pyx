@@ -16,7 +16,7 @@ from libc.string cimport memcpy
 
 from ext.ledger cimport Ledger
 from ext.schedule cimport Batches
-from ext.sends cimport Flow, OpenSend, SendTable
+from ext.sends cimport AHEAD, Flow, OpenSend, SendTable, foresee_send
 
 from hashlib import blake2b
 
@@ -279,6 +279,8 @@ cdef class Batch:
         cdef str topic = None
         cdef list parts = [self.content.key[1]]
         for i in range(self.size):
+            if i + AHEAD < self.size:
+                foresee_send(self.table, self.send[i + AHEAD])
             send = self.table.at(self.send[i])
             memcpy(to, send.dedupe, 16)
             memcpy(to + 16, &send.origin_offset, 8)  # an id may be used again: another send's body is another body

@@ -25,7 +25,7 @@ from ext.ledger cimport Ledger, marks_settled
 from ext.records cimport Row, headers_of, rows_of
 from ext.scan cimport Bytes, Scanner, Span, big_endian, text_at
 from ext.seen cimport SeenTable
-from ext.sends cimport Content, Flow, OpenSend, SendTable
+from ext.sends cimport Content, Flow, OpenSend, SendTable, foresee_lines
 
 from engine.admit import LATEST_MS as LATEST
 from engine.send import (
@@ -150,6 +150,13 @@ cdef inline bint is_ours(headers):
     return False
 
 
+cdef bytes room_for(Py_ssize_t size):
+    """For so many bytes, to be written soon: what was freed long ago is in no cache."""
+    cdef bytes room = PyBytes_FromStringAndSize(NULL, size)
+    foresee_lines(PyBytes_AS_STRING(room), (size + 63) // 64)
+    return room
+
+
 @cython.final
 cdef class Taker:
     cdef SendTable table
@@ -167,6 +174,7 @@ cdef class Taker:
     cdef list met  # owns their keys
     cdef Known[GROUP] known
     cdef list told  # their headers
+    cdef list values  # and what their values go into, where these stand in somebody else's memory
     cdef Span raw  # the content met last, in a value
     cdef PyObject* raw_scope
     cdef PyObject* raw_content
@@ -182,7 +190,7 @@ cdef class Taker:
         self.table, self.seen, self.columns, self.cancelled = table, seen, columns, cancelled
         self.due_after_ms, self.max_age_ms, self.linger_ns = due_after_ms, max_age_ms, linger_ns
         self.horizon_ns = horizon_ns
-        self.scanner, self.met, self.told = Scanner(KEYS), [], []
+        self.scanner, self.met, self.told, self.values = Scanner(KEYS), [], [], []
         self.ids.seed = <uint64_t>hash(b"surgetank")  # drawn anew for every process
 
     def __dealloc__(self):
@@ -231,6 +239,7 @@ cdef class Taker:
         while i < count:
             group, end = i, min(i + GROUP, count)
             self.told.clear()
+            self.values.clear()
             while i < end and self.know(texts, objects, headers, others, i, &self.known[i - group], by_names):
                 i += 1
             known, i = i, group
@@ -239,8 +248,7 @@ cdef class Taker:
                     return i
                 send = OpenSend.__new__(OpenSend)
                 send.value, send.ledger, send.topic, send.partition = None, ledger, topic, partition
-                if texts == NULL:
-                    send.value = objects[i]
+                send.value = objects[i] if texts == NULL else self.values[i - group]
                 send.offset = send.origin_offset = numbers[i]
                 send.first_seen_ms, send.pushed_ns = min(stamps[i], now_ms), now_ns
                 if not self.take_one(send, &self.known[i - group], place, now_ns, offset_ns):
@@ -280,12 +288,14 @@ cdef class Taker:
         self.seen.hash_id((<Flow>known.flow).scope, <const char*>known.id, known.id_length, known.dedupe)
         self.seen.look_ahead(known.dedupe)
         self.told.append(told)
+        if texts != NULL:
+            self.values.append(room_for(known.size))
         return True
 
     cdef bint take_one(
         self, OpenSend send, const Known* known, uint32_t place, int64_t now_ns, int64_t offset_ns
     ) except -1:
-        """The send gets a copy of its value unless it has it."""
+        """The send's value is filled unless it is the record's own."""
         cdef const Span* spans = known.spans
         cdef Py_ssize_t before = self.columns.recipients
         cdef int64_t not_before
@@ -308,8 +318,8 @@ cdef class Taker:
             return False
         self.came(send, now_ns)
         memcpy(send.dedupe, known.dedupe, 16)
-        if send.value is None:
-            send.value = PyBytes_FromStringAndSize(<const char*>known.start, known.size)
+        if <Bytes>PyBytes_AS_STRING(send.value) != known.start:
+            memcpy(PyBytes_AS_STRING(send.value), known.start, known.size)
         send.id_at, send.id_length = <uint32_t>(known.id - known.start), <uint32_t>known.id_length
         if spans[META].at != NULL:
             send.meta_at = <uint32_t>(spans[META].at - known.start)

@@ -17,7 +17,7 @@ from libc.string cimport memcpy
 from ext.columns cimport Batch
 from ext.histogram cimport Histogram, counts_observe
 from ext.ledger cimport Ledger
-from ext.sends cimport OpenSend, SendTable
+from ext.sends cimport AHEAD, OpenSend, SendTable, foresee_id, foresee_send
 
 import array
 
@@ -249,6 +249,9 @@ def tell(
     if rows is None and (end != batch.size or who.stop != end):
         raise ValueError(f"who is {who}: all {batch.size} rows, or a list, expected")
     while at < end:
+        if rows is None and at + 2 * AHEAD < end:
+            foresee_send(table, batch.send[at + 2 * AHEAD])
+            foresee_id(table, batch.send[at + AHEAD])
         start = at
         row = at if rows is None else rows[at]
         handle = batch.send[row]

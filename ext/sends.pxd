@@ -1,6 +1,14 @@
+from cpython.list cimport PyList_GET_ITEM
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t
 
 from ext.ledger cimport Ledger
+
+cdef extern from "foresee.h" nogil:
+    void foresee_lines(const void* first, size_t lines)
+
+cdef enum:
+    SEND_LINES = 5  # an OpenSend is in
+    AHEAD = 12  # sends between asking for one's lines and its use
 
 
 cdef class Flow:
@@ -66,6 +74,18 @@ cdef class SendTable:
     cpdef remove(self, uint32_t handle)
     cdef OpenSend at(self, uint32_t handle)
     cdef int reserve(self) except -1
+
+
+cdef inline void foresee_send(SendTable table, uint32_t handle) noexcept:
+    """It is asked for soon: thousands are open, and most of them in no cache."""
+    foresee_lines(<const void*>PyList_GET_ITEM(table.sends, handle), SEND_LINES)
+
+
+cdef inline void foresee_id(SendTable table, uint32_t handle) noexcept:
+    """Its id too, where that stands in its record; the send is here. To hold the record would be to wait for it."""
+    cdef OpenSend send = <OpenSend>PyList_GET_ITEM(table.sends, handle)
+    if send.id_bytes is None:
+        foresee_lines(<const void*>send.value, 2)
 
 
 cpdef bytes dedupe_scope(str tenant, str channel)
