@@ -48,7 +48,6 @@ from ext.intake import Taker
 logger = structlog.get_logger("surgetank.consume")
 POLL_RECORDS = 2_000  # at 500 a send of one recipient costs a tenth more
 POLL_TIMEOUT_S = 0.2
-SLICE_NS = NS_PER_MS  # of the loop's time, about: a send of one recipient takes 5 us, one that was moved 65
 HOLD_NS = 30 * NS_PER_S  # how long a send waits for its content to be registered
 BUDGET_WAIT_S = 0.01
 PAUSE_AFTER_S = 1.0
@@ -156,7 +155,7 @@ class Intake:
             started = self._clock.now_ns()
             self._slice(chunk, start, end, ledger)
             each_ns = (self._clock.now_ns() - started) // (end - start) + 1
-            self._most[chunk.topic] = max(1, min(SLICE, 2 * self._most[chunk.topic], SLICE_NS // each_ns))
+            self._most[chunk.topic] = max(1, min(SLICE, 2 * self._most[chunk.topic], self._turns.piece_ns // each_ns))
             await self._turns.mine(self.tier)
 
     async def _room(self) -> None:

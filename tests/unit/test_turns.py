@@ -8,7 +8,7 @@ import pytest
 
 from engine.clock import Clock
 from engine.send import Tier
-from engine.turns import LONG_NS, MOST, TURN_NS, Turns
+from engine.turns import BUSY_NS, LATELY_NS, MOST, PATIENCE, PIECE_NS, SMALL_NS, Turns
 
 
 class Works(Clock):
@@ -20,8 +20,8 @@ class Works(Clock):
         return self.ns
 
 
-async def done_in_turns(each_ns: int, pieces: int) -> list[int]:
-    """How many pieces of so long each turn of the loop saw, the last one aside."""
+async def done_in_turns(each_ns: int, pieces: int, urgent: bool = False, others_ns: int = 0) -> list[int]:
+    """How many pieces each turn of the loop saw, but the last one; ``others_ns``: what else a turn has to do."""
     clock = Works()
     turns, done, seen = Turns(clock), 0, list[int]()
 
@@ -31,24 +31,52 @@ async def done_in_turns(each_ns: int, pieces: int) -> list[int]:
         clock.ns += each_ns
         done += 1
 
+    if urgent:
+        await turns.mine(Tier.SYSTEM)
     async with asyncio.TaskGroup() as tasks:
         for _ in range(pieces):
             tasks.create_task(work())
         while done < pieces:
             seen.append(done)
+            clock.ns += others_ns
             await asyncio.sleep(0)
     return [after - before for before, after in pairwise(seen)]
 
 
 async def test_long_pieces_are_done_one_a_turn() -> None:
-    turns = await done_in_turns(LONG_NS + 1, 50)
+    turns = await done_in_turns(2 * PIECE_NS + 1, 50)
     assert sum(turns) >= 45
     assert set(turns[4:]) <= {0, 1}
 
 
 async def test_short_pieces_fill_the_turn_up_to_a_number() -> None:
-    turns = await done_in_turns(TURN_NS // 1000, 50 * MOST)
+    turns = await done_in_turns(PIECE_NS // 1000, 50 * MOST)
     assert max(turns) == MOST
+
+
+async def test_where_something_urgent_has_come_every_other_turn_has_no_piece() -> None:
+    turns = await done_in_turns(SMALL_NS, 50, urgent=True, others_ns=BUSY_NS // 2)
+    assert sum(turns) >= 45
+    assert all(not (one and next) for one, next in pairwise(turns))
+    assert "0, 0, 0" not in str(turns[4:])
+
+
+async def test_where_something_urgent_has_come_other_work_goes_first_and_not_for_ever() -> None:
+    turns = await done_in_turns(SMALL_NS, 50, urgent=True, others_ns=2 * BUSY_NS)
+    at = [number for number, pieces in enumerate(turns) if pieces]
+    assert {after - before for before, after in pairwise(at)} == {PATIENCE + 2}
+    assert sum(turns) >= 45
+
+
+async def test_pieces_are_small_while_something_urgent_has_come_lately() -> None:
+    clock = Works()
+    turns = Turns(clock)
+    assert turns.piece_ns == PIECE_NS
+    await turns.mine(Tier.SYSTEM)
+    clock.ns += LATELY_NS - 1
+    assert turns.piece_ns == SMALL_NS
+    clock.ns += 1
+    assert turns.piece_ns == PIECE_NS
 
 
 async def test_pieces_of_one_kind_come_in_their_order() -> None:
