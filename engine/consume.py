@@ -155,7 +155,8 @@ class Intake:
             started = self._clock.now_ns()
             self._slice(chunk, start, end, ledger)
             each_ns = (self._clock.now_ns() - started) // (end - start) + 1
-            self._most[chunk.topic] = max(1, min(SLICE, 2 * self._most[chunk.topic], self._turns.piece_ns // each_ns))
+            fit = self._turns.piece_ns(self.tier) // each_ns
+            self._most[chunk.topic] = max(1, min(SLICE, 2 * self._most[chunk.topic], fit))
             await self._turns.mine(self.tier)
 
     async def _room(self) -> None:

@@ -4,9 +4,9 @@ several to go through the process, waits for no more than that at each (shell).
 In: calls to begin, and coroutines with a piece of work of about ``piece_ns``. Out: the same, in the order they came, as
 many a turn as it has time for; what is of `system` at once.
 
-Where something of `system` has come lately, pieces are smaller, no turn follows another with any, and none is done
-while the loop has other work, which may be the fetch, the answer or the writing that the next urgent send waits for (it
-needs some fifteen turns) - for so many turns at most, so that whatever that work is, the others go on too.
+Where something of `system` has come lately, slices of intake are smaller, and nothing is done while the loop has other
+work, which may be the fetch, the answer or the writing that the next urgent send waits for (it needs some fifteen
+turns) - for so long at most, so that whatever that work is, the others go on too.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from engine.send import Tier
 PIECE_NS, SMALL_NS = NS_PER_MS, 3 * NS_PER_MS // 10  # of the loop's time; a turn's pieces take once to twice as much
 LATELY_NS = NS_PER_S
 BUSY_NS = NS_PER_MS // 10  # a turn that took longer had work
-PATIENCE = 8  # turns
+PATIENCE_NS = 3 * NS_PER_MS
 MOST = 16  # pieces a turn
 
 
@@ -33,17 +33,15 @@ class Turns:
         self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._waiting = deque[Callable[[], object]]()
-        self._taken = False  # this turn, by a piece
-        self._had = True  # the last turn, pieces
-        self._waited = 0  # turns, for others
+        self._taken = False  # this turn, by a piece or by others
+        self._gone_ns = 0  # the last pieces
         self._most = 1  # pieces of the next turn
         self._began_ns = 0  # the last one
         self._urgent_ns = clock.now_ns() - LATELY_NS
 
-    @property
-    def piece_ns(self) -> int:
-        """How long a piece of work should take now."""
-        return SMALL_NS if self._clock.now_ns() - self._urgent_ns < LATELY_NS else PIECE_NS
+    def piece_ns(self, tier: Tier) -> int:
+        """How long a piece of its work should take now."""
+        return SMALL_NS if tier is not Tier.SYSTEM and self._is_urgent(self._clock.now_ns()) else PIECE_NS
 
     def add(self, tier: Tier, begin: Callable[[], object]) -> None:
         """Begin a call when its turn comes."""
@@ -67,41 +65,39 @@ class Turns:
             self._waiting.popleft()()
 
     def _may(self, tier: Tier) -> bool:
-        """At once: it is urgent, or nothing waits, nor has gone in this turn."""
+        """At once: it is urgent, or nobody has this turn."""
         if tier is Tier.SYSTEM:
             self._urgent_ns = self._clock.now_ns()
             return True
         if self._taken:
             return False
-        self._taken = self._had = True
-        self._began_ns = self._clock.now_ns()
+        self._taken = True
+        self._began_ns = self._gone_ns = self._clock.now_ns()
         self._loop.call_soon(self._some)
         return True
 
+    def _is_urgent(self, now: int) -> bool:
+        return now - self._urgent_ns < LATELY_NS
+
     def _some(self) -> None:
-        now, piece_ns = self._clock.now_ns(), self.piece_ns
-        took_ns, self._began_ns = now - self._began_ns, now
-        if self._had:
+        now, began_ns = self._clock.now_ns(), self._began_ns
+        took_ns, self._began_ns = now - began_ns, now
+        urgent = self._is_urgent(now)
+        if began_ns == self._gone_ns:  # the turn that has ended had pieces
+            piece_ns = SMALL_NS if urgent else PIECE_NS
             if took_ns > 2 * piece_ns:
                 self._most = max(self._most // 2, 1)
             elif took_ns < piece_ns:
                 self._most = min(self._most + 1, MOST)
-        if self._waiting and piece_ns < PIECE_NS and self._others(took_ns):
+        if urgent and took_ns > BUSY_NS and now - self._gone_ns < PATIENCE_NS:
             self._loop.call_soon(self._some)
             return
-        self._had = self._taken = bool(self._waiting)
-        self._waited = 0
+        self._taken = bool(self._waiting)
         for _ in range(min(self._most, len(self._waiting))):
             self._waiting.popleft()()
         if self._taken:
+            self._gone_ns = now
             self._loop.call_soon(self._some)
-
-    def _others(self, took_ns: int) -> bool:
-        """Whether the next turn is left to others. What a turn with pieces took says nothing about them."""
-        waits = self._had or (took_ns > BUSY_NS and self._waited < PATIENCE)
-        self._waited = 0 if self._had else self._waited + 1
-        self._had = False
-        return waits
 
 
 def _come(came: asyncio.Future[None]) -> None:

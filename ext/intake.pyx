@@ -62,6 +62,7 @@ cdef enum:
     LONGEST_ID = 128
     NAMES_ROOM = 4 * (1 + LONGEST_ID)
 
+    MOST_ROOM = 1024  # bytes of a record that are foreseen
     GROUP = 16  # records between asking for a line of the table of ids and its use
     NEAR = 256  # by the highest byte of a product, which all of it goes into
 
@@ -151,8 +152,11 @@ cdef inline bint is_ours(headers):
 
 
 cdef bytes room_for(Py_ssize_t size):
-    """For so many bytes, to be written soon: what was freed long ago is in no cache."""
-    cdef bytes room = PyBytes_FromStringAndSize(NULL, size)
+    """For so many bytes, to be written soon: what was freed long ago is in no cache. None: too many to ask for."""
+    cdef bytes room
+    if size > MOST_ROOM:
+        return None
+    room = PyBytes_FromStringAndSize(NULL, size)
     foresee_lines(PyBytes_AS_STRING(room), (size + 63) // 64)
     return room
 
@@ -295,7 +299,7 @@ cdef class Taker:
     cdef bint take_one(
         self, OpenSend send, const Known* known, uint32_t place, int64_t now_ns, int64_t offset_ns
     ) except -1:
-        """The send's value is filled unless it is the record's own."""
+        """The send gets a copy of its value unless it has it; into the room it has, or some of its own."""
         cdef const Span* spans = known.spans
         cdef Py_ssize_t before = self.columns.recipients
         cdef int64_t not_before
@@ -318,7 +322,9 @@ cdef class Taker:
             return False
         self.came(send, now_ns)
         memcpy(send.dedupe, known.dedupe, 16)
-        if <Bytes>PyBytes_AS_STRING(send.value) != known.start:
+        if send.value is None:
+            send.value = PyBytes_FromStringAndSize(<const char*>known.start, known.size)
+        elif <Bytes>PyBytes_AS_STRING(send.value) != known.start:
             memcpy(PyBytes_AS_STRING(send.value), known.start, known.size)
         send.id_at, send.id_length = <uint32_t>(known.id - known.start), <uint32_t>known.id_length
         if spans[META].at != NULL:

@@ -127,7 +127,7 @@ cdef class SeenTable:
         cdef Slot* slot
         if part.slots != NULL:
             slot = &part.slots[home(part, key)]
-            foresee_lines(slot, 3)  # few searches go further
+            foresee_lines(slot, 3)  # few searches go further until it is nearly full
 
     cdef int put(self, const uint8_t* key, uint32_t place, uint32_t hop, int64_t offset, uint32_t segment) except -1:
         """Of a key that is not there."""

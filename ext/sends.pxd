@@ -1,4 +1,4 @@
-from cpython.list cimport PyList_GET_ITEM
+from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t
 
 from ext.ledger cimport Ledger
@@ -78,12 +78,16 @@ cdef class SendTable:
 
 cdef inline void foresee_send(SendTable table, uint32_t handle) noexcept:
     """It is asked for soon: thousands are open, and most of them in no cache."""
-    foresee_lines(<const void*>PyList_GET_ITEM(table.sends, handle), SEND_LINES)
+    if handle < <size_t>PyList_GET_SIZE(table.sends):
+        foresee_lines(<const void*>PyList_GET_ITEM(table.sends, handle), SEND_LINES)
 
 
 cdef inline void foresee_id(SendTable table, uint32_t handle) noexcept:
-    """Its id too, where that stands in its record; the send is here. To hold the record would be to wait for it."""
-    cdef OpenSend send = <OpenSend>PyList_GET_ITEM(table.sends, handle)
+    """Its id too, where that stands in its record. To hold the record would be to wait for it."""
+    cdef OpenSend send
+    if handle >= <size_t>PyList_GET_SIZE(table.sends) or <object>PyList_GET_ITEM(table.sends, handle) is None:
+        return
+    send = <OpenSend>PyList_GET_ITEM(table.sends, handle)
     if send.id_bytes is None:
         foresee_lines(<const void*>send.value, 2)
 

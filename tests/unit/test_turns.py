@@ -8,7 +8,7 @@ import pytest
 
 from engine.clock import Clock
 from engine.send import Tier
-from engine.turns import BUSY_NS, LATELY_NS, MOST, PATIENCE, PIECE_NS, SMALL_NS, Turns
+from engine.turns import BUSY_NS, LATELY_NS, MOST, PATIENCE_NS, PIECE_NS, SMALL_NS, Turns
 
 
 class Works(Clock):
@@ -20,8 +20,8 @@ class Works(Clock):
         return self.ns
 
 
-async def done_in_turns(each_ns: int, pieces: int, urgent: bool = False, others_ns: int = 0) -> list[int]:
-    """How many pieces each turn of the loop saw, but the last one; ``others_ns``: what else a turn has to do."""
+async def done_in_turns(each_ns: int, pieces: int) -> list[int]:
+    """How many pieces of so long each turn of the loop saw, the last one aside."""
     clock = Works()
     turns, done, seen = Turns(clock), 0, list[int]()
 
@@ -31,14 +31,11 @@ async def done_in_turns(each_ns: int, pieces: int, urgent: bool = False, others_
         clock.ns += each_ns
         done += 1
 
-    if urgent:
-        await turns.mine(Tier.SYSTEM)
     async with asyncio.TaskGroup() as tasks:
         for _ in range(pieces):
             tasks.create_task(work())
         while done < pieces:
             seen.append(done)
-            clock.ns += others_ns
             await asyncio.sleep(0)
     return [after - before for before, after in pairwise(seen)]
 
@@ -54,29 +51,46 @@ async def test_short_pieces_fill_the_turn_up_to_a_number() -> None:
     assert max(turns) == MOST
 
 
-async def test_where_something_urgent_has_come_every_other_turn_has_no_piece() -> None:
-    turns = await done_in_turns(SMALL_NS, 50, urgent=True, others_ns=BUSY_NS // 2)
-    assert sum(turns) >= 45
-    assert all(not (one and next) for one, next in pairwise(turns))
-    assert "0, 0, 0" not in str(turns[4:])
+@pytest.mark.parametrize("others_ns", [BUSY_NS // 2, 2 * BUSY_NS, PATIENCE_NS, 5 * PATIENCE_NS])
+@pytest.mark.parametrize("waiting", [1, 2, 50])
+async def test_where_something_urgent_has_come_other_work_goes_first_and_not_for_long(
+    others_ns: int, waiting: int
+) -> None:
+    clock, gone = Works(), list[int]()
+    turns = Turns(clock)
 
+    async def work() -> None:
+        while len(gone) < 100:
+            await turns.mine(Tier.BASIC)
+            gone.append(clock.ns)
+            clock.ns += SMALL_NS
 
-async def test_where_something_urgent_has_come_other_work_goes_first_and_not_for_ever() -> None:
-    turns = await done_in_turns(SMALL_NS, 50, urgent=True, others_ns=2 * BUSY_NS)
-    at = [number for number, pieces in enumerate(turns) if pieces]
-    assert {after - before for before, after in pairwise(at)} == {PATIENCE + 2}
-    assert sum(turns) >= 45
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(waiting):
+            tasks.create_task(work())
+        while len(gone) < 100:
+            await turns.mine(Tier.SYSTEM)
+            clock.ns += others_ns
+    gaps = [after - before for before, after in pairwise(gone[4:])]
+    if others_ns < BUSY_NS:
+        assert max(gaps) <= 2 * SMALL_NS + 3 * others_ns
+        return
+    assert max(gaps) <= PATIENCE_NS + 2 * (SMALL_NS + others_ns)
+    if others_ns < PATIENCE_NS:
+        of_two_turns = [gap for gap in gaps if gap > SMALL_NS + others_ns]  # several pieces may go in one
+        assert len(of_two_turns) > 10
+        assert min(of_two_turns) >= PATIENCE_NS
 
 
 async def test_pieces_are_small_while_something_urgent_has_come_lately() -> None:
     clock = Works()
     turns = Turns(clock)
-    assert turns.piece_ns == PIECE_NS
+    assert turns.piece_ns(Tier.BASIC) == PIECE_NS
     await turns.mine(Tier.SYSTEM)
     clock.ns += LATELY_NS - 1
-    assert turns.piece_ns == SMALL_NS
+    assert (turns.piece_ns(Tier.BASIC), turns.piece_ns(Tier.SYSTEM)) == (SMALL_NS, PIECE_NS)
     clock.ns += 1
-    assert turns.piece_ns == PIECE_NS
+    assert turns.piece_ns(Tier.BASIC) == PIECE_NS
 
 
 async def test_pieces_of_one_kind_come_in_their_order() -> None:
