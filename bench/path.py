@@ -285,12 +285,13 @@ async def _all(options: argparse.Namespace, folder: Path, kind: str, bootstrap: 
             figures[name] = {"recipients_per_s": _median(rates), "cpu_us": _median(cpus)}
             if name == "sends":
                 ratio = statistics.median(r / b for r, b in zip(rates, bares, strict=True))
-                total = sum(bench.stages.values()) or 1
+                total, cpu_us = sum(bench.stages.values()) or 1, statistics.median(cpus)
                 figures[name] |= {
                     "engine_sends_per_s": _median(rates),
                     "bare_client_sends_per_s": _median(bares),
                     "ratio": round(ratio, 3),
                     "share_by_stage": {stage: round(n / total, 3) for stage, n in bench.stages.most_common()},
+                    "cpu_us_per_send": {stage: round(cpu_us * n / total, 2) for stage, n in bench.stages.most_common()},
                 }
             if name == "calls":
                 # Calls for a second of CPU: the share of a core is what differs, not how long the simulator takes.
