@@ -206,9 +206,10 @@ SENDS = st.fixed_dictionaries(
     },
 )
 PLAIN = st.builds(
-    lambda id, to: {"id": str(id), "channel": "partner", "to": to, "content": {"n": 1}},
+    lambda id, to, meta: {"id": str(id), "channel": "partner", "to": to, "content": {"n": 1}, "meta": meta},
     st.integers(0, 10**6),
     st.lists(st.sampled_from(["a", "b", "c", "d-1", "E_2"]), min_size=1, max_size=5, unique=True),
+    st.sampled_from([None, None, "m" * 2000]),
 )
 
 
