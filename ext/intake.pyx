@@ -251,7 +251,7 @@ cdef class Taker:
                 if marks_settled(&ledger.marks, numbers[i]) != NULL:
                     return i
                 send = OpenSend.__new__(OpenSend)
-                send.value, send.ledger, send.topic, send.partition = None, ledger, topic, partition
+                send.ledger, send.topic, send.partition = ledger, topic, partition
                 send.value = objects[i] if texts == NULL else self.values[i - group]
                 send.offset = send.origin_offset = numbers[i]
                 send.first_seen_ms, send.pushed_ns = min(stamps[i], now_ms), now_ns
