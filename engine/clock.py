@@ -26,4 +26,5 @@ class Clock:
 
     def offset_ns(self) -> int:
         """Monotonic minus wall time, ns: add it to a wall time to get the core's time."""
-        return self.now_ns() - time_ns()
+        wall_ns = time_ns()  # first: should the process stand still here, times come out later, not sooner
+        return self.now_ns() - wall_ns

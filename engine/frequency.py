@@ -2,8 +2,8 @@
 
 In: a batch that was popped; how its call ended. Out: which recipients must wait, and until when.
 Invariant: whoever is on a call is counted by every rule from before it is written, as at the latest time it can arrive,
-until that is known better. Never: counts what surely reached nobody (a call that did not leave, a refusal): a rule of a
-few messages a month would be used up by an outage.
+until that is known better; a call that takes longer is not forgotten while it is under way. Never: counts what surely
+reached nobody (a call that did not leave, a refusal): a rule of a few messages a month would be used up by an outage.
 """
 
 from __future__ import annotations
@@ -53,6 +53,8 @@ class Frequencies:
         self._reserves = keep_for_system
         self.waited: Counter[str] = Counter()  # recipients taken out of a batch, by channel
         self._clock = clock
+        self._offset_ns = clock.offset_ns()  # once: a step of the wall clock must not let anything be forgotten
+        self._under_way: dict[str, dict[int, None]] = defaultdict(dict)  # channel -> at_ns of its calls, earliest first
         self._timeouts = {name: int(config.timeout) for name, config in configs.items()}
         self._files: dict[str, FrequencyFile] = {}
         self._keys: dict[tuple[str, str], bytes] = {}
@@ -68,13 +70,18 @@ class Frequencies:
         file = self._files.get(name)
         if file is None:
             return NOTHING
-        offset_ns = self._clock.offset_ns()
-        now_ns = self._clock.now_ns() - offset_ns
-        at_ns = now_ns + self._timeouts[name]
+        now_ns = self._now_ns()
+        forgets_ns = self._forgets_ns(name, now_ns)
+        under_way, at_ns = self._under_way[name], now_ns + self._timeouts[name]
+        while at_ns in under_way:
+            at_ns += 1
         urgent = batch.tier is Tier.SYSTEM or not self._reserves
-        waits = file.counts.take(self._key(file, batch), list(batch.ids), now_ns, at_ns, urgent)
+        waits = file.counts.take(self._key(file, batch), list(batch.ids), forgets_ns, at_ns, urgent)
         self.waited[name] += len(waits)
-        return Held(at_ns, {row: _rounded(now_ns, until) + offset_ns for row, until in waits.items()})
+        if len(waits) < len(batch):
+            under_way[at_ns] = None
+        core_ns = now_ns - forgets_ns + self._offset_ns
+        return Held(at_ns, {row: _rounded(forgets_ns, until) + core_ns for row, until in waits.items()})
 
     def done(self, batch: Batch, held: Held, result: CallResult) -> None:
         """The batch's call has ended: who may have got it got it by now, or is still to be reached in as long as a
@@ -84,15 +91,16 @@ class Frequencies:
         if file is None:
             return
         ids, key = batch.ids, self._key(file, batch)
-        now_ns = self._clock.now_ns() - self._clock.offset_ns()
-        by_ns = now_ns if result.answered else now_ns + self._timeouts[name]
+        now_ns = self._now_ns()
+        by_ns, forgets_ns = now_ns if result.answered else now_ns + self._timeouts[name], self._forgets_ns(name, now_ns)
         reached, others = _told_apart(ids, result)
-        file.counts.give_back(key, others, now_ns, held.at_ns)
-        file.counts.move(key, reached, now_ns, held.at_ns, by_ns)
+        file.counts.give_back(key, others, forgets_ns, held.at_ns)
+        file.counts.move(key, reached, forgets_ns, held.at_ns, by_ns)
+        del self._under_way[name][held.at_ns]
 
     def full_shares(self) -> dict[str, float]:
         """By channel, how much of the memory has no room for another recipient, 0..1."""
-        now_ns = self._clock.now_ns() - self._clock.offset_ns()
+        now_ns = self._now_ns()
         return {name: file.counts.full_share(now_ns) for name, file in self._files.items()}
 
     def close(self) -> None:
@@ -100,6 +108,15 @@ class Frequencies:
         for file in self._files.values():
             file.close()
         self._files.clear()
+
+    def _now_ns(self) -> int:
+        """Wall time as it would be without the steps of the clock since the start."""
+        return self._clock.now_ns() - self._offset_ns
+
+    def _forgets_ns(self, channel: str, now_ns: int) -> int:
+        """As of when windows are looked at: no later than the oldest call under way is counted. Past that it may still
+        arrive (the process, or its machine, stood still), and must not have been forgotten."""
+        return min(now_ns, next(iter(self._under_way[channel]), now_ns))
 
     def _key(self, file: FrequencyFile, batch: Batch) -> bytes:
         name = batch.flow.channel, batch.flow.account

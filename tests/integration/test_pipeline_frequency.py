@@ -12,6 +12,7 @@ from aiohttp import web
 
 from bench.simulator import Simulator
 from bench.simulator_options import parse
+from engine.clock import Clock
 from engine.send import Outcome, Tier
 from ext.schedule import CHANNEL, RECIPIENTS
 from tests.integration.support import (
@@ -106,6 +107,46 @@ async def test_who_waits_beyond_its_deadline_expires(tmp_path: Path) -> None:
         await worker.judged()
         assert worker.ended() == {Outcome.ACCEPTED: 1, Outcome.EXPIRED: 2}
         assert partner.ids == {"one": 1}
+
+
+async def test_a_machine_that_stood_still_has_not_forgotten_the_call_under_way(tmp_path: Path) -> None:
+    """The call was counted as at its timeout; time went on beyond that and the window before anybody looked."""
+    clock, free = Ahead(), asyncio.Event()
+
+    async def hangs(call: Arrived) -> web.Response:
+        await free.wait()
+        return await accept(call)
+
+    more = 'timeout = "20s"\nfrequency = [{ messages = 1, per = "1s" }]'
+    async with partnered(tmp_path, more, clock=clock, answer=hangs) as (partner, worker):
+        await worker.send("basic", send("i", "one", campaign="a"))
+        await arrived(partner, 1)
+        clock.ahead_ns += 60 * S
+        await worker.send("basic", send("j", ["one", "two"], campaign="b"))
+        await arrived(partner, 2)
+        await worker.until(lambda: worker.pipeline.frequencies.waited["partner"] >= 1)
+        assert partner.ids == {"one": 1, "two": 1}
+        free.set()
+        await worker.judged()
+        assert partner.ids == {"one": 2, "two": 1}
+        assert most(partner, 1.0) == 1
+
+
+async def test_a_step_of_the_wall_clock_forgets_nothing(tmp_path: Path) -> None:
+    class Stepped(Ahead):
+        def now_ns(self) -> int:
+            return Clock.now_ns(self)
+
+    clock = Stepped()
+    more = 'frequency = [{ messages = 1, per = "1h" }]'
+    async with partnered(tmp_path, more, clock=clock) as (partner, worker):
+        await worker.send("basic", send("i", "one", campaign="a"))
+        await worker.judged()
+        clock.ahead_ns += 7_200 * S
+        await worker.send("basic", send("j", ["one", "two"], campaign="b"))
+        await worker.until(lambda: worker.ended()[Outcome.ACCEPTED] == 2, "two has")
+        await worker.until(lambda: worker.pipeline.frequencies.waited["partner"] == 1, "one waits")
+        assert partner.ids == {"one": 1, "two": 1}
 
 
 async def test_an_outage_uses_up_nobodys_messages_and_limits_count_who_left(tmp_path: Path) -> None:
