@@ -1,4 +1,4 @@
-/* FIFOs of recipients: records of varying length, one behind the other in chunks of 64, 256 or 1024 bytes.
+/* FIFOs of recipients: records of varying length, one behind the other in chunks of 64 to 4096 bytes.
 
        chunk   | next u32 | end u16 | - u16 | record | record | ...
        record  | send u32 | facts u32 | position u16 | length u8 | attempt u8 | [content u32] | id, length bytes |
@@ -17,7 +17,8 @@
 
 #include "slab.h"
 
-#define CHUNK_SIZES 3
+#define CHUNK_SIZES 4
+#define CHUNK_LINES 8 /* of a chunk are asked for; those behind them the processor asks for by itself */
 #define FIFO_NEVER INT64_MAX
 
 typedef struct Chunk {
@@ -165,7 +166,7 @@ static inline void fifo_make(Fifo *fifo) {
 
 /* A new last chunk with room for a record of so many bytes. */
 static inline void fifo_grow(Store *store, Fifo *fifo, uint32_t bytes) {
-    uint32_t size = fifo->count < 2 ? 0 : fifo->count < 256 ? 1 : 2;
+    uint32_t size = fifo->count < 2 ? 0 : fifo->count < 32 ? 1 : fifo->count < 512 ? 2 : 3;
     while (chunk_size(size) < sizeof(Chunk) + bytes) size++;
     uint32_t made = slab_take(&store->chunks[size]) << 2 | size;
     ((Chunk *)chunk_at(store, made))->next = 0;
@@ -274,13 +275,15 @@ static inline void fifo_step(const Store *store, Fifo *copy, const Rec *rec, int
     copy->head_at = sizeof(Chunk);
 }
 
-/* The chunk behind the first one is on its way, if so many records like the first may reach it. */
+/* The chunk behind the first one, or its first lines, are on their way if so many records like the first may reach it. */
 static inline void fifo_foresee(const Store *store, const Fifo *fifo, uint32_t most) {
     const char *head = chunk_at(store, fifo->head);
     if (fifo->head == fifo->tail) return;
     uint32_t bytes = (uint32_t)sizeof(Rec) + (uint8_t)head[fifo->head_at + offsetof(Rec, length)];
-    if (((const Chunk *)head)->end - fifo->head_at <= (uint64_t)bytes * most)
-        foresee_lines(chunk_at(store, ((const Chunk *)head)->next), 4);
+    uint32_t left = (uint32_t)(((const Chunk *)head)->end - fifo->head_at);
+    if (left > (uint64_t)bytes * most) return;
+    uint32_t next = ((const Chunk *)head)->next, lines = chunk_size(next & 3) / FORESEE_LINE;
+    foresee_lines(chunk_at(store, next), lines < CHUNK_LINES ? lines : CHUNK_LINES);
 }
 
 /* Its first chunk holds no more records: the next is the first, and what stands behind that is on its way. */

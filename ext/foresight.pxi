@@ -10,26 +10,25 @@
 cdef enum:
     TURNS = 4  # this one, and those that are foreseen
     GROUP = 64  # queues of a cancel whose lines are fetched together
-    LINES = 4  # of a FIFO's first chunk at most; what follows the processor fetches by itself
+    LINES = 4  # of a FIFO's first chunk at most
     A_RECORD = 32  # bytes, about
 
 
 # --- push ---
 
-cdef inline bint foresee_queue(Queues* q, const Row* row, Target* target) noexcept nogil:
-    """Its slot is here. False: no queue has its hash; one will be made, and its campaign may be there."""
+cdef inline void foresee_queue(Queues* q, const Row* row, Target* target) noexcept nogil:
+    """Its slot is here. Where no queue has its hash one will be made, and its campaign may be there."""
     cdef size_t cursor = 0
     cdef Node* leaf
     cdef Node* tenant
     target.queue = queue_at(q, table_next(&q.by_key, target.key_hash, &cursor))
     if target.queue != NULL:
         foresee(target.queue)
-        return True
+        return
     leaf = leaf_at(q, row.place)
     tenant = find_branch(q, leaf, row.tenant, branch_hash(leaf, row.tenant))
     target.branch_hash = branch_hash(tenant, row.campaign)
     foresee(table_home(&q.branches, target.branch_hash))
-    return False
 
 
 cdef inline void foresee_campaign(Queues* q, const Row* row, const Target* target) noexcept nogil:

@@ -3,7 +3,7 @@
 # same times share their facts, and the sums above campaigns are brought up to date once for all of them.
 
 cdef enum:
-    AHEAD = 16  # rows that pass a stage together, between asking for a line and its use
+    AHEAD = 16  # rows between asking for a line and its use
 
 
 cdef struct Pushing:  # what rows of a push that follow each other have in common
@@ -259,41 +259,34 @@ cdef inline int end_aim(Queues* q, const Row* row, Target* target) noexcept nogi
 
 
 cdef int aim(Queues* q, const Row* rows, size_t n) noexcept nogil:
-    """Finds or makes the queue of every row; AHEAD rows pass each stage, while the next ones pass the one before.
+    """Finds or makes the queue of every row, which passes a stage each AHEAD rows.
 
-    At first the later stages have none: what is below 0 is, unsigned, beyond the last."""
-    cdef size_t end = 0, i
+    What is below 0 is, unsigned, beyond the last."""
+    cdef size_t i
     cdef Target* targets = q.targets
-    cdef bint found = True, found_before
-    while end < n + 3 * AHEAD:
-        end += AHEAD
-        for i in range(end - AHEAD, min(n, end)):
+    for i in range(n + 3 * AHEAD):
+        if i < n:
             begin_aim(q, &rows[i], &targets[i], i == 0)
-        found_before, found = found, True
-        for i in range(end - 2 * AHEAD, min(n, end - AHEAD)):
-            found &= foresee_queue(q, &rows[i], &targets[i])
-        if not found_before:
-            for i in range(end - 3 * AHEAD, min(n, end - 2 * AHEAD)):
-                foresee_campaign(q, &rows[i], &targets[i])
-        for i in range(end - 4 * AHEAD, min(n, end - 3 * AHEAD)):
-            if end_aim(q, &rows[i], &targets[i]) < 0:
-                aim_no_more(q, i)
-                return -1
+        if i - AHEAD < n:
+            foresee_queue(q, &rows[i - AHEAD], &targets[i - AHEAD])
+        if i - 2 * AHEAD < n:
+            foresee_campaign(q, &rows[i - 2 * AHEAD], &targets[i - 2 * AHEAD])
+        if i - 3 * AHEAD < n and end_aim(q, &rows[i - 3 * AHEAD], &targets[i - 3 * AHEAD]) < 0:
+            aim_no_more(q, i - 3 * AHEAD)
+            return -1
     return 0
 
 
 cdef void put_all(Queues* q, const Row* rows, size_t n) noexcept nogil:
-    cdef size_t end = 0, i
+    cdef size_t i
     cdef Target* targets = q.targets
     cdef Pushing pushing
     memset(&pushing, 0, sizeof(pushing))
-    while end < n + AHEAD:
-        end += AHEAD
-        for i in range(end - AHEAD, min(n, end)):
-            if targets[i].queue != NULL:
-                foresee_tail(q, targets[i].queue, rows[i].id_bytes)
-        for i in range(end - 2 * AHEAD, min(n, end - AHEAD)):
-            put(q, &rows[i], &targets[i], &pushing)
+    for i in range(n + AHEAD):
+        if i < n and targets[i].queue != NULL:
+            foresee_tail(q, targets[i].queue, rows[i].id_bytes)
+        if i >= AHEAD:
+            put(q, &rows[i - AHEAD], &targets[i - AHEAD], &pushing)
     if pushing.leaf != NULL:
         count_pushed(q, &pushing)
 

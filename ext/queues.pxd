@@ -62,7 +62,7 @@ cdef extern from "slab.h" nogil:
 
 cdef extern from "fifo.h" nogil:
     enum:
-        REC_OPENS, REC_FIRST, REC_FACTS, CLOSES_FALL, DEADLINES_FALL
+        CHUNK_SIZES, REC_OPENS, REC_FIRST, REC_FACTS, CLOSES_FALL, DEADLINES_FALL
     ctypedef struct Rec:
         uint32_t send, facts
         uint16_t position
@@ -79,7 +79,7 @@ cdef extern from "fifo.h" nogil:
         uint32_t most
         const char* chunk
     ctypedef struct Store:
-        Slab chunks[3]
+        Slab chunks[CHUNK_SIZES]
         Slab facts
 
     void store_make(Store* store)

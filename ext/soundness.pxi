@@ -1,7 +1,7 @@
 # Included by queues.pyx: whether the structure is what it says it is. Walks everything; tests call it after each step.
 
 cdef struct Walk:
-    size_t chunks[3]
+    size_t chunks[CHUNK_SIZES]
     uint64_t facts, queued, lingering, waiting, retries, dead
     size_t queues, nodes, parcels, held, groups
 
@@ -314,7 +314,7 @@ cdef const char* unsound_memory(const Queues* q, Walk* walk) noexcept nogil:
     while chunk:
         walk.chunks[chunk & 3] += 1
         chunk = 0 if chunk == q.ended.tail else (<uint32_t*>chunk_at(&q.store, chunk))[0]
-    for i in range(3):
+    for i in range(CHUNK_SIZES):
         if slab_taken(&q.store.chunks[i]) != walk.chunks[i]:
             return "a chunk is lost or in two chains"
     if facts_refs(&q.store, &held) or held != walk.facts:
