@@ -5,7 +5,8 @@
 # A push looks up its rows in stages, AHEAD rows apart: the slots of the table, then the queues (or, where there is none
 # yet, the campaigns); then, again AHEAD, the places it writes to. A pop looks at the next three turns of the leaf: the
 # campaign of the third, the queue of the second, the records of the first. What is foreseen wrongly costs time and
-# nothing else: nothing here changes anything.
+# nothing else: nothing here changes anything. Rows are AHEAD of each other one by one, for a processor has some sixteen
+# lines on their way at most.
 
 cdef enum:
     TURNS = 4  # this one, and those that are foreseen
@@ -109,18 +110,40 @@ cdef inline void foresee_end(Queues* q, const Node* campaign) noexcept nogil:
     foresee_lines(campaign.group, 2)
 
 
+cdef inline void foresee_tidy(Queues* q, Node* node) noexcept nogil:
+    """After the last turn of one that has lost its work: often it was not the only one."""
+    cdef Node* soon = turn_after(node)
+    cdef Node* then
+    if soon == NULL or soon.level != CAMPAIGN_:
+        return
+    then = turn_after(soon)
+    if then != NULL:
+        foresee_lines(then, 3)
+    if soon.ready == 0:
+        foresee_end(q, soon)
+
+
 cdef void foresee_turns(Queues* q, Node* tenant, Node* campaign) noexcept nogil:
-    """After this turn of a tenant and its campaign."""
+    """After this turn of a tenant and its campaign, if the next batches are as large as this one and leave as much: a
+    tenant whose batches are small has many turns."""
     cdef Node* tenants[TURNS]
     cdef Node* campaigns[TURNS]
     cdef Link* first = ring_first(&campaign.ring)
-    cdef size_t lines = 3 if queue_of(first).fifo.count <= tenant.channel.cap else 2  # will it be empty, so others will
+    cdef uint32_t cap = tenant.channel.cap, count = queue_of(first).fifo.count
+    cdef bint empties = count <= cap
+    cdef size_t node_lines = 3 if empties else 2, queue_lines = 4 if empties else 2
+    cdef int64_t cost = cost_of(min(count, cap), cap), deficit = tenant.deficit, ready = tenant.ready
     cdef int turn, before
     tenants[0], campaigns[0] = tenant, campaign
     for turn in range(1, TURNS):
-        tenants[turn] = turn_after(tenants[turn - 1])
-        if tenants[turn] == NULL:
-            return
+        deficit -= cost
+        ready -= empties
+        tenants[turn] = tenants[turn - 1]
+        if deficit <= 0 or ready <= 0:
+            tenants[turn] = turn_after(tenants[turn - 1])
+            if tenants[turn] == NULL:
+                return
+            deficit, ready = tenants[turn].deficit + <int64_t>cap * tenants[turn].weight, tenants[turn].ready
         campaigns[turn] = NULL
         for before in range(turn - 1, -1, -1):
             if tenants[before] == tenants[turn]:
@@ -131,7 +154,7 @@ cdef void foresee_turns(Queues* q, Node* tenant, Node* campaign) noexcept nogil:
         if campaigns[turn] == NULL:
             return
         if turn == TURNS - 1:
-            foresee_lines(campaigns[turn], lines)
+            foresee_lines(campaigns[turn], node_lines)
             return
         first = ring_first(&campaigns[turn].ring)
         if turn == TURNS - 2:
@@ -139,9 +162,9 @@ cdef void foresee_turns(Queues* q, Node* tenant, Node* campaign) noexcept nogil:
         if first == NULL:
             foresee_end(q, campaigns[turn])
         elif turn == 1:
-            foresee_batch(q, queue_of(first), tenant.channel.cap)
+            foresee_batch(q, queue_of(first), cap)
         else:
-            foresee_lines(queue_of(first), lines)
+            foresee_lines(queue_of(first), queue_lines)
 
 
 cdef inline void foresee_due(Queues* q, const Queue* queue) noexcept nogil:

@@ -217,6 +217,8 @@ cdef void let_go(Queues* q, Node* node, uint8_t why) noexcept nogil:
     node.state &= ~why
     if node.state:
         return
+    if ring_holds(&node.away):
+        ring_remove(&node.away)
     if node.level >= LEAF:
         give_back(q, node)
     if node.level < TENANT:
@@ -375,13 +377,13 @@ cdef void free_if_idle(Queues* q, Node* node) noexcept nogil:
     cdef Node* parent
     while node.level >= TENANT and node.children == 0 and not ring_holds(&node.link):
         parent = node.parent
-        wheel_disarm(&q.wheel, &node.timer)
-        if ring_holds(&node.held):
+        if node.state:  # else no timer runs, and no list of those that are held has it
+            wheel_disarm(&q.wheel, &node.timer)
             ring_remove(&node.held)
-        if ring_holds(&node.halt):
-            ring_remove(&node.halt)
-        if ring_holds(&node.away):
-            ring_remove(&node.away)
+            if ring_holds(&node.halt):
+                ring_remove(&node.halt)
+            if ring_holds(&node.away):
+                ring_remove(&node.away)
         ring_remove(&node.sibling)
         free_group_if_idle(q, node.group)
         if node.level == TENANT and node.scope != NULL:
@@ -727,6 +729,7 @@ cdef void tidy(Queues* q, Node* node) noexcept nogil:
     cdef Node* first = node
     if node.level == TENANT and has_members(node):
         first = node_of(ring_first(&node.fresh) if ring_first(&node.fresh) != NULL else ring_first(&node.ring))
+    foresee_tidy(q, first)
     leave(q, first)
     free_if_idle(q, first)
 
@@ -756,6 +759,11 @@ cdef inline void end_turn(Node* node) noexcept nogil:
     node.owed = True
     ring_remove(&node.link)
     ring_append(&node.parent.ring, &node.link)
+
+
+cdef inline uint32_t cost_of(uint32_t n, uint32_t cap) noexcept nogil:
+    """A batch's, in fair turns."""
+    return max(n, (cap + LEAST_COST - 1) // LEAST_COST)
 
 
 cdef void pay(Node* node, uint32_t cost) noexcept nogil:
@@ -791,7 +799,7 @@ cdef void after_batch(Queues* q, Queue* queue, uint32_t n) noexcept nogil:
     cdef Node* tenant = campaign.parent
     cdef Node* leaf = tenant.parent
     cdef uint32_t cap = leaf.channel.cap
-    cdef uint32_t cost = max(n, (cap + LEAST_COST - 1) // LEAST_COST)
+    cdef uint32_t cost = cost_of(n, cap)
     if not queue.fifo.count:
         rest(q, queue)
     elif not queue.mixed and queue.fifo.count < cap and queue.fifo.close > q.now:

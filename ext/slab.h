@@ -31,6 +31,7 @@
 
 #define SLAB_BLOCK_BYTES ((size_t)2 << 20)
 #define SLAB_KEPT_BYTES ((size_t)256 << 10) /* an empty block may keep resident */
+#define SLAB_ALL_SOON 320                   /* bytes of a record that is written as a whole when it is taken */
 #define SLAB_SMALL 3                        /* blocks without huge pages */
 #define SLAB_AT_ONCE ((size_t)64 << 10)     /* of their pages are touched together */
 
@@ -54,6 +55,7 @@ typedef struct Slab {
     uintptr_t *bases;  /* owned, of each block: what its handles, in bytes, are added to */
     uint32_t numbers;  /* of blocks, used or not */
     uint16_t size, capacity; /* bytes of a record, whole lines; records a block */
+    uint16_t soon; /* lines of the next record that are asked for: all of a small one */
     uint32_t partial, empty, unused; /* lists: blocks with room, without a record taken, numbers to use again */
     uint32_t mapped, empties, spare;
     size_t room;    /* records that can be taken without mapping */
@@ -64,6 +66,7 @@ static inline void slab_make(Slab *slab, uint32_t size) {
     uint32_t line = 1u << SLAB_LINE_BITS;
     size = (size + line - 1) & ~(line - 1);
     *slab = (Slab){.size = (uint16_t)size, .spare = 1, .capacity = (uint16_t)((SLAB_BLOCK_BYTES - line) / size)};
+    slab->soon = size > SLAB_ALL_SOON ? 1 : (uint16_t)(size / line);
 }
 
 static inline void *slab_line(const SlabBlock *block, uint32_t line) {
@@ -201,7 +204,7 @@ static inline uint32_t slab_take(Slab *slab) {
     if (line) {
         ASAN_UNPOISON_MEMORY_REGION(slab_line(block, line), slab->size);
         block->freed = *(uint32_t *)slab_line(block, line);
-        if (block->freed) foresee(slab_line(block, block->freed));
+        if (block->freed) foresee_lines(slab_line(block, block->freed), slab->soon);
     } else {
         size_t touched = slab_touched(slab, block);
         line = slab_nth(slab, block->bump++);
