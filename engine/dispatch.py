@@ -29,7 +29,7 @@ from engine.counters import Counters
 from engine.deliver import Deliverer
 from engine.drivers import Action, Call, CallResult, Verdict
 from engine.fence import Fence
-from engine.frequency import NOTHING, Frequencies, Held, rows_by_wait
+from engine.frequency import Frequencies, Held, rows_by_wait
 from engine.gates import Gates
 from engine.later import Later
 from engine.limits import Limits
@@ -225,7 +225,7 @@ class Dispatcher:
         if stale:
             self._give_back(batch, stale)
         noted = self._attempts.queued(batch)
-        held = NOTHING if noted else self._frequencies.hold(batch)  # who is called again was counted the first time
+        held = self._frequencies.hold(batch, again=noted is not None)
         if held.waits:
             self._wait(batch, held.waits)
         tier, count = batch.flow.tier, len(batch)
@@ -292,8 +292,7 @@ class Dispatcher:
                 if count > FEW:
                     await self._turns.mine(flow.tier)
                 # The slot is freed and the call settled at once: a rest begins before another call does.
-                if noted is None or not noted.again:
-                    self._frequencies.done(batch, held, result)
+                self._frequencies.done(batch, held, result)
                 left, late_ns = left if result.left else 0, 0 if result.answered else late_ns
             finally:  # one that was cut off may have left, and may arrive as late as one without an answer
                 now = self.clock.now_ns()

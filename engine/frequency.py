@@ -24,6 +24,8 @@ from engine.state.frequency import FrequencyFile
 from ext.columns import Batch
 
 REACHED_NOBODY = frozenset({Action.FAILED, Action.DEAD, Action.PARK, Action.REFRESH})
+CALLS_TAKE = 2  # times its timeout at most: a token may have to be got first
+AGAIN_NS = 1_000_000_000  # who waits for a call that is late looks again after so long
 ROUND = 5  # a wait ends up to 1/2**ROUND of it later, so that those who wait about as long go together again
 
 
@@ -64,24 +66,27 @@ class Frequencies:
                 memory, caseless = config.frequency_memory, drivers[name].caseless
                 self._files[name] = FrequencyFile(state / "frequency" / _file_name(name), pairs, memory, caseless)
 
-    def hold(self, batch: Batch) -> Held:
-        """Count the batch's recipients, but those who must wait. Free on a channel without rules."""
+    def hold(self, batch: Batch, *, again: bool) -> Held:
+        """Count the batch's recipients, but those who must wait. ``again``: a call repeated as it was; it counts once
+        more, and nobody waits. Free on a channel without rules."""
         name = batch.flow.channel
         file = self._files.get(name)
         if file is None:
             return NOTHING
         now_ns = self._now_ns()
-        forgets_ns = self._forgets_ns(name, now_ns)
-        under_way, at_ns = self._under_way[name], now_ns + self._timeouts[name]
+        looks_ns = self._looks_ns(name, now_ns)
+        under_way, at_ns = self._under_way[name], now_ns + CALLS_TAKE * self._timeouts[name]
         while at_ns in under_way:
             at_ns += 1
         urgent = batch.tier is Tier.SYSTEM or not self._reserves
-        waits = file.counts.take(self._key(file, batch), list(batch.ids), forgets_ns, at_ns, urgent)
+        waits = file.counts.take(self._key(file, batch), list(batch.ids), looks_ns, at_ns, urgent, again)
         self.waited[name] += len(waits)
         if len(waits) < len(batch):
             under_way[at_ns] = None
-        core_ns = now_ns - forgets_ns + self._offset_ns
-        return Held(at_ns, {row: _rounded(forgets_ns, until) + core_ns for row, until in waits.items()})
+        soonest = now_ns if looks_ns == now_ns else now_ns + AGAIN_NS
+        return Held(
+            at_ns, {row: _rounded(now_ns, max(until, soonest)) + self._offset_ns for row, until in waits.items()}
+        )
 
     def done(self, batch: Batch, held: Held, result: CallResult) -> None:
         """The batch's call has ended: who may have got it got it by now, or is still to be reached in as long as a
@@ -92,16 +97,16 @@ class Frequencies:
             return
         ids, key = batch.ids, self._key(file, batch)
         now_ns = self._now_ns()
-        by_ns, forgets_ns = now_ns if result.answered else now_ns + self._timeouts[name], self._forgets_ns(name, now_ns)
+        by_ns, looks_ns = now_ns if result.answered else now_ns + self._timeouts[name], self._looks_ns(name, now_ns)
         reached, others = _told_apart(ids, result)
-        file.counts.give_back(key, others, forgets_ns, held.at_ns)
-        file.counts.move(key, reached, forgets_ns, held.at_ns, by_ns)
+        file.counts.give_back(key, others, looks_ns, held.at_ns)
+        file.counts.move(key, reached, looks_ns, held.at_ns, by_ns)
         del self._under_way[name][held.at_ns]
 
     def full_shares(self) -> dict[str, float]:
         """By channel, how much of the memory has no room for another recipient, 0..1."""
         now_ns = self._now_ns()
-        return {name: file.counts.full_share(now_ns) for name, file in self._files.items()}
+        return {name: file.counts.full_share(self._looks_ns(name, now_ns)) for name, file in self._files.items()}
 
     def close(self) -> None:
         """No call may be under way any more."""
@@ -113,7 +118,7 @@ class Frequencies:
         """Wall time as it would be without the steps of the clock since the start."""
         return self._clock.now_ns() - self._offset_ns
 
-    def _forgets_ns(self, channel: str, now_ns: int) -> int:
+    def _looks_ns(self, channel: str, now_ns: int) -> int:
         """As of when windows are looked at: no later than the oldest call under way is counted. Past that it may still
         arrive (the process, or its machine, stood still), and must not have been forgotten."""
         return min(now_ns, next(iter(self._under_way[channel]), now_ns))

@@ -112,7 +112,9 @@ cdef class Frequency:
             raise
         return hashes
 
-    def take(self, bytes key not None, list ids not None, int64_t now_ns, int64_t at_ns, bint urgent=True):
+    def take(
+        self, bytes key not None, list ids not None, int64_t now_ns, int64_t at_ns, bint urgent=True, bint anyway=False
+    ):
         cdef uint64_t* hashes = self.hash_all(key, ids)
         cdef uint32_t kept
         cdef int64_t until
@@ -125,7 +127,7 @@ cdef class Frequency:
                 for t in range(self.count):
                     kept = 0 if urgent else self.tables[t].number // KEPT
                     until = max(until, often_when(&self.tables[t], hashes[i], now_ns, kept))
-                if until:
+                if until and not anyway:
                     refused[i] = until
                     continue
                 for t in range(self.count):

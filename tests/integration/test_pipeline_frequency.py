@@ -125,10 +125,14 @@ async def test_a_machine_that_stood_still_has_not_forgotten_the_call_under_way(t
         await worker.send("basic", send("j", ["one", "two"], campaign="b"))
         await arrived(partner, 2)
         await worker.until(lambda: worker.pipeline.frequencies.waited["partner"] >= 1)
+        worker.pipeline.frequencies.full_shares()
+        await worker.send("basic", send("k", "one", campaign="c"))
+        await worker.until(lambda: worker.pipeline.frequencies.waited["partner"] >= 2)
         assert partner.ids == {"one": 1, "two": 1}
+        assert worker.pipeline.frequencies.waited["partner"] < 20, "who waits does not ask all the time"
         free.set()
         await worker.judged()
-        assert partner.ids == {"one": 2, "two": 1}
+        assert partner.ids == {"one": 3, "two": 1}
         assert most(partner, 1.0) == 1
 
 

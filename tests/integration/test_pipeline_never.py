@@ -84,6 +84,21 @@ async def test_a_call_without_an_answer_is_made_again_exactly(tmp_path: Path) ->
         assert [end.outcome for end in ends] == [Outcome.ACCEPTED] * 4
 
 
+async def test_each_of_its_calls_counts_as_a_message(tmp_path: Path) -> None:
+    """For either may be the one that arrived."""
+    hung = Hung(1)
+    rules = NEVER + 'frequency = [{ messages = 3, per = "1h" }]'
+    async with partnered(tmp_path, rules, hung) as (partner, worker):
+        await worker.send("basic", send("i", "a", campaign="i"))
+        await worker.until(lambda: worker.ended()[Outcome.ACCEPTED] == 1, "made again")
+        await worker.send("basic", send("j", "a", campaign="j"))
+        await worker.until(lambda: worker.ended()[Outcome.ACCEPTED] == 2, "the third")
+        await worker.send("basic", send("k", "a", campaign="k"))
+        await worker.until(lambda: worker.pipeline.frequencies.waited["partner"] == 1, "the last one waits")
+        hung.over.set()
+        assert partner.ids == {"a": 3}
+
+
 async def test_one_that_is_never_answered_ends_unknown(tmp_path: Path) -> None:
     hung = Hung(99)
     async with partnered(tmp_path, NEVER, hung) as (partner, worker):

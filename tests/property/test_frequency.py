@@ -96,6 +96,14 @@ def test_who_waits_until_it_said_gets_the_next() -> None:
     assert frequency.take(KEY, ["one"], until + 60 * S, until)[0] > EPOCH + 3_600 * S
 
 
+def test_who_goes_anyway_counts() -> None:
+    frequency = Frequency([(bytearray(64 * SET_BYTES), 2, 60 * S)])
+    for later in range(3):
+        assert frequency.take(KEY, ["one"], EPOCH, EPOCH + later * S, anyway=True) == {}
+    assert frequency.take(KEY, ["one"], EPOCH + 60 * S, EPOCH + 60 * S) != {}
+    assert frequency.take(KEY, ["one"], EPOCH + 62 * S, EPOCH + 62 * S) == {}
+
+
 def test_accounts_count_apart() -> None:
     frequency = Frequency([(bytearray(64 * SET_BYTES), 1, 60 * S)])
     assert frequency.take(KEY, ["one"], EPOCH, EPOCH) == {}
