@@ -141,7 +141,8 @@ async def test_unbounded_retry_queue(tmp_path: Path, kafka_bootstrap: str) -> No
         partner.answer = busy
         await worker.append(*records(topic, [send(f"i{n}", f"u{n}") for n in range(3000)]))
         await full(worker)
-        assert sum(worker.pipeline.core.stats()[state][BASIC] for state in ("waiting", "queued")) > 0
+        stats, states = worker.pipeline.core.stats, ("waiting", "queued")
+        await eventually(worker, lambda: sum(stats()[state][BASIC] for state in states) > 0)  # their calls have ended
 
 
 async def test_polling_while_blocked_until_out_of_memory(tmp_path: Path, kafka_bootstrap: str) -> None:
