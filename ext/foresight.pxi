@@ -101,6 +101,8 @@ cdef inline void foresee_batch(Queues* q, const Queue* queue, uint32_t cap) noex
         foresee(table_home(&q.by_key, hash_of(queue, queue.content)))
         foresee(queue.timer.prev)
         foresee(queue.timer.next)
+        foresee(queue.sibling.prev)
+        foresee(queue.sibling.next)
 
 
 cdef inline void foresee_end(Queues* q, const Node* campaign) noexcept nogil:
@@ -123,48 +125,74 @@ cdef inline void foresee_tidy(Queues* q, Node* node) noexcept nogil:
         foresee_end(q, soon)
 
 
+cdef struct Left:  # of a tenant's or a campaign's turn, while it lasts
+    int64_t deficit, ready
+
+
+cdef inline Left left_of(const Node* node, uint32_t quantum) noexcept nogil:
+    cdef Left left
+    left.deficit, left.ready = node.deficit + <int64_t>quantum * node.weight, node.ready
+    return left
+
+
+cdef inline bint goes_on(Left* left, int64_t cost, bint empties) noexcept nogil:
+    """After a batch."""
+    left.deficit -= cost
+    left.ready -= empties
+    return left.deficit > 0 and left.ready > 0
+
+
 cdef void foresee_turns(Queues* q, Node* tenant, Node* campaign) noexcept nogil:
-    """After this turn of a tenant and its campaign, if the next batches are as large as this one and leave as much: a
-    tenant whose batches are small has many turns."""
+    """After this turn of a tenant and its campaign, if the next batches are as large as this one and leave as much: who
+    has small batches has many turns."""
     cdef Node* tenants[TURNS]
     cdef Node* campaigns[TURNS]
-    cdef Link* first = ring_first(&campaign.ring)
-    cdef uint32_t cap = tenant.channel.cap, count = queue_of(first).fifo.count
-    cdef bint empties = count <= cap
+    cdef Link* queue = ring_first(&campaign.ring)
+    cdef uint32_t cap = tenant.channel.cap, count = queue_of(queue).fifo.count
+    cdef bint empties = count <= cap, same
     cdef size_t node_lines = 3 if empties else 2, queue_lines = 4 if empties else 2
-    cdef int64_t cost = cost_of(min(count, cap), cap), deficit = tenant.deficit, ready = tenant.ready
+    cdef int64_t cost = cost_of(min(count, cap), cap)
+    cdef Left of_tenant = left_of(tenant, 0), of_campaign = left_of(campaign, 0)
     cdef int turn, before
     tenants[0], campaigns[0] = tenant, campaign
     for turn in range(1, TURNS):
-        deficit -= cost
-        ready -= empties
-        tenants[turn] = tenants[turn - 1]
-        if deficit <= 0 or ready <= 0:
+        same = goes_on(&of_campaign, cost, empties) and queue != NULL
+        if goes_on(&of_tenant, cost, empties):
+            tenants[turn] = tenants[turn - 1]
+        else:
+            same = False
             tenants[turn] = turn_after(tenants[turn - 1])
             if tenants[turn] == NULL:
                 return
-            deficit, ready = tenants[turn].deficit + <int64_t>cap * tenants[turn].weight, tenants[turn].ready
-        campaigns[turn] = NULL
-        for before in range(turn - 1, -1, -1):
-            if tenants[before] == tenants[turn]:
-                campaigns[turn] = turn_after(campaigns[before])
-                break
+            of_tenant = left_of(tenants[turn], cap)
+        if same:
+            if turn == TURNS - 1:
+                return
+            campaigns[turn] = campaigns[turn - 1]
+            queue = queue.next if queue.next != &campaigns[turn].ring else queue.next.next
         else:
-            campaigns[turn] = first_below(tenants[turn])
-        if campaigns[turn] == NULL:
-            return
-        if turn == TURNS - 1:
-            foresee_lines(campaigns[turn], node_lines)
-            return
-        first = ring_first(&campaigns[turn].ring)
-        if turn == TURNS - 2:
-            foresee(campaigns[turn].link.next)  # its neighbour, when its turn ends
-        if first == NULL:
+            campaigns[turn] = NULL
+            for before in range(turn - 1, -1, -1):
+                if tenants[before] == tenants[turn]:
+                    campaigns[turn] = turn_after(campaigns[before])
+                    break
+            else:
+                campaigns[turn] = first_below(tenants[turn])
+            if campaigns[turn] == NULL:
+                return
+            if turn == TURNS - 1:
+                foresee_lines(campaigns[turn], node_lines)
+                return
+            of_campaign = left_of(campaigns[turn], cap)
+            queue = ring_first(&campaigns[turn].ring)
+            if turn == TURNS - 2:
+                foresee(campaigns[turn].link.next)  # its neighbour, when its turn ends
+        if queue == NULL:
             foresee_end(q, campaigns[turn])
         elif turn == 1:
-            foresee_batch(q, queue_of(first), cap)
+            foresee_batch(q, queue_of(queue), cap)
         else:
-            foresee_lines(queue_of(first), queue_lines)
+            foresee_lines(queue_of(queue), queue_lines)
 
 
 cdef inline void foresee_due(Queues* q, const Queue* queue) noexcept nogil:

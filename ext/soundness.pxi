@@ -171,6 +171,8 @@ cdef const char* unsound_branch(
         return "a branch has another weight than its group"
     if (node.state & PARKED != 0) != ring_holds(&node.halt):
         return "a branch is parked and no scope keeps it, or the other way round"
+    if node.state == 0 and (ring_holds(&node.away) or node.timer.next != NULL):
+        return "a branch is open, and its work is to be put off or its timer runs"
     if node.ready and put_off_later(q, node):
         return "a branch is held for long, has work, and nobody is to put that off"
     walk.held += node.state != 0
