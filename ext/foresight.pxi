@@ -5,8 +5,8 @@
 # A push looks up its rows in stages, AHEAD rows apart: the slots of the table, then the queues (or, where there is none
 # yet, the campaigns); then, again AHEAD, the places it writes to. A pop looks at the next three turns of the leaf: the
 # campaign of the third, the queue of the second, the records of the first. What is foreseen wrongly costs time and
-# nothing else: nothing here changes anything. Rows are AHEAD of each other one by one, for a processor has some sixteen
-# lines on their way at most.
+# nothing else: nothing here changes anything. Row by row and not in bursts, for a processor has some sixteen lines on
+# their way at most.
 
 cdef enum:
     TURNS = 4  # this one, and those that are foreseen

@@ -31,7 +31,7 @@
 
 #define SLAB_BLOCK_BYTES ((size_t)2 << 20)
 #define SLAB_KEPT_BYTES ((size_t)256 << 10) /* an empty block may keep resident */
-#define SLAB_ALL_SOON 320                   /* bytes of a record that is written as a whole when it is taken */
+#define SLAB_ALL_SOON 320                   /* bytes: a record as small is mostly written as a whole when it is taken */
 #define SLAB_SMALL 3                        /* blocks without huge pages */
 #define SLAB_AT_ONCE ((size_t)64 << 10)     /* of their pages are touched together */
 
@@ -55,7 +55,7 @@ typedef struct Slab {
     uintptr_t *bases;  /* owned, of each block: what its handles, in bytes, are added to */
     uint32_t numbers;  /* of blocks, used or not */
     uint16_t size, capacity; /* bytes of a record, whole lines; records a block */
-    uint16_t soon; /* lines of the next record that are asked for: all of a small one */
+    uint16_t soon; /* lines of the next record that are asked for */
     uint32_t partial, empty, unused; /* lists: blocks with room, without a record taken, numbers to use again */
     uint32_t mapped, empties, spare;
     size_t room;    /* records that can be taken without mapping */
