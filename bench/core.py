@@ -3,12 +3,14 @@ beside heapq with tuples; cancel, memory, and urgent sends with millions queued;
 
 An op is one recipient pushed or popped, in calls of ``batch`` through Python's buffers; a pair is both. So many are
 queued first and churned, then that number is kept. Columns are laid out and calls released outside of the time. heapq
-does one push and one pop a pair, without merging, limits, fairness or cancel. Figures are medians of 31 short rounds.
+does one push and one pop a pair, without merging, limits, fairness or cancel, right before and after. Figures are
+medians of 31 short rounds.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import sys
 from array import array
@@ -26,18 +28,19 @@ from bench.core_cases import (
     memory_latency,
 )
 from bench.core_ledger import measure_ledger
-from bench.core_load import DISTRIBUTIONS, Load, Spread, measure_heapq
+from bench.core_load import DISTRIBUTIONS, Heap, Load, Spread
 from ext.schedule import Core
 
 BATCH = 256  # recipients a call of the core
 BATCHES = (16, 64, 1024, 4096)  # beside it, at one point of the sweep
 RUN = 64  # recipients a send, beside sends of one
 CHURN = 500_000  # pairs before the rounds
+HEAP_ROUNDS = 6  # before each point of the sweep, and after it
 SAMPLE_FLOWS = 10_000  # where batches, runs, memory and urgent are measured
 EMPTY_CALLS = 2000
 
 
-def sweep(queued: list[int], heaps: dict[int, Spread]) -> list[dict[str, Any]]:
+def sweep(queued: list[int], heaps: dict[int, Heap]) -> list[dict[str, Any]]:
     """Every number queued, over every number of flows up to it, in every distribution."""
     rows: list[dict[str, Any]] = []
     for dist in DISTRIBUTIONS:
@@ -47,7 +50,7 @@ def sweep(queued: list[int], heaps: dict[int, Spread]) -> list[dict[str, Any]]:
     return rows
 
 
-def variants(queued: int, heaps: dict[int, Spread]) -> list[dict[str, Any]]:
+def variants(queued: int, heaps: dict[int, Heap]) -> list[dict[str, Any]]:
     """Other sizes of calls, and sends of many recipients, at one point."""
     flows = min(SAMPLE_FLOWS, queued)
     load = Load(flows, "uniform")
@@ -55,11 +58,13 @@ def variants(queued: int, heaps: dict[int, Spread]) -> list[dict[str, Any]]:
     return [*rows, _point(Load(flows, "uniform", run=RUN), queued, flows, "uniform", BATCH, heaps)]
 
 
-def _point(load: Load, queued: int, flows: int, dist: str, batch: int, heaps: dict[int, Spread]) -> dict[str, Any]:
+def _point(load: Load, queued: int, flows: int, dist: str, batch: int, heaps: dict[int, Heap]) -> dict[str, Any]:
     load.fill(queued)
     load.age(min(queued, CHURN))
+    before = heaps[queued].measure(HEAP_ROUNDS)
     push, pop = load.measure(batch)
-    pair, heap = push.median + pop.median, heaps[queued].median
+    heap = Spread.of(before + heaps[queued].measure(HEAP_ROUNDS)).median  # the machine's pace changes within minutes
+    pair = push.median + pop.median
     row = {
         "queued": queued, "flows": flows, "dist": dist, "batch": batch, "run": load.run,
         "push_ns": push.median, "push_ns_p10_p90": push[1:], "pop_ns": pop.median, "pop_ns_p10_p90": pop[1:],
@@ -115,7 +120,8 @@ def measure(most: int) -> dict[str, Any]:
         result[f"{key}_p99_ns"] = {str(queued): median(values) for queued, values in taken.items()}
         result[f"{key}_slope_ci"] = [round(end, 1) for end in interval]
     print(json.dumps(result, indent=2), file=sys.stderr, flush=True)
-    heaps = {depth: measure_heapq(depth) for depth in depths}
+    heaps = {depth: Heap(depth) for depth in depths}
+    gc.freeze()  # millions of tuples that stay
     result["runs"] = sweep(depths, heaps) + variants(min(10**6, depths[-1]), heaps)
     return result
 

@@ -30,6 +30,7 @@ SLOTS = 2**20  # calls in flight: never the limit here
 DAY_NS = 86_400 * 10**9  # a deadline, as every send of the engine has one
 STEP_NS = 20_000  # between two calls of the core
 CALLS, ROUNDS, WARM = 16, 31, 5  # calls of the core a round, rounds that count, rounds before them
+HEAP_PAIRS = 2000  # a round of heapq's
 FILL = 4096  # recipients a push while the queue fills
 NAMES = 2**20  # ids that differ
 BASIC = 2
@@ -161,18 +162,23 @@ class Load:
         return Spread.of(list(pushes)), Spread.of(list(pops))
 
 
-def measure_heapq(queued: int, pairs: int = 2000, seed: int = 1) -> Spread:
-    """ns a pair: push one of (due, sequence, recipient), pop the first; without merging, limits, fairness or cancel."""
-    random = Random(seed)
-    heap = [(random.randrange(10**9), n, n) for n in range(queued)]
-    heapq.heapify(heap)
-    return Spread.of([_heap_round(heap, pairs, random) for _ in range(11)])
+class Heap:
+    """heapq, so many tuples of (due, sequence, recipient) queued; without merging, limits, fairness or cancel."""
 
+    def __init__(self, queued: int, seed: int = 1) -> None:
+        self._random = Random(seed)
+        self._heap = [(self._random.randrange(10**9), n, n) for n in range(queued)]
+        heapq.heapify(self._heap)
 
-def _heap_round(heap: list[tuple[int, int, int]], pairs: int, random: Random) -> float:
-    entries = [(heap[0][0] + random.randrange(10**9), n, n) for n in range(pairs)]
-    start = perf_counter_ns()
-    for entry in entries:
-        heapq.heappush(heap, entry)
-        heapq.heappop(heap)
-    return (perf_counter_ns() - start) / pairs
+    def measure(self, rounds: int) -> list[float]:
+        """ns a pair, of each round: one pushed, the first popped."""
+        return [self._round() for _ in range(rounds)]
+
+    def _round(self) -> float:
+        heap, first = self._heap, self._heap[0][0]
+        entries = [(first + self._random.randrange(10**9), n, n) for n in range(HEAP_PAIRS)]
+        start = perf_counter_ns()
+        for entry in entries:
+            heapq.heappush(heap, entry)
+            heapq.heappop(heap)
+        return (perf_counter_ns() - start) / HEAP_PAIRS

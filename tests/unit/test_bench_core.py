@@ -9,7 +9,7 @@ import pytest
 
 from bench.core_cases import slope_interval, urgent_p99
 from bench.core_ledger import measure_ledger
-from bench.core_load import DISTRIBUTIONS, Load, Spread, flows_of
+from bench.core_load import DISTRIBUTIONS, Heap, Load, Spread, flows_of
 
 BASIC = 2
 
@@ -51,6 +51,13 @@ def test_the_ledgers_figures_have_their_keys() -> None:
     assert set(figures["encode_us"]) == {"1000", "10000", "100000"}
     assert figures["all_maps"]["open_sends"] == 1200
     assert figures["all_maps"]["bytes"] > 12 * 12
+
+
+def test_a_heap_keeps_what_is_queued() -> None:
+    heap = Heap(100)
+    assert all(ns > 0 for ns in heap.measure(3))
+    assert len(heap._heap) == 100
+    assert min(heap._heap) == heap._heap[0]
 
 
 def test_a_spread_is_of_the_values_in_order() -> None:
