@@ -19,7 +19,14 @@ BASIC = 2
 DAY_NS = 86_400 * 10**9
 TAU_NS = int(Pacing().tau)  # the engine's own
 BUDGET = 4096
+MOST = 10_000  # recipients of a send
 MODES = {"paced": (PACED, TAU_NS), "oa": (PACED, 0), "even": (EVEN, 0), "asap": (ASAP, 0)}  # mode, tau
+
+
+def in_parts(sends: Sends) -> list[Sends]:
+    """As the engine would get them: no record has more than MOST recipients."""
+    starts = range(0, sends.recipients, MOST)
+    return [sends._replace(recipients=min(MOST, sends.recipients - start)) for start in starts]
 
 
 class Schedule(NamedTuple):
@@ -84,6 +91,7 @@ class Clock:
         return bool(popped.more)
 
     def _push(self, now: int, sends: list[Sends]) -> None:
+        sends = [part for each in sends for part in in_parts(each)]
         rows = len(sends)
         counts = [each.recipients for each in sends]
         zeros, times = array("I", bytes(4 * rows)), array("q", [each.at for each in sends])

@@ -13,7 +13,7 @@ from bench.optimum import Work, least_peak
 from bench.smooth_cases import DUE_NS, Case, Sends, bursts
 from bench.smooth_figures import Burst, binned, bursts_of, figures, fluctuation, peak_per_s
 from bench.smooth_page import plot
-from bench.smooth_run import MODES, Clock
+from bench.smooth_run import MODES, MOST, Clock, in_parts
 
 S = 10**9
 
@@ -79,6 +79,12 @@ def test_sends_that_merge_are_counted_as_calls() -> None:
     schedule = Clock(case, "paced", slots=4, call_ns=S // 100).run()
     assert 3 <= len(schedule.left) <= 250
     assert schedule.late == 0
+
+
+def test_a_campaign_comes_in_sends_as_large_as_a_record_holds() -> None:
+    campaign = Sends(5, 1, 2, 2 * MOST + 1)
+    assert in_parts(campaign) == [campaign._replace(recipients=n) for n in (MOST, MOST, 1)]
+    assert in_parts(Sends(5, 1, 2, MOST)) == [Sends(5, 1, 2, MOST)]
 
 
 def test_a_burst_draws_what_it_says() -> None:
