@@ -2,9 +2,10 @@
 beside heapq with tuples; cancel, memory, and urgent sends with millions queued; and what the ledger costs.
 
 An op is one recipient pushed or popped, in calls of ``batch`` through Python's buffers; a pair is both. So many are
-queued first and churned, then that number is kept. Columns are laid out and calls released outside of the time. heapq
-does one push and one pop a pair, without merging, limits, fairness or cancel, right before and after. Figures are
-medians of 31 short rounds.
+queued, and as many pairs gone through before the first is timed, so that memory lies as it does in a service that runs.
+Columns are laid out and calls released outside of the time. heapq, filled and aged likewise and with ids as long, does
+one push and one pop a pair, without merging, limits, fairness or cancel. The two take five turns: figures are medians
+of all short rounds, a ratio is the median of the turns'.
 """
 
 from __future__ import annotations
@@ -34,8 +35,7 @@ from ext.schedule import Core
 BATCH = 256  # recipients a call of the core
 BATCHES = (16, 64, 1024, 4096)  # beside it, at one point of the sweep
 RUN = 64  # recipients a send, beside sends of one
-CHURN = 500_000  # pairs before the rounds
-HEAP_ROUNDS = 6  # before each point of the sweep, and after it
+TURNS, HEAP_ROUNDS = 5, 3  # of the core and of heapq at each point, for the machine's pace changes; rounds a turn
 SAMPLE_FLOWS = 10_000  # where batches, runs, memory and urgent are measured
 EMPTY_CALLS = 2000
 
@@ -60,15 +60,18 @@ def variants(queued: int, heaps: dict[int, Heap]) -> list[dict[str, Any]]:
 
 def _point(load: Load, queued: int, flows: int, dist: str, batch: int, heaps: dict[int, Heap]) -> dict[str, Any]:
     load.fill(queued)
-    load.age(min(queued, CHURN))
-    before = heaps[queued].measure(HEAP_ROUNDS)
-    push, pop = load.measure(batch)
-    heap = Spread.of(before + heaps[queued].measure(HEAP_ROUNDS)).median  # the machine's pace changes within minutes
-    pair = push.median + pop.median
+    load.age(queued)
+    popped, calls = load.popped, load.calls
+    turns = [(*load.measure(batch), heaps[queued].measure(HEAP_ROUNDS)) for _ in range(TURNS)]
+    push, pop, heap = (Spread.of([ns for turn in kind for ns in turn]) for kind in zip(*turns, strict=True))
+    ratios = [round(median(peer) / (median(pushes) + median(pops)), 1) for pushes, pops, peer in turns]
     row = {
         "queued": queued, "flows": flows, "dist": dist, "batch": batch, "run": load.run,
         "push_ns": push.median, "push_ns_p10_p90": push[1:], "pop_ns": pop.median, "pop_ns_p10_p90": pop[1:],
-        "pairs_per_s": round(1e9 / pair), "heapq_pairs_per_s": round(1e9 / heap), "ratio": round(heap / pair, 1),
+        "recipients_per_call": round((load.popped - popped) / (load.calls - calls), 1),
+        "pairs_per_s": round(1e9 / (push.median + pop.median)),
+        "heapq_pairs_per_s": round(1e9 / heap.median),
+        "ratio": median(ratios), "ratio_runs": ratios,
     }  # fmt: skip
     print(line(row), file=sys.stderr, flush=True)
     return row
@@ -78,8 +81,10 @@ def line(row: dict[str, Any]) -> str:
     """One point, for people."""
     return (
         f"{row['queued']:>11,} queued {row['flows']:>9,} flows {row['dist']:>11} {row['run']:>3} a send"
-        f" {row['batch']:>5} a call: push {figure(row, 'push_ns')}  pop {figure(row, 'pop_ns')}"
+        f" {row['batch']:>5} at once: push {figure(row, 'push_ns')}  pop {figure(row, 'pop_ns')}"
+        f" in calls of {row['recipients_per_call']:.0f}"
         f"  {row['pairs_per_s'] / 1e6:.2f} M pairs/s, heapq x {row['ratio']}"
+        f" ({min(row['ratio_runs'])}..{max(row['ratio_runs'])})"
     )
 
 
@@ -120,8 +125,11 @@ def measure(most: int) -> dict[str, Any]:
         result[f"{key}_p99_ns"] = {str(queued): median(values) for queued, values in taken.items()}
         result[f"{key}_slope_ci"] = [round(end, 1) for end in interval]
     print(json.dumps(result, indent=2), file=sys.stderr, flush=True)
+    print("heapq: filling and ageing heaps, a minute or two", file=sys.stderr, flush=True)
     heaps = {depth: Heap(depth) for depth in depths}
     gc.freeze()  # millions of tuples that stay
+    for depth, heap in heaps.items():
+        heap.age(depth)
     result["runs"] = sweep(depths, heaps) + variants(min(10**6, depths[-1]), heaps)
     return result
 

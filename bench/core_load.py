@@ -29,10 +29,11 @@ CAP = 200  # recipients a call
 SLOTS = 2**20  # calls in flight: never the limit here
 DAY_NS = 86_400 * 10**9  # a deadline, as every send of the engine has one
 STEP_NS = 20_000  # between two calls of the core
-CALLS, ROUNDS, WARM = 16, 31, 5  # calls of the core a round, rounds that count, rounds before them
+CALLS, ROUNDS, WARM = 16, 7, 5  # calls of the core a round, rounds that count, rounds before them
 HEAP_PAIRS = 2000  # a round of heapq's
 FILL = 4096  # recipients a push while the queue fills
 NAMES = 2**20  # ids that differ
+ID_BYTES = 12
 BASIC = 2
 
 Columns = tuple[object, ...]
@@ -76,8 +77,9 @@ def names(id_bytes: int) -> bytes:
 class Load:
     """A core with one channel and the columns for it: rows of ``run`` recipients with ids of ``id_bytes``."""
 
-    def __init__(self, flows: int, dist: str, run: int = 1, id_bytes: int = 12, seed: int = 1) -> None:
+    def __init__(self, flows: int, dist: str, run: int = 1, id_bytes: int = ID_BYTES, seed: int = 1) -> None:
         self.core, self.run, self.now, self.queued = Core(own_queues=2**20), run, 0, 0
+        self.popped = self.calls = 0  # recipients, and the calls they came in
         self.core.add_channel(SLOTS, 1, 1 if dist == "adversarial" else CAP)
         self.core.add_account(0)
         self._flows = flows_of(dist, flows, Random(seed))
@@ -119,11 +121,13 @@ class Load:
             popped = self.core.pop_batches(self.now, budget)
             spent += perf_counter_ns() - start
             came += popped.items
+            self.calls += len(popped.tenant)
             for tenant, (first, end) in zip(popped.tenant, pairwise(popped.start), strict=True):
                 self.core.release(self.now, 0, BASIC, end - first, end - first, 0, tenant)
             if not popped.items and not popped.more:
                 break
         self.queued -= came
+        self.popped += came
         return spent, came
 
     def fill(self, queued: int) -> None:
@@ -137,9 +141,8 @@ class Load:
         """Pop and push so many, so that freed memory lies where it may."""
         moved = 0
         while moved < pairs:
-            came = self._whole_runs(self.pop(min(FILL, self.queued), FILL)[1])
-            self.push(self.columns(came), came)
-            moved += came
+            moved += self.pop(min(FILL, self.queued), FILL)[1]
+            self.fill(self._depth)
 
     def _whole_runs(self, recipients: int) -> int:
         return max(recipients // self.run, 1) * self.run
@@ -154,31 +157,41 @@ class Load:
             popping, popped = popping + spent, popped + came
         return pushing / (CALLS * n), popping / popped
 
-    def measure(self, batch: int) -> tuple[Spread, Spread]:
-        """Push and pop, over the rounds."""
+    def measure(self, batch: int) -> tuple[list[float], list[float]]:
+        """ns a push and ns a pop, of each round."""
         for _ in range(WARM):
             self.round(batch)
         pushes, pops = zip(*(self.round(batch) for _ in range(ROUNDS)), strict=True)
-        return Spread.of(list(pushes)), Spread.of(list(pops))
+        return list(pushes), list(pops)
 
 
 class Heap:
-    """heapq, so many tuples of (due, sequence, recipient) queued; without merging, limits, fairness or cancel."""
+    """heapq, so many tuples of (due, sequence, id) queued; without merging, limits, fairness or cancel."""
 
     def __init__(self, queued: int, seed: int = 1) -> None:
-        self._random = Random(seed)
-        self._heap = [(self._random.randrange(10**9), n, n) for n in range(queued)]
+        self._random, self._made = Random(seed), 0
+        self._heap = self._entries(0, queued)
         heapq.heapify(self._heap)
+
+    def age(self, pairs: int) -> None:
+        """Push and pop so many at least, so that tuples lie where they may, not in the order they were made."""
+        self.measure(-(-pairs // HEAP_PAIRS))
 
     def measure(self, rounds: int) -> list[float]:
         """ns a pair, of each round: one pushed, the first popped."""
         return [self._round() for _ in range(rounds)]
 
     def _round(self) -> float:
-        heap, first = self._heap, self._heap[0][0]
-        entries = [(first + self._random.randrange(10**9), n, n) for n in range(HEAP_PAIRS)]
+        heap = self._heap
+        entries = self._entries(heap[0][0], HEAP_PAIRS)
         start = perf_counter_ns()
         for entry in entries:
             heapq.heappush(heap, entry)
             heapq.heappop(heap)
         return (perf_counter_ns() - start) / HEAP_PAIRS
+
+    def _entries(self, first: int, count: int) -> list[tuple[int, int, bytes]]:
+        """New ones, due from ``first`` on, with ids of as many bytes as those of a load."""
+        numbers = range(self._made, self._made + count)
+        self._made += count
+        return [(first + self._random.randrange(10**9), n, b"%0*d" % (ID_BYTES, n)) for n in numbers]

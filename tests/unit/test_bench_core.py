@@ -9,7 +9,7 @@ import pytest
 
 from bench.core_cases import slope_interval, urgent_p99
 from bench.core_ledger import measure_ledger
-from bench.core_load import DISTRIBUTIONS, Heap, Load, Spread, flows_of
+from bench.core_load import CAP, DISTRIBUTIONS, Heap, Load, Spread, flows_of
 
 BASIC = 2
 
@@ -19,13 +19,21 @@ BASIC = 2
 def test_a_load_keeps_what_is_queued(dist: str, run: int) -> None:
     load = Load(50, dist, run=run)
     load.fill(3000)
-    load.age(9000)
+    load.age(90_000)
     load.round(128)
     stats = load.core.stats()
     assert stats["queued"][BASIC] == load.queued
     assert 3000 - 200 - run <= load.queued <= 3000 + run
-    assert stats["popped"][BASIC] >= 9000
+    assert stats["popped"][BASIC] >= 90_000
     load.core.check()
+
+
+def test_a_load_counts_recipients_and_the_calls_they_came_in() -> None:
+    whole, single = Load(1, "uniform"), Load(50, "adversarial")
+    for load, per_call in ((whole, CAP), (single, 1)):
+        load.fill(3000)
+        assert all(ns > 0 for each in load.measure(400) for ns in each)
+        assert load.popped == per_call * load.calls == load.core.stats()["popped"][BASIC] > 0
 
 
 def test_flows_are_drawn_as_the_distribution_says() -> None:
@@ -55,6 +63,9 @@ def test_the_ledgers_figures_have_their_keys() -> None:
 
 def test_a_heap_keeps_what_is_queued() -> None:
     heap = Heap(100)
+    filled = {*heap._heap}
+    heap.age(10_000)
+    assert filled.isdisjoint(heap._heap)
     assert all(ns > 0 for ns in heap.measure(3))
     assert len(heap._heap) == 100
     assert min(heap._heap) == heap._heap[0]
