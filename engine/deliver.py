@@ -51,6 +51,8 @@ NO_TOKEN = CallResult(Verdict(Action.RETRY, "token", "no access token"), left=Fa
 REFUSED = CallResult(Verdict(Action.PARK, "credentials", "credentials refused", REFUSED_NS / NS_PER_S), left=False)
 STILL_REFUSED = CallResult(Verdict(Action.PARK, "token", "a new access token is refused too", TOKEN_REFUSED_S))
 
+TOO_LATE = CallResult(Verdict(Action.RETRY, "deadline", "its deadline passed before the call"), left=False)
+
 REFRESH = Action.REFRESH  # Python 3.11 takes a microsecond to find an enum's member
 logger = structlog.get_logger(__name__)
 
@@ -63,6 +65,7 @@ class Deliverer:
         self._channel = channel
         self._config = config
         self._driver = driver
+        self._clock = clock
         self._tokens = Tokens(self._fetch, clock)
         self._wants_token = {name for name in config.accounts if driver.token_request(name) is not None}
         self._stale: dict[str, str] = {}  # the token an account was refused last, until one works
@@ -91,12 +94,15 @@ class Deliverer:
             await self._session.close()
             self._session = None
 
-    async def call(self, call: Call) -> CallResult:
-        """Raises nothing but CancelledError. Cost beside aiohttp's own: about a tenth of it, and the driver's."""
+    async def call(self, call: Call, before_ns: int) -> CallResult:
+        """TOO_LATE if it could begin at ``before_ns`` at the soonest: a token may be long in coming. Raises nothing but
+        CancelledError. Cost beside aiohttp's own: about a tenth of it, and the driver's."""
         account, token = call.account, ""
         try:
             if account in self._wants_token:
                 token = self._tokens.current(account) or await self._tokens.get(account)
+            if self._clock.now_ns() >= before_ns:
+                return TOO_LATE
             reply = await self._http(self._driver.request(call, token))
             result = self._driver.result(call, reply) if isinstance(reply, Reply) else reply
         except PlatformUnavailable:

@@ -26,7 +26,7 @@ from engine.cancelled import Cancelled, Standing
 from engine.clock import NS_PER_MS, NS_PER_S, Clock
 from engine.config import ChannelConfig
 from engine.counters import Counters
-from engine.deliver import Deliverer
+from engine.deliver import TOO_LATE, Deliverer
 from engine.drivers import Action, Call, CallResult, Verdict
 from engine.fence import Fence
 from engine.frequency import Frequencies, Held, rows_by_wait
@@ -285,10 +285,11 @@ class Dispatcher:
                 if not ours:
                     result = NOT_MADE
                 elif noted is None:
-                    result = await self._deliverers[channel].call(call)
+                    result = await self._deliverers[channel].call(call, batch.deadline_ns())
                 else:
+                    before_ns = NEVER if noted.again else batch.deadline_ns()  # what may have left is asked for always
                     forbidden = self._attempts.forbids(noted)
-                    result = forbidden or noted.own(await self._deliverers[channel].call(call))
+                    result = forbidden or noted.own(await self._deliverers[channel].call(call, before_ns))
                 if count > FEW:
                     await self._turns.mine(flow.tier)
                 # The slot is freed and the call settled at once: a rest begins before another call does.
@@ -300,10 +301,10 @@ class Dispatcher:
                 self.counters.calls_in_flight[channel] -= 1
                 self._gates.left[channel, flow.tier] += left
                 self.counters.in_flight[flow.tier] -= count
-            if ours:
-                self._settle(batch, call, result, noted, now)
+            if result.whole is NOT_MADE.whole or result.whole is TOO_LATE.whole:
+                self._put_back(batch, noted, result.whole.code)
             else:
-                self._put_back(batch, noted)
+                self._settle(batch, call, result, noted, now)
             self._flight.end(flow.tier, count)  # one that was cut off stays in flight: it may be made again
             self.wake()
         except Exception as error:  # noqa: BLE001  serve says it, as of the pump
@@ -318,14 +319,14 @@ class Dispatcher:
             await asyncio.sleep(SHUT_NS / NS_PER_S)
         return not batch.stale()
 
-    def _put_back(self, batch: Batch, noted: Noted | None) -> None:
-        """A call that was not made."""
+    def _put_back(self, batch: Batch, noted: Noted | None, reason: str) -> None:
+        """A call that was not made; whoever's deadline has passed ends in the core."""
         if noted is not None and not noted.again:
             self._attempts.end(noted.begun, (), noted.rows, "")
         self._give_back(batch, batch.stale())
         if len(batch):
             columns, now = Columns(), self.clock.now_ns()
-            again = Again(now, False, NOT_MADE.whole.code, range(len(batch)))
+            again = Again(now, False, reason, range(len(batch)))
             self._again(batch, again, columns, now, self._attempts.queued(batch))
             columns.push(self.core, now)
 

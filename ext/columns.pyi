@@ -79,5 +79,8 @@ class Batch:
     def stale(self) -> list[int]:
         """Rows of sends whose partition is no longer ours."""
 
+    def deadline_ns(self) -> int:
+        """The first of its sends' deadlines."""
+
     def without(self, rows: Sequence[int]) -> None:
         """Forget these rows."""

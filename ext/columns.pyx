@@ -271,6 +271,16 @@ cdef class Batch:
                 known = send.ledger
         return found
 
+    def deadline_ns(self):
+        cdef int64_t first = INT64_MAX
+        cdef Py_ssize_t i
+        cdef OpenSend send
+        for i in range(self.size):
+            if i == 0 or self.send[i] != self.send[i - 1]:
+                send = self.table.at(self.send[i])
+                first = min(first, send.deadline_ns)
+        return first
+
     def name(self):
         cdef bytes keys = PyBytes_FromStringAndSize(NULL, self.size * NAMED_BYTES)
         cdef char* to = PyBytes_AS_STRING(keys)

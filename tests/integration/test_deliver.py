@@ -20,6 +20,7 @@ from engine.config import ChannelConfig, Duration
 from engine.deliver import MAX_BODY_BYTES, Deliverer
 from engine.drivers import Action, Call, CallResult, Reply, Verdict, load
 from engine.drivers.webhook import Driver as Webhook
+from ext.schedule import NEVER
 
 Wire = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 OK = b'HTTP/1.1 200 OK\r\nContent-Length: 14\r\n\r\n{"results":[]}'
@@ -135,7 +136,7 @@ async def test_a_call_and_its_answer() -> None:
 
     async with platform(web.post("/send", send)) as url, delivering("webhook", f"{named(url)}/send?x=1") as deliverer:
         for _ in range(2):
-            result = await deliverer.call(call())
+            result = await deliverer.call(call(), NEVER)
             assert said(result) == (Action.ACCEPTED, "")
             assert result.exceptions == {1: Verdict(Action.FAILED, "failed", "gone")}
     first, second = seen
@@ -161,7 +162,7 @@ async def test_bodies_of_all_sizes_arrive_whole() -> None:
     async with platform(web.post("/", send)) as url, delivering("webhook", url) as deliverer:
         for size in sizes:
             body = json.dumps({"x": "x" * size}).encode()
-            assert said(await deliverer.call(call(body=body))) == (Action.ACCEPTED, "")
+            assert said(await deliverer.call(call(body=body), NEVER)) == (Action.ACCEPTED, "")
     assert arrived == sizes
 
 
@@ -180,7 +181,7 @@ async def test_as_many_at_once_as_in_flight_says() -> None:
         await writer.drain()
 
     async with raw(wire) as url, delivering("webhook", url, in_flight=20) as deliverer:
-        results = await asyncio.gather(*(deliverer.call(call()) for _ in range(20)))
+        results = await asyncio.gather(*(deliverer.call(call(), NEVER) for _ in range(20)))
     assert {said(result) for result in results} == {(Action.ACCEPTED, "")}
 
 
@@ -192,7 +193,7 @@ async def test_redirects_are_not_followed() -> None:
         return web.Response(status=307, headers={"Location": "/elsewhere"})
 
     async with platform(web.post("/{path:.*}", send)) as url, delivering("webhook", url) as deliverer:
-        assert said(await deliverer.call(call())) == (Action.RETRY, "http_307")
+        assert said(await deliverer.call(call(), NEVER)) == (Action.RETRY, "http_307")
     assert hits == ["/"]
 
 
@@ -203,7 +204,7 @@ async def test_nobody_listens() -> None:
     with socket.socket() as bound:  # bound but not listening: refused for certain
         bound.bind(("127.0.0.1", 0))
         async with delivering("webhook", f"http://127.0.0.1:{bound.getsockname()[1]}") as deliverer:
-            assert said(await deliverer.call(call())) == (Action.RETRY, "connect")
+            assert said(await deliverer.call(call(), NEVER)) == (Action.RETRY, "connect")
 
 
 async def test_an_outage_costs_no_attempts_but_rests_the_account() -> None:
@@ -211,18 +212,18 @@ async def test_an_outage_costs_no_attempts_but_rests_the_account() -> None:
         bound.bind(("127.0.0.1", 0))
         port = bound.getsockname()[1]
         async with delivering("webhook", f"http://127.0.0.1:{port}") as deliverer:
-            outage = [(await deliverer.call(call())).whole for _ in range(12)]
+            outage = [(await deliverer.call(call(), NEVER)).whole for _ in range(12)]
             bound.listen()  # the platform is back
             loop = asyncio.get_running_loop()
             bound.setblocking(False)
-            answered = asyncio.create_task(deliverer.call(call()))
+            answered = asyncio.create_task(deliverer.call(call(), NEVER))
             connection, _ = await loop.sock_accept(bound)
             await loop.sock_recv(connection, 4096)
             await loop.sock_sendall(connection, OK.replace(b"\r\n", b"\r\nConnection: close\r\n", 1))
             assert said(await answered) == (Action.ACCEPTED, "")
             bound.close()
             connection.close()
-            again = await deliverer.call(call())
+            again = await deliverer.call(call(), NEVER)
     assert [verdict.action for verdict in outage] == [Action.RETRY] * 3 + [Action.PARK] * 9
     assert {verdict.code for verdict in outage} == {"connect"}
     assert [verdict.after_s for verdict in outage[3:]] == [1.0] * 9
@@ -237,7 +238,7 @@ async def test_out_of_service_rests_as_long_as_the_platform_wishes() -> None:
         return web.json_response({"results": []}, status=status, headers={"Retry-After": str(after_s)})
 
     async with platform(web.post("/", send)) as url, delivering("webhook", url) as deliverer:
-        got = [(await deliverer.call(call())).whole for _ in range(10)]
+        got = [(await deliverer.call(call(), NEVER)).whole for _ in range(10)]
     retry, park = (Action.RETRY, 9.0), Action.PARK
     assert [(v.action, v.after_s) for v in got[:5]] == [retry, retry, retry, (park, 9.0), (park, 1.0)]
     assert [v.action for v in got[5:]] == [Action.ACCEPTED] + [Action.RETRY] * 4
@@ -250,7 +251,7 @@ async def test_tls_to_who_does_not_speak_it() -> None:
         await writer.drain()
 
     async with raw(plain) as url, delivering("webhook", url.replace("http:", "https:")) as deliverer:
-        assert said(await deliverer.call(call())) == (Action.RETRY, "connect")
+        assert said(await deliverer.call(call(), NEVER)) == (Action.RETRY, "connect")
 
 
 async def test_a_handshake_that_hangs_is_not_a_call_that_hangs() -> None:
@@ -258,7 +259,7 @@ async def test_a_handshake_that_hangs_is_not_a_call_that_hangs() -> None:
         await asyncio.Event().wait()
 
     async with raw(mute) as url, delivering("webhook", url.replace("http:", "https:"), 0.3) as deliverer:
-        assert said(await deliverer.call(call())) == (Action.RETRY, "connect")
+        assert said(await deliverer.call(call(), NEVER)) == (Action.RETRY, "connect")
 
 
 async def test_a_search_for_the_address_that_hangs_is_not_a_call_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,7 +268,7 @@ async def test_a_search_for_the_address_that_hangs_is_not_a_call_that_hangs(monk
 
     monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", mute)
     async with delivering("webhook", "http://platform.invalid", 0.3) as deliverer:
-        assert said(await deliverer.call(call())) == (Action.RETRY, "connect")
+        assert said(await deliverer.call(call(), NEVER)) == (Action.RETRY, "connect")
 
 
 @pytest.mark.parametrize(
@@ -282,7 +283,7 @@ async def test_a_search_for_the_address_that_hangs_is_not_a_call_that_hangs(monk
 )
 async def test_a_call_that_hangs(part: bytes, hangs_after: str) -> None:
     async with raw(answering(part, then_close=False)) as url, delivering("webhook", url, 0.3) as deliverer:
-        assert said(await deliverer.call(call())) == (Action.UNKNOWN, "timeout"), hangs_after
+        assert said(await deliverer.call(call(), NEVER)) == (Action.UNKNOWN, "timeout"), hangs_after
 
 
 @pytest.mark.parametrize(
@@ -296,7 +297,7 @@ async def test_a_call_that_hangs(part: bytes, hangs_after: str) -> None:
 )
 async def test_a_connection_closed_before_the_answers_end(part: bytes) -> None:
     async with raw(answering(part)) as url, delivering("webhook", url) as deliverer:
-        assert said(await deliverer.call(call())) == (Action.UNKNOWN, "reset")
+        assert said(await deliverer.call(call(), NEVER)) == (Action.UNKNOWN, "reset")
 
 
 async def test_a_connection_reset() -> None:
@@ -307,7 +308,7 @@ async def test_a_connection_reset() -> None:
         writer.transport.abort()
 
     async with raw(reset) as url, delivering("webhook", url) as deliverer:
-        assert said(await deliverer.call(call())) == (Action.UNKNOWN, "reset")
+        assert said(await deliverer.call(call(), NEVER)) == (Action.UNKNOWN, "reset")
 
 
 @pytest.mark.parametrize(
@@ -324,7 +325,7 @@ async def test_a_connection_reset() -> None:
 )
 async def test_what_is_not_http_leaves_the_effect_open(data: bytes) -> None:
     async with raw(answering(data)) as url, delivering("webhook", url) as deliverer:
-        result = await deliverer.call(call())
+        result = await deliverer.call(call(), NEVER)
         assert result.whole.action is Action.UNKNOWN
         assert result.whole.code in ("garbage", "reset")
         assert deliverer.faults == 0
@@ -338,7 +339,7 @@ async def test_any_bytes_become_a_verdict(seed: int) -> None:
         where = dice.randrange(len(OK))
         data = OK[:where] + dice.randbytes(1) + OK[where + 1 :]
     async with raw(answering(data)) as url, delivering("webhook", url) as deliverer:
-        result = await deliverer.call(call())
+        result = await deliverer.call(call(), NEVER)
         assert result.whole.action in (Action.UNKNOWN, Action.RETRY, Action.ACCEPTED, Action.DEAD)
         assert deliverer.faults == 0
 
@@ -356,7 +357,7 @@ def _oversize(kind: str) -> bytes:
 @pytest.mark.parametrize("kind", ["plain", "chunked", "gzip"])
 async def test_an_answer_too_large(kind: str) -> None:
     async with raw(answering(_oversize(kind))) as url, delivering("webhook", url) as deliverer:
-        assert said(await deliverer.call(call())) == (Action.UNKNOWN, "oversize")
+        assert said(await deliverer.call(call(), NEVER)) == (Action.UNKNOWN, "oversize")
 
 
 @pytest.mark.parametrize("spaces", [0, MAX_BODY_BYTES - 14])
@@ -373,7 +374,7 @@ async def test_an_answer_in_many_pieces(spaces: int) -> None:
             await asyncio.sleep(0)
 
     async with raw(slow) as url, delivering("webhook", url) as deliverer:
-        assert said(await deliverer.call(call())) == (Action.ACCEPTED, "")
+        assert said(await deliverer.call(call(), NEVER)) == (Action.ACCEPTED, "")
 
 
 async def test_a_kept_connection_closed_meanwhile_is_replaced() -> None:
@@ -393,7 +394,7 @@ async def test_a_kept_connection_closed_meanwhile_is_replaced() -> None:
     async with raw(once) as url, delivering("webhook", url) as deliverer:
         for _ in range(3):
             closed.clear()
-            assert said(await deliverer.call(call())) == (Action.ACCEPTED, "")
+            assert said(await deliverer.call(call(), NEVER)) == (Action.ACCEPTED, "")
             async with asyncio.timeout(5):
                 await closed.wait()
             for _ in range(3):
@@ -414,12 +415,12 @@ async def test_only_cancelling_raises() -> None:
         await asyncio.Event().wait()
 
     async with raw(wire) as url, delivering("webhook", url, in_flight=1) as deliverer:
-        task = asyncio.create_task(deliverer.call(call()))
+        task = asyncio.create_task(deliverer.call(call(), NEVER))
         await there.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert said(await deliverer.call(call())) == (Action.ACCEPTED, ""), "its connection is free again"
+        assert said(await deliverer.call(call(), NEVER)) == (Action.ACCEPTED, ""), "its connection is free again"
 
 
 class Broken(Webhook):
@@ -433,7 +434,7 @@ async def test_a_defect_is_counted_and_logged() -> None:
         deliverer = Deliverer("c", settings, Broken("c", settings), clock=Clock())
         await deliverer.start()
         with capture_logs() as logs:
-            assert said(await deliverer.call(call())) == (Action.UNKNOWN, "internal")
+            assert said(await deliverer.call(call(), NEVER)) == (Action.UNKNOWN, "internal")
         await deliverer.close()
     assert deliverer.faults == 1
     assert [line["log_level"] for line in logs] == ["error"]
@@ -473,7 +474,7 @@ class Wecom:
 async def test_one_token_for_all_calls() -> None:
     wecom = Wecom()
     async with wecom.running() as url, delivering("wecom.message", url, in_flight=10) as deliverer:
-        results = await asyncio.gather(*(deliverer.call(wecom_call()) for _ in range(10)))
+        results = await asyncio.gather(*(deliverer.call(wecom_call(), NEVER) for _ in range(10)))
     assert {said(result) for result in results} == {(Action.ACCEPTED, "0")}
     assert results[0].platform_id == "m1"
     assert wecom.given == 1
@@ -482,10 +483,10 @@ async def test_one_token_for_all_calls() -> None:
 async def test_a_refused_token_is_replaced_once_and_every_call_is_made_again_by_whom_it_is_charged_to() -> None:
     wecom = Wecom()
     async with wecom.running() as url, delivering("wecom.message", url, in_flight=10) as deliverer:
-        await deliverer.call(wecom_call())
+        await deliverer.call(wecom_call(), NEVER)
         wecom.valid = "t2"
-        refused = await asyncio.gather(*(deliverer.call(wecom_call()) for _ in range(10)))
-        results = await asyncio.gather(*(deliverer.call(wecom_call()) for _ in range(10)))
+        refused = await asyncio.gather(*(deliverer.call(wecom_call(), NEVER) for _ in range(10)))
+        results = await asyncio.gather(*(deliverer.call(wecom_call(), NEVER) for _ in range(10)))
     assert {said(result) for result in refused} == {(Action.REFRESH, "40014")}
     assert {said(result) for result in results} == {(Action.ACCEPTED, "0")}
     assert wecom.given == 2
@@ -496,7 +497,7 @@ async def test_a_new_token_refused_too_rests_the_account() -> None:
     wecom = Wecom()
     wecom.valid = "another"
     async with wecom.running() as url, delivering("wecom.message", url) as deliverer:
-        first, result = await deliverer.call(wecom_call()), await deliverer.call(wecom_call())
+        first, result = await deliverer.call(wecom_call(), NEVER), await deliverer.call(wecom_call(), NEVER)
     assert said(first) == (Action.REFRESH, "40014")
     assert said(result) == (Action.PARK, "token")
     assert result.whole.after_s == 10
@@ -508,7 +509,7 @@ async def test_refused_credentials_rest_the_account_and_are_said_once() -> None:
     wecom.token_answer = {"errcode": 40001, "errmsg": f"invalid credential {SECRET}"}
     with capture_logs() as logs:
         async with wecom.running() as url, delivering("wecom.message", url) as deliverer:
-            results = [await deliverer.call(wecom_call()) for _ in range(5)]
+            results = [await deliverer.call(wecom_call(), NEVER) for _ in range(5)]
     assert {said(result) for result in results} == {(Action.PARK, "credentials")}
     assert results[0].whole.after_s == 60
     assert wecom.given == 1
@@ -518,12 +519,22 @@ async def test_refused_credentials_rest_the_account_and_are_said_once() -> None:
     assert SECRET not in repr(logs)
 
 
+async def test_a_call_that_can_only_begin_too_late_is_not_made() -> None:
+    wecom = Wecom()
+    async with wecom.running() as url, delivering("wecom.message", url) as deliverer:
+        result = await deliverer.call(wecom_call(), 0)
+    assert said(result) == (Action.RETRY, "deadline")
+    assert not result.left
+    assert wecom.given == 1
+    assert not wecom.calls
+
+
 async def test_no_answer_from_the_token_endpoint() -> None:
     wecom = Wecom()
     wecom.token_hang = True
     with capture_logs() as logs:
         async with wecom.running() as url, delivering("wecom.message", url, 0.3) as deliverer:
-            assert said(await deliverer.call(wecom_call())) == (Action.RETRY, "token")
+            assert said(await deliverer.call(wecom_call(), NEVER)) == (Action.RETRY, "token")
     assert not wecom.calls
     assert SECRET not in repr(logs)
 
@@ -532,5 +543,5 @@ async def test_no_token_endpoint_at_all() -> None:
     with socket.socket() as bound, capture_logs() as logs:
         bound.bind(("127.0.0.1", 0))
         async with delivering("wecom.message", f"http://127.0.0.1:{bound.getsockname()[1]}") as deliverer:
-            assert said(await deliverer.call(wecom_call())) == (Action.RETRY, "token")
+            assert said(await deliverer.call(wecom_call(), NEVER)) == (Action.RETRY, "token")
     assert SECRET not in repr(logs)

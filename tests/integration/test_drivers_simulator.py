@@ -17,6 +17,7 @@ from engine.clock import Clock
 from engine.config import ChannelConfig, Duration
 from engine.deliver import Deliverer
 from engine.drivers import Action, Call, CallResult, Driver, Field, Prepared, Template, Verdict, load
+from ext.schedule import NEVER
 
 ACCOUNTS: dict[str, dict[str, Any]] = {
     "wecom.message": {"corpid": "ww0", "corpsecret": "right", "agentid": 7},
@@ -55,7 +56,7 @@ class Channel:
         data: Sequence[Mapping[str, Any] | None] = (),
     ) -> CallResult:
         names = IDS[self.name] if ids is None else ids
-        return await self.deliverer.call(Call(batch, "a", self.prepare(content).body, names, data))
+        return await self.deliverer.call(Call(batch, "a", self.prepare(content).body, names, data), NEVER)
 
     def got(self) -> Counter[str]:
         """The ledger's verdicts."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from bench.simulator import Simulator
 from bench.simulator_options import Outage, parse
 from engine.send import Outcome
-from tests.integration.support import channel, configured, registered, send, working
+from tests.integration.support import channel, configured, now_ms, registered, send, working
 
 SOME = 150
 QUICKLY = 'retry = { attempts = 30, first = "5ms", most = "50ms" }\n'
@@ -75,3 +75,18 @@ async def test_tokens_that_end_are_renewed(tmp_path: Path) -> None:
                 await worker.all_ended(number + 1)
                 sim.platforms["wecom"].tokens.expire()
             assert worker.ended() == {Outcome.ACCEPTED: 3}
+
+
+async def test_no_call_begins_after_a_deadline_that_passed_while_its_token_came(tmp_path: Path) -> None:
+    async with Simulator() as sim:
+        sim.disturb([Outage(endpoint="wecom", kind="slow", duration_s=1.0)])
+        config = configured(tmp_path, channel("notice", f"{sim.url}/wecom", WECOM, "wecom.message"))
+        async with working(config) as worker:
+            content = {"type": "text", "text": "x"}
+            late = send("late", "a", "notice", content=content, deadline=now_ms() + 500)
+            await worker.send("basic", late, send("in time", "b", "notice", content=content))
+            told = await worker.judged()
+            assert told.end("late", "a").outcome is Outcome.EXPIRED
+            assert told.end("in time", "b").outcome is Outcome.ACCEPTED
+            entries = sim.ledger.entries(0, sim.ledger.rows)
+            assert [(entry.recipient, entry.verdict) for entry in entries] == [("b", "delivered")]
