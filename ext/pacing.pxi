@@ -12,9 +12,12 @@
 # What is due at once (AT_ONCE: of a tier that paces only what is due later than most) has queues of its own. They stand
 # in a slot that has passed; they are not counted and not held back, and their calls take nothing of the rate.
 
-cdef enum:
-    AT_ONCE = 64  # of a haste
-    TRIED = 128  # likewise
+cdef enum:  # of a haste
+    DIGITS = 15  # 0: not paced, or at once
+    PILE = 16  # those that are due sooner than the last one of their pile go to the next
+    PILES = 48
+    AT_ONCE = 64
+    TRIED = 128
 
 cdef int64_t NEWCOMER_NS = 10_000_000_000  # from a tenant's coming to when its first call is due
 cdef int64_t BOUNDING_NS = <int64_t>1 << 36  # limits of such windows, or shorter ones, bound the rate
@@ -45,26 +48,29 @@ cdef inline bint due_at_once(Queues* q, uint8_t tier, const Times* times) noexce
 
 cdef inline uint8_t haste_of(Queues* q, const Row* row) noexcept nogil:
     """How far its due time lies ahead, in powers of 4 of slots, and whether it has been tried: FIFO keeps due times in
-    order only among those alike."""
+    order only among those alike. And there, see ``let_pass``."""
     cdef int64_t ahead
-    cdef uint8_t digits = 0
+    cdef uint8_t digits = 1
     cdef const Times* times = row.times
     if leaf_at(q, row.place).parent.pacing == NULL:
         return 0
     if due_at_once(q, row.place & 3, times):
         return AT_ONCE | (TRIED if row.attempt else 0)
     ahead = since(must_close(q, times.due, times.deadline), max(q.now, times.not_before)) >> PACE_NEAR_BITS
-    while ahead > 0:
+    while ahead > 0 and digits < DIGITS:
         ahead >>= 2
         digits += 1
     return digits | (TRIED if row.attempt else 0)
 
 
+cdef inline int64_t due_of(const Queues* q, const Times* times) noexcept nogil:
+    """What counts as its due time."""
+    cdef int64_t start = max(times.pushed, times.not_before)
+    return max(q.now, times.not_before) if times.due <= start else must_close(q, times.due, times.deadline)
+
+
 cdef inline uint32_t slot_of(Queues* q, Node* lane, const Times* times) noexcept nogil:
-    cdef int64_t due = must_close(q, times.due, times.deadline)
-    if times.due <= max(times.pushed, times.not_before):
-        due = max(q.now, times.not_before)
-    return pace_slot(&lane.pacing.pace, q.now, due)
+    return pace_slot(&lane.pacing.pace, q.now, due_of(q, times))
 
 
 cdef inline uint32_t passed_slot(Node* node) noexcept nogil:

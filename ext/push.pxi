@@ -245,6 +245,14 @@ cdef inline void begin_aim(Queues* q, const Row* row, Target* target, bint is_fi
     foresee(table_home(&q.by_key, target.key_hash))
 
 
+cdef inline void let_pass(Queues* q, const Row* row, Target* target, int64_t due) noexcept nogil:
+    """A row that is due before the last one of its queue goes to the next of some piles, and past it."""
+    cdef int64_t soon = later(due, <int64_t>1 << PACE_NEAR_BITS)
+    while target.queue != NULL and target.queue.last_due > soon and target.haste & PILES != PILES:
+        target.haste += PILE
+        target.queue = find_queue(q, row, target)
+
+
 cdef inline int end_aim(Queues* q, const Row* row, Target* target) noexcept nogil:
     """What was found by its hash may be another's, and what was not found may have been made meanwhile."""
     target.first = False
@@ -253,8 +261,14 @@ cdef inline int end_aim(Queues* q, const Row* row, Target* target) noexcept nogi
         return 0
     if target.queue == NULL or not is_queue_of(target.queue, row, target.haste):
         target.queue = find_queue(q, row, target)
+    cdef bint paced = target.haste & DIGITS > 0
+    cdef int64_t due = due_of(q, row.times) if paced else 0
+    if paced:
+        let_pass(q, row, target, due)
     if target.queue == NULL:
         target.queue = new_queue_for(q, row, target)
+    if paced and target.queue != NULL:
+        target.queue.last_due = max(target.queue.last_due, due)
     return -(target.queue == NULL)
 
 

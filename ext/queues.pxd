@@ -216,6 +216,7 @@ cdef struct Queue:
     uint32_t scheduled  # recipients waiting, attempt 0
     Link sweep  # in the list of those whose first record has expired
     Link aside  # paced: among those set aside at a node, or returning to their lane
+    int64_t last_due  # paced: of all that has come into it
 
 cdef struct Group:  # a tenant, or a tenant's campaign, over all leaves; or a share
     Link members  # its nodes; of a share its place in Queues.counting

@@ -15,7 +15,7 @@ it: nodes, the states of a queue, whose turn it is. What stands alone (slabs, FI
 in the headers.
 """
 
-from libc.stdint cimport INT64_MAX
+from libc.stdint cimport INT64_MAX, INT64_MIN
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcmp, memcpy, memset
 
@@ -444,6 +444,7 @@ cdef Queue* make_queue(Queues* q, Node* branch, const Row* row, const Target* ta
     queue.mixed, queue.self = mixed, made
     queue.branch = branch
     queue.haste = target.haste
+    queue.last_due = INT64_MIN
     queue.slot = passed_slot(branch)
     queue.turn.owner = queue
     ring_append(&branch.queues, &queue.sibling)

@@ -11,8 +11,8 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from tests.property.pace_model import CapacityModel, PaceModel
-from tests.property.paced_model import AT_ONCE, Beside, Paced, Pacing, by_due
+from tests.property.pace_model import SLOT_NS, CapacityModel, PaceModel
+from tests.property.paced_model import AT_ONCE, DIGITS, PILE, PILES, Beside, Paced, Pacing, by_due
 from tests.property.why_model import Explained
 
 NEVER = 2**63 - 1
@@ -120,6 +120,7 @@ class Queue:
     state: str = "idle"  # idle, linger, ready, dead
     timer: Timer = field(default_factory=Timer)
     haste: int = 0  # paced, like the next ones
+    last_due: int = -(2**63)
     slot: int = 0
     counted: bool = False  # its first call
     counted_in: int = 0
@@ -539,11 +540,17 @@ class Model(Explained, Paced):
     def queue_for(self, run: Run) -> tuple[Queue, bool]:
         tenant, campaign, _ = run.key
         leaf = self.leaves[run.account][run.tier]
-        haste = self.haste(leaf.above(1), run)
+        haste, due = self.haste(leaf.above(1), run), self.due_of(run)
         branch = self.branch(self.branch(leaf, "tenant", tenant), "campaign", campaign)
-        for queue in branch.queues:
-            if queue.key == run.key and not queue.mixed and queue.haste == haste:
-                return queue, False
+        own = {queue.haste: queue for queue in branch.queues if queue.key == run.key and not queue.mixed}
+        if haste & DIGITS:
+            while haste in own and own[haste].last_due > due + SLOT_NS and haste & PILES != PILES:
+                haste += PILE
+        queue, first = (own[haste], False) if haste in own else self.new_queue_for(run, leaf, branch, haste)
+        queue.last_due = max(queue.last_due, due)
+        return queue, first
+
+    def new_queue_for(self, run: Run, leaf: Node, branch: Node, haste: int) -> tuple[Queue, bool]:
         if len(branch.queues) >= self.own_queues and (leaf, run.key) not in self.once:
             self.once.add((leaf, run.key))
             for queue in branch.queues:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 NEVER = 2**63 - 1
 NEWCOMER_NS, BOUNDING_NS = 10**10, 2**36
-AT_ONCE = 64  # of a haste
+DIGITS, PILE, PILES, AT_ONCE = 15, 16, 48, 64  # of a haste
 
 
 class Beside:
@@ -90,15 +90,13 @@ class Paced:
         if self.near[run.tier] and max(0, run.due - max(run.pushed, run.not_before)) <= self.near[run.tier]:
             return AT_ONCE + (128 if run.attempt else 0)
         slots = max(0, self.must_close(run) - max(self.now, run.not_before)) // SLOT_NS
-        return (slots.bit_length() + 1) // 2 + (128 if run.attempt else 0)
+        return min(1 + (slots.bit_length() + 1) // 2, DIGITS) + (128 if run.attempt else 0)
+
+    def due_of(self, run: Run) -> int:
+        return self.must_close(run) if run.due > max(run.pushed, run.not_before) else max(self.now, run.not_before)
 
     def slot_of(self, lane: Node, run: Run) -> int:
-        if lane.pacing is None:
-            return 0
-        due, start = self.must_close(run), max(run.pushed, run.not_before)
-        if run.due <= start:
-            due = max(self.now, run.not_before)
-        return lane.pacing.pace.slot(self.now, due)
+        return 0 if lane.pacing is None else lane.pacing.pace.slot(self.now, self.due_of(run))
 
     def first_slot(self, queue: Queue, first: Recipient) -> int:
         tenant, lane = queue.branch.above(1), queue.leaf.above(1)

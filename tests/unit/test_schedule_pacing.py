@@ -68,6 +68,18 @@ def test_what_is_urgent_does_not_wait_behind_what_is_not() -> None:
     assert again in {batch.items[0][0] for _, batch in run(at, 3 * S, 4 * S)}, "nor does a retry"
 
 
+def test_what_is_due_sooner_goes_past_its_own_flow_and_hurries_nobody() -> None:
+    at = channel()
+    at.push(0, 10_000, due=600 * S)
+    sooner = [at.push(n * S, 10, due=due * S) for n, due in enumerate((300, 200, 400, 250))]
+    left = run(at, 4 * S, 601 * S)
+    assert all(now <= batch.due for now, batch in left)
+    assert len(left) == 1004
+    order = [batch.items[0][0] for _, batch in left if batch.items[0][0] in sooner]
+    assert order == [sooner[at] for at in (1, 3, 0, 2)]
+    assert max(Counter(now // S for now, _ in left).values()) <= 4, "1.7 a second are needed"
+
+
 def test_system_leaves_at_once_beside_what_is_held_back() -> None:
     at = channel(cap=1)
     at.push(0, 100, due=1000 * S)
