@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(wildcard ext/*.pyx ext/*.pxd ext/*.pxi ext/*.h) setup.py pyproject.toml
 
-.PHONY: demo test test-debug lint bench kafka clean build build-debug
+.PHONY: demo test test-debug test-sanitize lint bench kafka clean build build-debug
 
 build: $(VENV)/.built
 
@@ -46,6 +46,14 @@ TESTS ?= tests
 test-debug: build-debug
 	SURGETANK_DEBUG=1 PYTHONSAFEPATH=1 PYTHONPATH=build/debug:$(CURDIR) \
 	    $(PYTEST) --import-mode=append $(TESTS)
+
+# The core under AddressSanitizer and UndefinedBehaviorSanitizer, against its model; pointers that bounds checks don't see.
+test-sanitize: $(VENV)/.dev
+	SURGETANK_SANITIZE=1 $(BIN)/python setup.py -q build_ext --build-lib build/sanitize --build-temp build/sanitize/temp
+	cp ext/__init__.py build/sanitize/ext/
+	SURGETANK_SANITIZE=1 PYTHONSAFEPATH=1 PYTHONPATH=build/sanitize:$(CURDIR) \
+	    LD_PRELOAD=$$($(CC) -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 \
+	    $(BIN)/python -m pytest --import-mode=append tests/property/test_schedule.py
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m bench demo --json build/demo.json

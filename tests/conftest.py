@@ -25,9 +25,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure() -> None:
-    """``make test-debug`` means the build with bounds checks, not the one beside the sources."""
-    if os.environ.get("SURGETANK_DEBUG") == "1" and "build/debug" not in (ext.schedule.__file__ or ""):
-        raise pytest.UsageError(f"SURGETANK_DEBUG is set and the core is {ext.schedule.__file__}: see make test-debug")
+    """``make test-debug`` and ``make test-sanitize`` mean their own builds, not the one beside the sources."""
+    for kind in ("debug", "sanitize"):
+        name, used = f"SURGETANK_{kind.upper()}", ext.schedule.__file__ or ""
+        if os.environ.get(name) == "1" and f"build/{kind}/" not in used:
+            raise pytest.UsageError(f"{name} is set and the core is {used}: see make test-{kind}")
 
 
 def started(broker: Broker) -> Broker:
