@@ -35,8 +35,9 @@ from ext.pace cimport (
 cdef enum:
     OF_NODE, OF_QUEUE, OF_PARCEL, OF_PACING  # whose timer it is
 
-cdef enum:
-    LOOKED_AT = 64  # queues of a campaign, when it is explained
+cdef enum:  # queues of a campaign
+    LOOKED_AT = 64  # when it is explained
+    COMPARED = 8  # when it is its turn
 
 cdef enum:
     SOMEWHERE = 4096  # any aligned address: only differences are taken
@@ -781,6 +782,24 @@ cdef inline Node* choose_lane(Node* tier) noexcept nogil:
     return <Node*>first if first != NULL else node_of(ring_first(&tier.ring))
 
 
+cdef inline Queue* first_due(Node* lane, Node* campaign) noexcept nogil:
+    """Of the campaign's next queues the one that is due first, where due times are known; else the next."""
+    cdef Link* link = ring_first(&campaign.ring)
+    cdef Queue* first = queue_of(link)
+    cdef Queue* queue
+    cdef int _i
+    if lane.pacing == NULL:
+        return first
+    for _i in range(COMPARED - 1):
+        link = link.next
+        if link == &campaign.ring:
+            break
+        queue = queue_of(link)
+        if <int32_t>(queue.slot - first.slot) < 0:
+            first = queue
+    return first
+
+
 cdef Queue* choose(Queues* q, Node* lane) noexcept nogil:
     """The queue of a lane whose turn it is; NULL: a turn was nobody's."""
     if goes_by_due(lane) and pace_first(&lane.pacing.pace) != NULL:
@@ -791,7 +810,7 @@ cdef Queue* choose(Queues* q, Node* lane) noexcept nogil:
     if campaign == NULL:
         return NULL
     foresee_turns(q, tenant, campaign)
-    return queue_of(ring_first(&campaign.ring))
+    return first_due(lane, campaign)
 
 
 cdef void after_batch(Queues* q, Queue* queue, uint32_t n) noexcept nogil:

@@ -20,7 +20,7 @@ TICK_NS = 2**20
 SYSTEM, TEMPLATE, BASIC = range(3)
 CAP, LINGER, DUE, CUT = range(4)
 EXPIRED, CANCELLED = 1, 2
-FRESH_RUN, LEAST_COST = 8, 16
+FRESH_RUN, LEAST_COST, COMPARED = 8, 16, 8
 
 
 @dataclass(eq=False)
@@ -674,7 +674,9 @@ class Model(Explained, Paced):
             return self.due_first(lane)
         tenant = self.turn_of(lane.ring[0])
         campaign = self.turn_of(tenant) if tenant else None
-        return campaign.ready[0] if campaign else None
+        if campaign is None:
+            return None
+        return min(campaign.ready[:COMPARED], key=lambda queue: queue.slot) if lane.pacing else campaign.ready[0]
 
     def refusal(self, path: list[tuple[Node, Scope]], n: int, tier: int) -> Refusal | None:
         """The first that refuses a batch of n now."""

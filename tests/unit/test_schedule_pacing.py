@@ -206,6 +206,16 @@ def test_when_too_much_is_late_tenants_share() -> None:
     assert abs(tenants[1] - tenants[2]) <= 10
 
 
+def test_when_too_much_is_late_a_campaign_goes_on_by_due_times() -> None:
+    at = channel(cap=1, slots=1)
+    late = [at.push(0, 50, due=S, content=content) for content in (1, 2)]
+    has_time = at.push(0, 100, due=500 * S, content=3)
+    left = [batch.items[0][0] for _, batch in run(at, 0, 30 * S, takes=S // 10)]
+    assert at.core.pace(BASIC, 0)[4] != 2  # type: ignore[index]
+    assert set(left[:100]) == set(late)
+    assert set(left[100:]) == {has_time}
+
+
 def test_a_tier_that_is_not_paced_has_no_rates() -> None:
     at = Channel()
     at.push(0, 5, due=NEVER)
