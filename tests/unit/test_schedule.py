@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from array import array
 from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -523,8 +525,8 @@ def test_what_is_gone_holds_no_memory() -> None:
     assert max(churn(start * S) for start in (0, 10, 20, 30)) < 1_000_000
 
 
-def burst(channel: Channel, recipients: int, contents: int) -> int:
-    """Pushes so many recipients, one a send, over so many contents, takes them all; the memory at its height."""
+def fill(channel: Channel, recipients: int, contents: int) -> None:
+    """Pushes so many recipients, one a send, over so many contents."""
     never, none, zeros = array("q", [NEVER]) * 1000, array("q", bytes(8000)), array("I", bytes(4000))
     for start in range(0, recipients, 1000):
         content = array("I", [i % contents for i in range(start, start + 1000)])
@@ -532,6 +534,11 @@ def burst(channel: Channel, recipients: int, contents: int) -> int:
         key = (zeros, bytes([BASIC]) * 1000, zeros, zeros, zeros, content, bytes(1000))
         to = (array("I", [1]) * 1000, array("H", bytes(2000)), bytes([28]) * 1000, ids)
         channel.core.push_many(0, *key, none, never, never, none, none, *to)
+
+
+def burst(channel: Channel, recipients: int, contents: int) -> int:
+    """Takes what it pushes; the memory at its height."""
+    fill(channel, recipients, contents)
     height = channel.core.stats()["memory_bytes"][0]
     while channel.core.pop_batches(0, 4096).more:
         pass
@@ -547,6 +554,24 @@ def test_a_burst_costs_what_it_must_and_gives_it_back(contents: int) -> None:
     assert left <= 9 * 256 * 1024  # a block of each kind of record, and the output
     assert burst(channel, 100_000, contents) <= 64 * 100_000
     assert channel.core.stats()["memory_bytes"][0] <= 9 * 256 * 1024
+
+
+def resident() -> int:
+    """Bytes of this process."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_what_the_core_gives_back_the_system_has(*, cancelled: bool) -> None:
+    channel, before = Channel(slots=2**20, cap=100), resident()
+    fill(channel, 300_000, 300_000)
+    height = resident() - before
+    if cancelled:
+        assert channel.core.cancel(0, 0) == 300_000
+    while (channel.core.reap(0, 4096) if cancelled else channel.core.pop_batches(0, 4096)).more:
+        pass
+    assert height > 30 * 300_000
+    assert resident() - before < height / 3
 
 
 # --- contents that are seen once ---
