@@ -102,6 +102,7 @@ async def test_who_waits_beyond_its_deadline_expires(tmp_path: Path) -> None:
     async with partnered(tmp_path, more, clock=clock) as (partner, worker):
         await worker.send("basic", *(send(f"i{n}", "one", campaign=f"c{n}") for n in range(3)))
         await worker.until(lambda: worker.pipeline.frequencies.waited["partner"] == 2)
+        await worker.all_ended(1)  # a call that has not begun would be too late, too
         clock.ahead_ns += 25 * 3600 * S
         worker.pipeline.dispatcher.wake()
         await worker.judged()
