@@ -47,7 +47,7 @@ test-debug: build-debug
 	SURGETANK_DEBUG=1 PYTHONSAFEPATH=1 PYTHONPATH=build/debug:$(CURDIR) \
 	    $(PYTEST) --import-mode=append $(TESTS)
 
-# The core under AddressSanitizer and UndefinedBehaviorSanitizer, against its model; pointers that bounds checks don't see.
+# The core against its model under AddressSanitizer and UndefinedBehaviorSanitizer: pointers, which bounds checks miss.
 test-sanitize: $(VENV)/.dev
 	SURGETANK_SANITIZE=1 $(BIN)/python setup.py -q build_ext --build-lib build/sanitize --build-temp build/sanitize/temp
 	cp ext/__init__.py build/sanitize/ext/

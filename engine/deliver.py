@@ -50,7 +50,6 @@ INTERNAL = CallResult(Verdict(Action.UNKNOWN, "internal", "a fault of our own"),
 NO_TOKEN = CallResult(Verdict(Action.RETRY, "token", "no access token"), left=False)
 REFUSED = CallResult(Verdict(Action.PARK, "credentials", "credentials refused", REFUSED_NS / NS_PER_S), left=False)
 STILL_REFUSED = CallResult(Verdict(Action.PARK, "token", "a new access token is refused too", TOKEN_REFUSED_S))
-
 TOO_LATE = CallResult(Verdict(Action.RETRY, "deadline", "its deadline passed before the call"), left=False)
 
 REFRESH = Action.REFRESH  # Python 3.11 takes a microsecond to find an enum's member
