@@ -13,20 +13,20 @@ from typing import NamedTuple
 
 from bench.smooth_cases import DUE_NS, LINGER_NS, Case, Sends
 from engine.config import Pacing
+from engine.send import MAX_RECIPIENTS
 from ext.schedule import ASAP, EVEN, NEVER, PACED, Core
 
 BASIC = 2
 DAY_NS = 86_400 * 10**9
 TAU_NS = int(Pacing().tau)  # the engine's own
 BUDGET = 4096
-MOST = 10_000  # recipients of a send
 MODES = {"paced": (PACED, TAU_NS), "oa": (PACED, 0), "even": (EVEN, 0), "asap": (ASAP, 0)}  # mode, tau
 
 
 def in_parts(sends: Sends) -> list[Sends]:
-    """As the engine would get them: no record has more than MOST recipients."""
-    starts = range(0, sends.recipients, MOST)
-    return [sends._replace(recipients=min(MOST, sends.recipients - start)) for start in starts]
+    """As the engine would get them: no send has more than MAX_RECIPIENTS."""
+    starts = range(0, sends.recipients, MAX_RECIPIENTS)
+    return [sends._replace(recipients=min(MAX_RECIPIENTS, sends.recipients - start)) for start in starts]
 
 
 class Schedule(NamedTuple):

@@ -66,16 +66,8 @@ def runs(draw: st.DrawFn) -> tuple[int, ...]:
     """All of a run but its handles: tenant, campaign, content, attempt, not_before, due, deadline, linger. Many are of
     one flow, with due times in any order."""
     if draw(st.booleans()):
-        return (
-            0,
-            0,
-            0,
-            0,
-            -1,
-            draw(st.sampled_from([320, 450, 600])) * NS_PER_S,
-            NEVER,
-            draw(st.sampled_from([0, NEVER])),
-        )
+        due, linger = draw(st.sampled_from([320, 450, 600])), draw(st.sampled_from([0, NEVER]))
+        return 0, 0, 0, 0, -1, due * NS_PER_S, NEVER, linger
     return (
         draw(st.integers(0, 1)),
         draw(st.integers(0, 1)),
