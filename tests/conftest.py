@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from secrets import randbits
+from typing import Any
 from uuid import uuid4
 
 import hypothesis
@@ -24,12 +26,28 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--seeds", type=int, default=SEEDS, help="tests/sim: tell so many stories (default: %(default)s)")
 
 
-def pytest_configure() -> None:
-    """``make test-debug`` and ``make test-sanitize`` mean their own builds, not the one beside the sources."""
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Hypothesis's seed is drawn here, before its plugin and the worker processes ask for it, so that it can be told.
+
+    ``make test-debug`` and ``make test-sanitize`` mean their own builds, not the one beside the sources."""
+    if config.option.hypothesis_seed is None:
+        config.option.hypothesis_seed = getattr(config, "workerinput", {}).get("seed", str(randbits(32)))
     for kind in ("debug", "sanitize"):
         name, used = f"SURGETANK_{kind.upper()}", ext.schedule.__file__ or ""
         if os.environ.get(name) == "1" and f"build/{kind}/" not in used:
             raise pytest.UsageError(f"{name} is set and the core is {used}: see make test-{kind}")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """A worker process of pytest-xdist draws from the same seed."""
+    node.workerinput["seed"] = node.config.option.hypothesis_seed
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Also of a run that passed: what it looked at can be looked at again."""
+    terminalreporter.write_line(f"Drawn with --hypothesis-seed={config.option.hypothesis_seed}")
 
 
 def started(broker: Broker) -> Broker:
