@@ -6,6 +6,8 @@ block, expire and are cancelled all the time. What left is also held against pro
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from hypothesis import HealthCheck, settings
@@ -135,6 +137,7 @@ class CoreMachine(RuleBasedStateMachine):
         self.in_flight: list[Call] = []
         self.left: list[Call] = []
         self.deadlines: dict[int, int] = {}
+        self.inside: dict[tuple[int, int], tuple[int, int, int]] = {}  # send, position -> tier, tenant, campaign
         self.paused: set[tuple[int, int, int]] = set()  # scope, handle, campaign
         self.limits: list[tuple[int, int, Limit, int]] = []  # scope, handle, limit, how much had left before
         for slots, reserved, cap, stays in channels:
@@ -190,6 +193,7 @@ class CoreMachine(RuleBasedStateMachine):
         self.deadlines[self.sends] = times[2]
         account, at = self.handle(ACCOUNT, pick), (key[0], key[1], key[2])
         to = [(7 * i, name) for i, name in enumerate(names)]
+        self.inside.update({(self.sends, position): (tier, key[0], key[1]) for position, _ in to})
         return Run(self.sends, tier, account, at, attempt, times[0], times[1], times[2], linger, self.now - 5, to)
 
     @rule(step=STEPS, budget=st.sampled_from([1, 2, 5, 256]))
@@ -205,6 +209,7 @@ class CoreMachine(RuleBasedStateMachine):
         assert popped.items <= budget - 1 + max(channel.cap for channel in self.model.channels)
         assert [batch.tier == SYSTEM for batch in batches] == sorted((b.tier == SYSTEM for b in batches), reverse=True)
         for batch in batches:
+            self.came_out((item[0], item[1], (batch.tier, *batch.key[:2])) for item in batch.items)
             names = [item[4] for item in batch.items]
             assert len(set(names)) == len(names)
             assert all(self.deadlines[item[0]] > self.now for item in batch.items)
@@ -213,6 +218,11 @@ class CoreMachine(RuleBasedStateMachine):
             self.left.append(Call(self.now, batch))
             self.in_flight.append(self.left[-1])
         return batches
+
+    def came_out(self, recipients: Iterable[tuple[int, int, tuple[int, int, int] | None]]) -> None:
+        """Each once, of what came in; with the tier, tenant and campaign that it came with, where that is told."""
+        for send, position, of in recipients:
+            assert self.inside.pop((send, position)) == of or of is None
 
     @precondition(lambda self: self.in_flight)
     @rule(step=STEPS, pick=st.integers(0, 1000), short=st.sampled_from([0, 0, 1, 9]), late=st.sampled_from([0, 0, 70]))
@@ -254,7 +264,13 @@ class CoreMachine(RuleBasedStateMachine):
 
     @rule(tenant=st.integers(0, 1), campaign=st.integers(0, 1))
     def cancel(self, tenant: int, campaign: int) -> None:
-        assert self.core.cancel(tenant, campaign) == self.model.cancel(tenant, campaign)
+        """All of it that has not come out, and that only once: what was cancelled comes out of ``reap`` alone."""
+        while self.reaped(100):
+            pass
+        left = Counter(self.inside.values())
+        n = self.core.cancel(tenant, campaign)
+        assert n == self.model.cancel(tenant, campaign)
+        assert n == sum(left[tier, tenant, campaign] for tier in range(3))
 
     def paused_parts(self, batch: Batch) -> set[tuple[int, int, int]]:
         """Whose pauses would have kept it."""
@@ -328,13 +344,19 @@ class CoreMachine(RuleBasedStateMachine):
     @rule(step=STEPS, budget=st.sampled_from([1, 3, 100]))
     def reap(self, step: int, budget: int) -> None:
         self.now += step
+        self.reaped(budget)
+
+    def reaped(self, budget: int) -> bool:
+        """Whether there is more."""
         ended = self.core.reap(self.now, budget)
         expected = self.model.reap(self.now, budget)
         assert ended.items == len(expected) <= budget
         assert list(zip(ended.cause, ended.send, ended.position, ended.attempt, strict=True)) == [
             row[:4] for row in expected
         ]
+        self.came_out((send, position, None) for send, position in zip(ended.send, ended.position, strict=True))
         assert ended.more == self.model.has_ended
+        return ended.more
 
     @rule(step=STEPS, tier=st.integers(0, 2), budget=st.sampled_from([1, 3, 100]))
     def put_off(self, step: int, tier: int, budget: int) -> None:
@@ -355,6 +377,7 @@ class CoreMachine(RuleBasedStateMachine):
             taken = self.core.put_off(self.now, tier, budget)
             assert taken is not None
             assert len(set(taken.send[budget - 1 :])) <= 1, "beyond it only the rest of a send"
+            self.came_out((send, position, None) for send, position in zip(taken.send, taken.position, strict=True))
             told = taken.send, taken.position, taken.attempt, taken.cause, taken.until
             away_model.put_off(self.model, tier, list(zip(*told, strict=True)))
         assert self.core.put_off(self.now, tier, budget) is None
@@ -404,10 +427,12 @@ class CoreMachine(RuleBasedStateMachine):
         memory = stats.pop("memory_bytes")
         assert stats == self.model.stats()
         assert memory[0] > 0
+        inside = Counter(tier for tier, _, _ in self.inside.values())
         for tier in range(3):
             parts = ("popped", "expired", "cancelled", "put_off", "queued", "waiting")
             kept = sum(stats[name][tier] for name in parts)
             assert stats["pushed"][tier] == kept
+            assert inside[tier] == sum(stats[name][tier] for name in ("queued", "waiting", "ended"))
 
     def teardown(self) -> None:
         if not hasattr(self, "core"):
@@ -418,6 +443,11 @@ class CoreMachine(RuleBasedStateMachine):
         while not self.turn():
             turns += 1
             assert turns < 1_000, "next_due makes no progress"
+        for tenant, campaign in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            self.cancel(tenant, campaign)
+        while self.reaped(100):
+            pass
+        assert not self.inside
         self.check_limits()
         self.check_histograms()
 
