@@ -131,12 +131,12 @@ cdef inline bint has_members(const Node* node) noexcept nogil:
 
 
 cdef inline void catch_up(Queues* q, Node* tier) noexcept nogil:
-    """A tier that was away must not claim the turns it did not use."""
+    """A tier that was away must not claim the turns it did not use; but the other's last one, for both are away
+    whenever slots are few, and whose turn it is then must stay so."""
     if tier.tier == SYSTEM:
         return
     cdef uint8_t other = TEMPLATE + BASIC - tier.tier
-    if ring_holds(&q.tiers[other].link):
-        q.turns[tier.tier] = max(q.turns[tier.tier], q.turns[other])
+    q.turns[tier.tier] = max(q.turns[tier.tier], q.turns[other] - min(q.turns[other], q.stride[other]))
 
 
 cdef void activate(Queues* q, Node* node) noexcept nogil:

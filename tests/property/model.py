@@ -335,8 +335,7 @@ class Model(Explained, Paced):
         while node.parent is not None and not node.held and (node.ring or node.fresh) and not node.stands:
             if node.parent is self.root and node.tier != SYSTEM:
                 other = self.tiers[TEMPLATE + BASIC - node.tier]
-                if other in self.root.ring:
-                    node.turn = max(node.turn, other.turn)
+                node.turn = max(node.turn, other.turn - self.stride[other.tier])
             node.parent.ring.append(node)
             self.place(node)
             node = node.parent
