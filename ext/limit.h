@@ -10,8 +10,8 @@
 
    A rolling limit is a log of (time, running total), oldest first. Uses within per / 1000 of each other share an entry,
    at the latest one's time: at most 1002 entries, and at most 1/1000 of the window is given away. Its memory grows with
-   what is in the window and goes when it is empty. Where there is none to be had, an entry takes in more than it should,
-   which only frees it later: nothing here can fail.
+   what is in the window, to 16 KiB at most, and stays: what a window had in it once it will have again. Where there is
+   none to be had, an entry takes in more than it should, which only frees it later: nothing here can fail.
 
    `reserved` of a limit is kept for system: the other tiers see a lower ceiling on the same counters. */
 #ifndef SURGETANK_LIMIT_H
@@ -98,13 +98,6 @@ static inline void limit_make(
     };
 }
 
-static inline void limit_clear(Limit *limit) {
-    if (limit->uses != limit->few) free(limit->uses);
-    limit->uses = limit->few;
-    limit->first = limit->count = 0;
-    limit->room = LIMIT_FEW;
-}
-
 static inline uint64_t limit_ceiling(const Limit *limit, int system) {
     return system ? limit->number : limit->number - limit->reserved;
 }
@@ -130,7 +123,7 @@ static inline void limit_roll(Limit *limit, int64_t now) {
     while (limit->count && limit_use(limit, 0)->at <= now - limit->per) {
         limit->gone = limit_use(limit, 0)->upto;
         limit->first++;
-        if (--limit->count == 0) limit_clear(limit);
+        limit->count--;
     }
 }
 
@@ -234,7 +227,7 @@ static inline void scope_free(Scope *scope) {
     while (scope->limits != NULL) {
         Limit *limit = scope->limits;
         scope->limits = limit->next;
-        limit_clear(limit);
+        if (limit->uses != limit->few) free(limit->uses);
         free(limit);
     }
 }

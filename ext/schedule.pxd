@@ -1,13 +1,15 @@
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
 
 from ext.limits cimport Limit, Scope
-from ext.queues cimport Queues, Row
+from ext.queues cimport EndedRow, Queues, Row
 
 
 cdef class Core:
     cdef Queues* q  # owned
     cdef Row* rows  # owned: of the running push, and behind them their Times
     cdef Py_ssize_t rows_room
+    cdef EndedRow* ended  # owned: what the running reap or put_off takes out
+    cdef Py_ssize_t ended_room
     cdef list waits  # a channel: three Histograms (by tier), which q fills
     cdef list sizes  # a channel: its Histogram of batch sizes
     cdef list late  # a tier: its Histogram
@@ -21,6 +23,7 @@ cdef class Core:
     cdef int advance(self, object now_ns) except -1
     cdef Limit* limit(self, object handle) except NULL
     cdef int room_for_rows(self, Py_ssize_t n) except -1
+    cdef int room_for_ended(self, Py_ssize_t n) except -1
     cdef dict tier_stats(self, uint8_t tier)
 
 

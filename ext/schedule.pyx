@@ -372,6 +372,17 @@ cdef void fill_ended(Layout layout, const EndedRow* rows, Py_ssize_t n) noexcept
         send[i], position[i], cause[i], attempt[i] = rows[i].send, rows[i].position, rows[i].cause, rows[i].attempt
 
 
+cdef void* grown(void* at, Py_ssize_t* room, Py_ssize_t n, size_t size) except? NULL:
+    """Room for n; NULL where there is none yet, and none is asked for."""
+    cdef void* moved = at
+    if n > room[0]:
+        moved = realloc(at, n * size)
+        if moved == NULL:
+            raise MemoryError
+        room[0] = n
+    return moved
+
+
 # --- the core ---
 
 @no_gc_clear  # q fills the Histograms in the lists for as long as it lives
@@ -407,6 +418,7 @@ cdef class Core:
     def __dealloc__(self):
         queues_free(self.q)
         free(self.rows)
+        free(self.ended)
 
     cdef int pace_tier(self, int tier, int64_t mode, object tau_ns, object floor, object near_ns) except -1:
         cdef int64_t tau = within("tau_ns", tau_ns, 0, LATEST)
@@ -564,12 +576,11 @@ cdef class Core:
             raise MemoryError
 
     cdef int room_for_rows(self, Py_ssize_t n) except -1:
-        cdef void* grown
-        if n > self.rows_room:
-            grown = realloc(self.rows, n * (sizeof(Row) + sizeof(Times)))
-            if grown == NULL:
-                raise MemoryError
-            self.rows, self.rows_room = <Row*>grown, n
+        self.rows = <Row*>grown(self.rows, &self.rows_room, n, sizeof(Row) + sizeof(Times))
+        return 0
+
+    cdef int room_for_ended(self, Py_ssize_t n) except -1:
+        self.ended = <EndedRow*>grown(self.ended, &self.ended_room, n, sizeof(EndedRow))
         return 0
 
     def pop_batches(self, now_ns, budget):
@@ -619,13 +630,10 @@ cdef class Core:
         # Everything is allocated before the first row is taken: no memory means nothing is lost.
         cdef Layout layout = Layout(n * sizeof(EndedRow), 4)
         cdef Ended ended = Ended()
-        cdef EndedRow* rows = <EndedRow*>malloc((n + 1) * sizeof(EndedRow))
-        if rows == NULL:
-            raise MemoryError
-        ended.items = <Py_ssize_t>queues_reap(self.q, rows, n)
+        self.room_for_ended(<Py_ssize_t>n)
+        ended.items = <Py_ssize_t>queues_reap(self.q, self.ended, n)
         ended.columns = layout.data
-        fill_ended(layout, rows, ended.items)
-        free(rows)
+        fill_ended(layout, self.ended, ended.items)
         ended.more = queues_has_ended(self.q)
         return ended
 
@@ -645,13 +653,12 @@ cdef class Core:
         cdef Layout layout = Layout(room * sizeof(EndedRow), 4)
         cdef Ended ended = Ended()
         cdef bytes untils = PyBytes_FromStringAndSize(NULL, room * sizeof(int64_t))
-        cdef EndedRow* rows = <EndedRow*>malloc(room * sizeof(EndedRow))
-        if rows == NULL:
-            raise MemoryError
-        ended.items = <Py_ssize_t>queues_put_off(self.q, of, rows, <int64_t*>PyBytes_AS_STRING(untils), <uint64_t>n)
+        self.room_for_ended(room)
+        ended.items = <Py_ssize_t>queues_put_off(
+            self.q, of, self.ended, <int64_t*>PyBytes_AS_STRING(untils), <uint64_t>n
+        )
         ended.columns = layout.data
-        fill_ended(layout, rows, ended.items)
-        free(rows)
+        fill_ended(layout, self.ended, ended.items)
         ended.until = memoryview(untils).cast("q")[:ended.items]
         ended.more = queues_puts_off(self.q, of)
         return ended

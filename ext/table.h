@@ -19,6 +19,7 @@ static inline uint64_t mix64(uint64_t a, uint64_t b) {
 }
 
 #define SHARDS 64
+#define SHARD_LEAST 128 /* slots, of one that holds anything: with fewer it would grow by chance now and then */
 
 typedef struct TableSlot {
     uint32_t hash; /* its lower half */
@@ -75,7 +76,7 @@ static inline int table_resize(Table *table, TableShard *shard, size_t size) {
 static inline int table_add(Table *table, uint64_t hash, uint32_t item) {
     TableShard *shard = &table->shards[hash >> 58];
     size_t size = shard->size;
-    if (2 * (shard->used + 1) > size && table_resize(table, shard, size ? 2 * size : 8) < 0) return -1;
+    if (2 * (shard->used + 1) > size && table_resize(table, shard, size ? 2 * size : SHARD_LEAST) < 0) return -1;
     table_place(shard, (uint32_t)hash, item);
     shard->used++;
     return 0;
@@ -97,7 +98,7 @@ static inline void table_remove(Table *table, uint64_t hash, uint32_t item) {
     }
     shard->slots[at].item = 0;
     shard->used--;
-    if (shard->size > 64 && 16 * shard->used < shard->size)
+    if (shard->size >= 4 * SHARD_LEAST && 16 * shard->used < shard->size)
         table_resize(table, shard, shard->size / 4); /* no memory for less: keep it */
 }
 
@@ -141,7 +142,7 @@ static inline int prints_resize(Prints *prints, PrintShard *shard, uint32_t size
 static inline int prints_add(Prints *prints, uint64_t hash) {
     PrintShard *shard = &prints->shards[hash >> 58];
     uint32_t print = print_of(hash), at;
-    if (4 * (shard->used + 1) > 3 * shard->size && prints_resize(prints, shard, shard->size ? 2 * shard->size : 16) < 0)
+    if (4 * (shard->used + 1) > 3 * shard->size && prints_resize(prints, shard, shard->size ? 2 * shard->size : SHARD_LEAST) < 0)
         return -1;
     for (at = print_home(shard, print); shard->slots[at] != 0; at = (at + 1) & (shard->size - 1))
         if (shard->slots[at] == print) return 0;
@@ -166,7 +167,7 @@ static inline void prints_remove(Prints *prints, uint64_t hash) {
     }
     shard->slots[at] = 0;
     shard->used--;
-    if (shard->size > 64 && 8 * shard->used < shard->size)
+    if (shard->size >= 4 * SHARD_LEAST && 16 * shard->used < shard->size)
         prints_resize(prints, shard, shard->size / 4); /* no memory for less: keep it */
 }
 

@@ -53,11 +53,14 @@ def missing(reason: str) -> None:
 
 def built(part: str, folder: Path, options: list[str]) -> Path:
     """The driver, compiled."""
+    return compiled(HERE / f"fuzz_{part}.c", folder / part, [*COMPILE, *options])
+
+
+def compiled(source: Path, program: Path, options: list[str]) -> Path:
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         missing("no C compiler")
-    program = folder / part
-    command = [str(compiler), *COMPILE, *options, str(HERE / f"fuzz_{part}.c"), "-o", str(program)]
+    command = [str(compiler), *options, str(source), "-o", str(program)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=WITHIN_S)
     if "cannot find -lasan" in done.stderr or "cannot find -lubsan" in done.stderr:
         missing("the compiler has no sanitizers")
