@@ -66,6 +66,11 @@ class Channel:
         self.core.push_many(now, *columns([run]))
         return self.sends
 
+    def push_all(self, now: int, recipients: int, **other: Any) -> None:
+        """In as many sends as need be."""
+        for start in range(0, recipients, 50_000):
+            self.push(now, min(50_000, recipients - start), **other)
+
     def pop(self, now: int, budget: int = 256) -> list[Batch]:
         return rows(self.core.pop_batches(now, budget))
 

@@ -48,6 +48,28 @@ def test_a_burst_of_many_leaves_at_the_least_rate_and_in_time() -> None:
     assert at.stat("pacing_calls") == 0
 
 
+@pytest.mark.parametrize("queued", [1, 1_000_000])
+@pytest.mark.parametrize("comes", [1, 37, 500])
+def test_whatever_another_has_queued_a_tenants_first_send_leaves_within_ten_seconds(queued: int, comes: int) -> None:
+    at = channel(cap=1000)
+    at.push_all(0, queued, tenant=1, due=600 * S)
+    run(at, 0, comes * S)
+    first = at.push(comes * S, 1, tenant=2, due=(comes + 600) * S)
+    (left,) = [now for now, batch in run(at, comes * S, (comes + 11) * S) if batch.items[0][0] == first]
+    assert left <= (comes + 10) * S
+
+
+@pytest.mark.parametrize("queued", [2_000, 1_000_000])
+def test_at_the_ceiling_a_tenants_first_send_waits_for_a_turn_of_another_at_most(queued: int) -> None:
+    at = channel(cap=10, slots=1)
+    at.push_all(0, queued, tenant=1, due=S)
+    run(at, 0, 5 * S, takes=S // 10)
+    assert at.core.pace(BASIC, 0)[4] == 2  # type: ignore[index]
+    at.push(5 * S, 1, tenant=2, due=605 * S)
+    tenants = [batch.key[0] for _, batch in run(at, 5 * S, 6 * S, takes=S // 10)]
+    assert tenants.index(2) <= 2, "one call is under way, and one turn is a call"
+
+
 def test_sends_that_merge_are_one_call() -> None:
     at = channel(cap=1000)
     for _ in range(500):
