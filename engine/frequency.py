@@ -18,10 +18,12 @@ from urllib.parse import quote
 from engine.clock import Clock
 from engine.config import ChannelConfig
 from engine.drivers import Action, CallResult, Driver, Verdict
+from engine.open_sends import Flow
 from engine.send import Tier
 from engine.shares import frequency_of
 from engine.state.frequency import FrequencyFile
 from ext.columns import Batch
+from ext.schedule import TICK_NS
 
 REACHED_NOBODY = frozenset({Action.FAILED, Action.DEAD, Action.PARK, Action.REFRESH})
 CALLS_TAKE = 2  # times its timeout at most: a token may have to be got first
@@ -60,11 +62,14 @@ class Frequencies:
         self._timeouts = {name: int(config.timeout) for name, config in configs.items()}
         self._files: dict[str, FrequencyFile] = {}
         self._keys: dict[tuple[str, str], bytes] = {}
+        self._rules: dict[str, list[str]] = {}  # by channel, as people say them
+        self._ends: dict[Flow, dict[int, str]] = {}  # of waits, ns of the core, a tick -> by which rule
         for name, config in configs.items():
             if rules := frequency_of(config):
                 pairs = [(rule.messages, int(rule.per)) for rule in rules]
                 memory, caseless = config.frequency_memory, drivers[name].caseless
                 self._files[name] = FrequencyFile(state / "frequency" / _file_name(name), pairs, memory, caseless)
+                self._rules[name] = [f"{rule.messages} messages per {rule.per}" for rule in rules]
 
     def hold(self, batch: Batch, *, again: bool) -> Held:
         """Count the batch's recipients, but those who must wait. ``again``: a call repeated as it was; it counts once
@@ -79,14 +84,31 @@ class Frequencies:
         while at_ns in under_way:
             at_ns += 1
         urgent = batch.tier is Tier.SYSTEM or not self._reserves
-        waits = file.counts.take(self._key(file, batch), list(batch.ids), looks_ns, at_ns, urgent, again)
-        self.waited[name] += len(waits)
-        if len(waits) < len(batch):
+        refused = file.counts.take(self._key(file, batch), list(batch.ids), looks_ns, at_ns, urgent, again)
+        self.waited[name] += len(refused)
+        if len(refused) < len(batch):
             under_way[at_ns] = None
+        if not refused:
+            return Held(at_ns, {})
         soonest = now_ns if looks_ns == now_ns else now_ns + AGAIN_NS
-        return Held(
-            at_ns, {row: _rounded(now_ns, max(until, soonest)) + self._offset_ns for row, until in waits.items()}
-        )
+        waits = {row: _rounded(now_ns, max(until, soonest)) + self._offset_ns for row, (until, _) in refused.items()}
+        self._note(batch.flow, {waits[row]: rule for row, (_, rule) in refused.items()})
+        return Held(at_ns, waits)
+
+    def rule(self, flow: Flow, until_ns: int) -> str | None:
+        """The rule whose waits of the flow's end at this tick of the core: "30 messages per 1m"; None: none does."""
+        return self._ends.get(flow, {}).get(until_ns)
+
+    def forget(self, flow: Flow) -> None:
+        """Nothing of it is open any more."""
+        self._ends.pop(flow, None)
+
+    def _note(self, flow: Flow, rules: Mapping[int, int]) -> None:
+        """Waits by their end; what has passed goes. Some hundred stay at most, for ends are rounded."""
+        now, rules_of = self._clock.now_ns(), self._rules[flow.channel]
+        ends = {end: rule for end, rule in self._ends.get(flow, {}).items() if end > now}
+        ends |= {-(-until // TICK_NS) * TICK_NS: rules_of[rule] for until, rule in rules.items()}
+        self._ends[flow] = ends
 
     def done(self, batch: Batch, held: Held, result: CallResult) -> None:
         """The batch's call has ended: who may have got it got it by now, or is still to be reached in as long as a

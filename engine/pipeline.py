@@ -102,6 +102,7 @@ class Pipeline:
         }
         drivers = {name: channel.driver for name, channel in self.channels.items()}
         self.frequencies = Frequencies(Path(config.state), config.channels, drivers, clock, keep_for_system=urgent)
+        self.opens.gone.append(self.frequencies.forget)
         self.gates = Gates(config, self.channels, self.core, clock)
         self.turns = Turns(clock)
         self.later = Later(log, config, self.fence, self.turns, self.counters, clock)
@@ -120,7 +121,7 @@ class Pipeline:
         self.intakes = [self._intake(tier) for tier in tiers]
         self.dues: dict[Tier, LaterDue] = {}
         self.later_intakes = [self._later_intake(tier) for tier in tiers]
-        why = Why(self.core, self.opens, self.pauses.standing, self.limits.told, clock)
+        why = Why(self.core, self.opens, self.pauses.standing, self.limits.told, self.frequencies.rule, clock)
         changed = Changed(config, self.limits, self.channels, self.opens)
         self.orders = Orders(
             worker, self.dispatcher, self.pauses, _weights(config, self.core, self.opens), why, self.limits, changed,

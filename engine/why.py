@@ -38,15 +38,22 @@ class Core(Protocol):
 
 class Why:
     """One worker's. ``paused``: the pauses in force, and until when, ms; ``told``: what people call a limit of the
-    core."""
+    core; ``frequent``: the rule of `frequency` by which recipients of a flow wait until then."""
 
     def __init__(
-        self, core: Core, opens: OpenSends, paused: Mapping[Target, int], told: Callable[[int], str], clock: Clock
+        self,
+        core: Core,
+        opens: OpenSends,
+        paused: Mapping[Target, int],
+        told: Callable[[int], str],
+        frequent: Callable[[Flow, int], str | None],
+        clock: Clock,
     ) -> None:
         self._core = core
         self._opens = opens
         self._paused = paused
         self._told = told
+        self._frequent = frequent
         self._clock = clock
 
     def answer(self, command: Command) -> list[Hold]:
@@ -82,8 +89,10 @@ class Why:
 
     def _hold(self, flow: Flow, row: Row, send: str | None) -> Hold:
         _, _, ready, why, scope, limit, until, rate = row
-        held = HELD[why]
+        held, rule = HELD[why], None if limit is None else self._told(limit)
         on = self._target(flow, scope) if held in OWNED else None
+        if held == "time" and (rule := self._frequent(flow, until)):
+            held, on = "frequency", _scope_of(flow, schedule.ACCOUNT)
         until_ms = None if until == schedule.NEVER else (until - self._clock.offset_ns()) // NS_PER_MS
         return Hold(
             tier=flow.tier.label,
@@ -96,7 +105,7 @@ class Why:
             ready=ready,
             held=held,
             on=on,
-            limit=None if limit is None else self._told(limit),
+            limit=rule,
             rate=rate / schedule.CALL_A_SECOND if held == "pacing" else None,
             until=self._paused.get(on) if held == "pause" and on is not None else until_ms,
         )

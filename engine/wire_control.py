@@ -123,10 +123,10 @@ class Command(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 class Hold(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """Why the recipients of one campaign, in one tier and account, have not left a worker yet.
 
-    ``held``: turn (nothing holds them), pause, slot, block, limit, grant, linger, time, pacing. ``on``: whose pause,
-    block, limit, slot or rate it is. ``rate``: of pacing, calls a second. ``until``: ms since the epoch; None: not
-    known. ``sends``: open ones, calls under way included; ``ready``: their recipients that are queued and not held by
-    time. ``send``: the one asked for.
+    ``held``: turn (nothing holds them), pause, slot, block, limit, grant, linger, time, frequency, pacing. ``on``:
+    whose pause, block, limit, slot or rate it is; ``limit``: which of its limits, or rules of `frequency`. ``rate``: of
+    pacing, calls a second. ``until``: ms since the epoch; None: not known. ``sends``: open ones, calls under way
+    included; ``ready``: their recipients that are queued and not held by time. ``send``: the one asked for.
     """
 
     tier: str

@@ -19,10 +19,10 @@ class Frequency:
 
     def take(
         self, key: bytes, ids: list[str], now_ns: int, at_ns: int, urgent: bool = True, anyway: bool = False
-    ) -> dict[int, int]:
-        """Who may get no message now: index -> until when, ns. Everybody else is counted as at ``at_ns``, the latest
-        the message can arrive; ``anyway``: everybody is. A tenth of every number, rounded down, is for urgent ones
-        only. 50 to 350 ns a recipient and rule, as much of the memory as the caches hold."""
+    ) -> dict[int, tuple[int, int]]:
+        """Who may get no message now: index -> until when, ns, and by which rule. Everybody else is counted as at
+        ``at_ns``, the latest the message can arrive; ``anyway``: everybody is. A tenth of every number, rounded down,
+        is for urgent ones only. 50 to 350 ns a recipient and rule, as much of the memory as the caches hold."""
 
     def give_back(self, key: bytes, ids: list[str], now_ns: int, at_ns: int) -> None:
         """These, counted as at ``at_ns``, got none."""

@@ -117,18 +117,20 @@ cdef class Frequency:
     ):
         cdef uint64_t* hashes = self.hash_all(key, ids)
         cdef uint32_t kept
-        cdef int64_t until
+        cdef int64_t until, when
         cdef Py_ssize_t i
-        cdef int t
+        cdef int t, rule = 0
         refused = {}
         try:
             for i in range(len(ids)):
                 until = 0
                 for t in range(self.count):
                     kept = 0 if urgent else self.tables[t].number // KEPT
-                    until = max(until, often_when(&self.tables[t], hashes[i], now_ns, kept))
+                    when = often_when(&self.tables[t], hashes[i], now_ns, kept)
+                    if when > until:
+                        until, rule = when, t
                 if until and not anyway:
-                    refused[i] = until
+                    refused[i] = until, rule
                     continue
                 for t in range(self.count):
                     often_count(&self.tables[t], hashes[i], now_ns, at_ns)

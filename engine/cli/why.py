@@ -25,6 +25,7 @@ WORDS = {
     "grant": "the limit waits for its grant to be written",
     "linger": "waits for more to share a call with",
     "time": "not before its time, or waits for a retry",
+    "frequency": "its recipients have had their messages",
     "pacing": "paced: has time, and leaves at the lowest rate that is in time",
 }
 LATER = {

@@ -131,3 +131,23 @@ async def test_what_pacing_holds_is_told_with_its_rate_and_until_about_when(tmp_
             assert now_ms() < hold.until < at + 1_800_000
             await worker.append(cancel("k", now_ms()))
             await worker.judged()
+
+
+async def test_who_has_had_its_messages_is_told_by_which_rule(tmp_path: Path) -> None:
+    """And who waits for its time is not."""
+    rules = 'frequency = [{ messages = 9, per = "1s" }, { messages = 1, per = "1m" }]'
+    async with partnered(tmp_path, f"{rules}\n[channels.partner.accounts.a]\n") as (_, worker):
+        before = now_ms()
+        await worker.send("basic", *(send(f"i{n}", "one", campaign="k", content={"text": str(n)}) for n in range(2)))
+        await worker.send("basic", send("later", "two", campaign="l", not_before=before + SOON_MS))
+        await worker.until(lambda: worker.pipeline.core.stats()["waiting"][2] == 2, "one waits, and one for its time")
+        (hold,) = await asked(worker, "q0", campaign="k")
+        assert (hold.held, hold.limit, hold.ready) == ("frequency", "1 messages per 1m", 0)
+        assert hold.on == Target(channel="partner", account="a")
+        assert hold.until is not None
+        assert before + 60_000 <= hold.until <= now_ms() + 83_000, "the other's call takes 20 s at most"
+        (other,) = await asked(worker, "q1", campaign="l")
+        assert (other.held, other.limit, other.on) == ("time", None, None)
+        await worker.append(cancel("k", now_ms()), cancel("l", now_ms()))
+        await worker.until(lambda: not worker.pipeline.opens, "cancelled")
+        assert not worker.pipeline.frequencies._ends, "forgotten with the flow"

@@ -71,7 +71,7 @@ def test_with_memory_to_spare_up_to_five_are_told_exactly(number: int, drawn: li
         refused = frequency.take(KEY, [name], now, now)
         if refused:
             assert len(maybe) >= number
-            assert 0 < refused[0] - (sorted(maybe)[-number] + 60 * S) <= 2 * TICK
+            assert 0 < refused[0][0] - (sorted(maybe)[-number] + 60 * S) <= 2 * TICK
         else:
             assert len(surely) < number
             got[name].append(now)
@@ -89,11 +89,14 @@ def test_who_waits_until_it_said_gets_the_next() -> None:
     frequency = Frequency([(bytearray(SET_BYTES), 2, 60 * S), (bytearray(SET_BYTES), 3, 3_600 * S)])
     for _ in range(2):
         assert frequency.take(KEY, ["one"], EPOCH, EPOCH) == {}
-    until = frequency.take(KEY, ["two", "one"], EPOCH + S, EPOCH + S)[1]
+    until, rule = frequency.take(KEY, ["two", "one"], EPOCH + S, EPOCH + S)[1]
+    assert rule == 0
     assert EPOCH + 60 * S < until <= EPOCH + 60 * S + 2 * TICK
-    assert frequency.take(KEY, ["one"], until - TICK, until) == {0: until}
+    assert frequency.take(KEY, ["one"], until - TICK, until) == {0: (until, 0)}
     assert frequency.take(KEY, ["one"], until, until) == {}
-    assert frequency.take(KEY, ["one"], until + 60 * S, until)[0] > EPOCH + 3_600 * S
+    last, rule = frequency.take(KEY, ["one"], until + 60 * S, until)[0]
+    assert last > EPOCH + 3_600 * S
+    assert rule == 1
 
 
 def test_who_goes_anyway_counts() -> None:

@@ -17,7 +17,7 @@ RULES = [(1, 60 * S), (2, 3_600 * S)]
 SIZE = 1 << 16
 
 
-def take(file: FrequencyFile, at: int) -> dict[int, int]:
+def take(file: FrequencyFile, at: int) -> dict[int, tuple[int, int]]:
     """One message to one recipient."""
     return file.counts.take(file.key("a"), ["one"], at, at)
 
