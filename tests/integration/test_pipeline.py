@@ -17,6 +17,7 @@ from engine.errors import LogUnavailable
 from engine.logs import Chunk
 from engine.send import Outcome
 from tests.integration.support import (
+    QUICK,
     Ahead,
     Arrived,
     Worker,
@@ -26,6 +27,7 @@ from tests.integration.support import (
     corp,
     gateway,
     now_ms,
+    order,
     record,
     registered,
     send,
@@ -160,6 +162,22 @@ async def test_system_leaves_before_a_queued_basic_backlog(tmp_path: Path) -> No
             # One is reserved for system and goes at once; as soon as the window opens the other four go, before basic.
             assert after[:5] == ["s"] * 5
             assert before == 9
+
+
+async def test_template_and_basic_share_a_channel_of_few_connections(tmp_path: Path) -> None:
+    """Both have something to send all the time, and hardly ever is a connection free."""
+    async with gateway() as partner:
+        tiers = QUICK.replace("[tiers.template]\n", "[tiers.template]\nweight = 3\n")
+        config = configured(tmp_path, channel("partner", partner.url, "in_flight = 2\nbatch = 1"), tiers=tiers)
+        async with working(config) as worker:
+            await worker.append(order("pause", "p", channel="partner"))
+            await worker.until(lambda: worker.pipeline.orders.standing()["pause"], "paused")
+            for tier in ("basic", "template"):
+                await worker.send(tier, *(send(f"{tier}{n}", f"{tier}{n}") for n in range(100)))
+            await worker.until(lambda: len(worker.pipeline.opens) == 200, "all wait")
+            await worker.append(order("resume", "r", channel="partner"))
+            await worker.judged()
+            assert 58 <= sum(call.ids[0].startswith("template") for call in partner.calls[:80]) <= 62
 
 
 def _left(worker: Worker) -> int:
