@@ -144,7 +144,8 @@ cdef bint queues_has_ended(const Queues* q) noexcept nogil:
 
 
 cdef bint queues_has_work(const Queues* q) noexcept nogil:
-    return ring_first(&q.root.ring) != NULL
+    """Something may go now, or timers are still to be fired."""
+    return ring_first(&q.root.ring) != NULL or wheel_due(&q.wheel) <= q.now
 
 
 cdef int64_t queues_due(const Queues* q) noexcept nogil:

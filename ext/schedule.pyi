@@ -201,7 +201,8 @@ class Core:
         """Form what may go now; each batch takes a slot of its channel until ``release``.
 
         A recipient moved or a queue looked at is a step. It ends when ``budget`` (1..2**20) steps are made, but
-        finishes the batch it is at: at most budget + the largest cap of steps.
+        finishes the batch it is at: at most budget + the largest cap of steps. Of what lingered or waited until now a
+        call frees a thousand queues, and ``more`` is true while there are others.
         """
 
     def release(

@@ -131,7 +131,7 @@ static inline int wheel_is_sound(const Wheel *wheel) {
 }
 
 /* The next timer that fires at or before a time, disarmed; NULL: none is left, and the wheel stands at that time.
-   Call it until it says NULL; timers armed meanwhile must lie after that time. */
+   Where it stops being called before it says NULL the rest is late, and in order. */
 static inline Timer *wheel_fire(Wheel *wheel, int64_t now_ns) {
     uint64_t target = (uint64_t)now_ns >> WHEEL_TICK_BITS;
     int level;

@@ -120,6 +120,26 @@ def test_a_batch_waits_its_linger_and_no_longer() -> None:
     assert (len(batch.items), batch.closed) == (2, CLOSED_LINGER)
 
 
+@pytest.mark.parametrize("waits", [{"linger": S}, {"not_before": S}, {"deadline": S, "not_before": NEVER}])
+def test_many_whose_time_comes_at_once_come_in_portions_and_urgent_ones_first(waits: dict[str, int]) -> None:
+    channel = Channel(slots=10_000)
+    for tenant in range(5_000):
+        channel.push(0, 1, tenant=tenant, **waits)
+    now = S + TICK_NS
+    urgent = channel.push(now, 1, SYSTEM)
+    left, ended, turns = list[Batch](), 0, 0
+    while channel.core.next_due(now) == now:
+        popped = channel.core.pop_batches(now, 10_000)
+        left += rows(popped)
+        ended += channel.core.reap(now, 10_000).items
+        assert popped.count <= 1 + 3 * 1024, "as many calls, each a thousand"
+        turns += 1
+    assert left[0].items[0][0] == urgent
+    assert (len(left), ended) in ((5_001, 0), (1, 5_000))
+    assert turns >= 2
+    channel.core.check()
+
+
 def test_a_full_batch_does_not_linger_and_the_rest_does() -> None:
     channel = Channel(cap=3)
     channel.push(0, 7, linger=S)
