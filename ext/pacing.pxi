@@ -236,11 +236,15 @@ cdef inline Node* held_above(const Queue* queue) noexcept nogil:
 
 
 cdef void give_back(Queues* q, Node* node) noexcept nogil:
-    """A node may work again: those set aside there return to their places, one a visit."""
+    """A node may work again: those set aside there return to their places, one a visit, and may be due before what the
+    lane waits for."""
     cdef Node* lane = lane_above(node)
     if ring_first(&node.aside) == NULL:
         return
     ring_append_all(&lane.pacing.returning, &node.aside)
+    if lane.state & HELD_BACK:
+        wheel_disarm(&q.wheel, &lane.pacing.timer)
+        let_go(q, lane, HELD_BACK)
     place(q, lane)
 
 

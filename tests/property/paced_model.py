@@ -225,6 +225,9 @@ class Paced:
             queue.stands = lane.pacing.returning
         lane.pacing.returning += node.aside
         node.aside.clear()
+        if "held back" in lane.held:
+            self.disarm(lane.pacing.timer)
+            self.let_go(lane, "held back")
         self.place(lane)
 
     def due_first(self, lane: Node) -> Queue | None:

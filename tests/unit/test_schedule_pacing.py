@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ext.schedule import ACCOUNT, ASAP, CALLS, CHANNEL, HELD_LIMIT, HELD_PACING, NEVER, PACED, WHOLE_TIER
+from ext.schedule import ACCOUNT, ASAP, CALLS, CHANNEL, HELD_LIMIT, HELD_PACING, NEVER, PACED, TICK_NS, WHOLE_TIER
 from tests.property.model import BASIC, SYSTEM, TEMPLATE, Batch
 from tests.unit.test_schedule import Channel
 
@@ -195,6 +195,24 @@ def test_a_held_account_does_not_open_the_gates_for_those_that_have_time() -> No
     at.push(0, 100, tier=TEMPLATE, account=1, due=1000 * S)
     left = run(at, 0, 100 * S)
     assert len(left) < 20
+
+
+@pytest.mark.parametrize("how", ["block", "pause"])
+def test_what_was_held_for_a_moment_leaves_then_though_its_lane_waits_for_others(how: str) -> None:
+    at = near(accounts=2)
+    at.push(0, 200, tier=TEMPLATE, account=1, due=100_000 * S)
+    run(at, 0, S)
+    if how == "block":
+        at.core.block(ACCOUNT, 0, S + S // 20)
+    else:
+        at.core.pause(ACCOUNT, 0)
+    urgent = at.push(S, 1, tier=TEMPLATE, account=0, due=6 * S)
+    left = run(at, S, S + S // 20)
+    if how == "pause":
+        at.core.resume(ACCOUNT, 0)
+    left += run(at, S + S // 20, 2 * S)
+    (when,) = [now for now, batch in left if batch.items[0][0] == urgent]
+    assert when <= S + S // 20 + TICK_NS
 
 
 def test_what_is_cancelled_hurries_nobody() -> None:
