@@ -45,6 +45,7 @@ cdef uint64_t queues_cancel(Queues* q, uint32_t tenant, uint32_t campaign, int t
             n += <uint64_t>queue.fifo.count + queue.retries + queue.scheduled
             cancel_queue(q, queue)
             link = node.queues.next
+        ask_again(q, node.parent)
         node.children -= 1
         free_if_idle(q, node)
     return n
@@ -87,6 +88,8 @@ cdef uint64_t sweep(Queues* q, Queue* queue, EndedRow* rows, uint64_t most) noex
     fifo_renew(&q.store, &queue.fifo)
     count_first(q, queue)
     stand_by(q, queue)
+    if n:
+        ask_again(q, queue.branch.parent)
     if n < most or not queue.fifo.count:
         if queue.fifo.count:
             queue.fifo.deadline = facts_at(&q.store, rec.facts & REC_FACTS).deadline

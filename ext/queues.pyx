@@ -252,6 +252,14 @@ cdef void unpark(Queues* q, Node* node) noexcept nogil:
     let_go(q, node, PARKED)
 
 
+cdef void ask_again(Queues* q, Node* node) noexcept nogil:
+    """Of what is below it some will not leave for now: if that is what did not fit, others may. And above."""
+    while node != &q.root:
+        if node.state & PARKED:
+            unpark(q, node)
+        node = node.parent
+
+
 cdef void queues_reconsider(Queues* q, Scope* scope) noexcept nogil:
     """What the scope keeps may ask again: an answer, a grant or another number came."""
     cdef Link* first = ring_first(&scope.parked)
@@ -986,6 +994,7 @@ cdef void queues_pause(Queues* q, Node* node, bint paused, int64_t until) noexce
         hold(q, node, PAUSED)
         node.paused_until = until
         note_held(q, node)
+        ask_again(q, node.parent)
         free_if_idle(q, node)
     elif node.state & PAUSED:
         let_go(q, node, PAUSED)

@@ -30,6 +30,21 @@ def all_put_off(model: Model, tier: int) -> None:
     assert not taken_from(model, tier)
     while (node := idle(model, tier)) is not None:
         model.tidy(node)
+    while (node := emptied(model, tier)) is not None:
+        model.unpark(node)
+
+
+def emptied(model: Model, tier: int) -> Node | None:
+    """A node that is parked for long, and has nothing any more: who comes next may fit."""
+    lanes = [channel.lanes[tier] for channel in model.channels if not channel.stays]
+    leaves = [leaves[tier] for leaves in model.leaves if leaves[tier].above(1) in lanes]
+    branches = [node for node in model.branches if node.tier == tier and model.lane_above(node) in lanes]
+    for node in [model.tiers[tier], *lanes, *leaves, *branches]:
+        if "parked" in node.held and max(until for until, _ in holds_of(node)) > model.now + model.horizon:
+            below = [child for child in (*node.ring, *node.fresh) if child.level != "lane" or child in lanes]
+            if not below:
+                return node
+    return None
 
 
 def queue_with(model: Model, tier: int, send: int, position: int) -> Queue:

@@ -173,6 +173,8 @@ class Node:
     aside: list[Queue] = field(default_factory=list)
     newcomer: bool = True
     kept: Refusal | None = None  # of the last time it was parked
+    keeper: Scope | None = None  # likewise
+    stays: bool = False
     paused_until: int = 0  # of the last time it was paused
 
     def above(self, levels: int) -> Node:
@@ -400,19 +402,26 @@ class Model(Explained, Paced):
 
     def park(self, node: Node, scope: Scope, no: Refusal) -> None:
         self.hold(node, "parked")
-        node.kept = no
+        node.kept, node.keeper = no, scope
         scope.parked.append(node)
         if no.until != NEVER:
-            self.arm(node.timer, no.until, lambda: self.unpark(node, scope))
+            self.arm(node.timer, no.until, lambda: self.unpark(node))
 
-    def unpark(self, node: Node, scope: Scope) -> None:
+    def unpark(self, node: Node) -> None:
+        assert node.keeper is not None
         self.disarm(node.timer)
-        scope.parked.remove(node)
+        node.keeper.parked.remove(node)
         self.let_go(node, "parked")
+
+    def ask_again(self, node: Node) -> None:
+        while node is not self.root:
+            if "parked" in node.held:
+                self.unpark(node)
+            node = node.above(1)
 
     def reconsider(self, scope: Scope) -> None:
         for node in list(scope.parked):
-            self.unpark(node, scope)
+            self.unpark(node)
 
     def branch(self, parent: Node, level: str, handle: int) -> Node:
         if handle not in parent.branches:
@@ -424,7 +433,7 @@ class Model(Explained, Paced):
         return parent.branches[handle]
 
     def free_if_idle(self, node: Node) -> None:
-        while node.level in ("campaign", "tenant") and not (node.queues or node.branches or node.stands):
+        while node.level in ("campaign", "tenant") and not (node.queues or node.branches or node.stands or node.stays):
             self.disarm(node.timer)
             for scope in (self.tenants[node.handle], self.shares.get((self.lane_above(node).handle, node.handle))):
                 if "parked" in node.held and scope is not None and node in scope.parked:
@@ -824,7 +833,17 @@ class Model(Explained, Paced):
     def cancel(self, tenant: int, campaign: int) -> int:
         nodes = [node for node in self.branches if group_of(node) == (tenant, campaign)]
         dead = [queue for node in nodes for queue in node.queues]
-        for queue in dead:
+        for node in nodes:
+            node.stays = True  # though its last queue goes
+            self.cancel_all(list(node.queues))
+            self.ask_again(node.above(1))
+            node.stays = False
+            self.free_if_idle(node)
+        self.dead += dead
+        return sum(len(queue.fifo.of) + len(queue.waiting) for queue in dead)
+
+    def cancel_all(self, queues: list[Queue]) -> None:
+        for queue in queues:
             self.counts["cancelled"][queue.branch.tier] += len(queue.fifo.of) + len(queue.waiting)
             self.rest(queue)
             if queue.counted:
@@ -834,8 +853,6 @@ class Model(Explained, Paced):
                 self.sweeping.remove(queue)
             self.forget(queue)
             queue.state = "dead"
-        self.dead += dead
-        return sum(len(queue.fifo.of) + len(queue.waiting) for queue in dead)
 
     def reap(self, now: int, budget: int) -> list[tuple[int, int, int, int, int]]:
         self.advance(now)
@@ -858,6 +875,8 @@ class Model(Explained, Paced):
         queue.fifo.renew()
         self.count_first(queue)
         self.stand_by(queue)
+        if rows:
+            self.ask_again(queue.branch.above(1))
         if len(rows) < most or not queue.fifo.of:
             if queue.fifo.of:
                 queue.fifo.deadline = queue.fifo.of[0].run.deadline
@@ -894,6 +913,7 @@ class Model(Explained, Paced):
             if paused:
                 self.hold(node, "paused")
                 node.paused_until = until
+                self.ask_again(node.above(1))
                 self.free_if_idle(node)
             elif "paused" in node.held:
                 self.let_go(node, "paused")

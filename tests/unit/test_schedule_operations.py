@@ -100,8 +100,8 @@ def test_what_is_paused_and_throttled_is_counted_once() -> None:
     assert channel.sizes(0) == [1]
     assert (channel.stat("throttled"), channel.stat("paused")) == (6, 0)
     channel.core.pause(OF_CAMPAIGN, 0, 2)
-    paused = channel.stat("paused")
-    assert (channel.stat("throttled"), paused) == (6 - paused, 3)
+    assert channel.sizes(0) == []
+    assert (channel.stat("throttled"), channel.stat("paused")) == (3, 3)
     channel.core.resume(OF_CAMPAIGN, 0, 2)
     assert channel.stat("throttled") == 6
 
@@ -350,3 +350,25 @@ def test_each_tier_and_account_is_explained() -> None:
     channel.push(0, 2, SYSTEM, account=1)
     channel.core.pause(ACCOUNT, 1)
     assert [row[:4] for row in channel.core.explain(0, 0, 0)] == [(BASIC, 0, 1, HELD_TURN), (SYSTEM, 1, 2, HELD_PAUSE)]
+
+
+@pytest.mark.parametrize("gone", ["cancelled", "expired", "paused", "put off"])
+def test_what_did_not_fit_and_is_gone_keeps_nobody_waiting(gone: str) -> None:
+    channel = Channel(cap=1000, horizon_ns=900 * S)
+    channel.core.add_limit(ACCOUNT, 0, RECIPIENTS, 1000, 24 * 3600 * S)
+    channel.push(0, 600)
+    channel.answer(0, channel.pop(0, 1000))
+    channel.push(S, 500, tenant=1, campaign=1, deadline=5 * S if gone == "expired" else NEVER)
+    assert channel.sizes(S) == []
+    if gone == "cancelled":
+        channel.core.cancel(1, 1)
+    elif gone == "paused":
+        channel.core.pause(OF_TENANT, 1)
+    elif gone == "put off":
+        taken = channel.core.put_off(S, BASIC, 1000)
+        assert taken is not None
+        assert taken.items == 500
+    channel.core.reap(6 * S, 1000)
+    channel.push(6 * S, 1, tenant=2)
+    assert channel.sizes(6 * S) == [1]
+    channel.core.check()
