@@ -105,7 +105,7 @@ cdef uint64_t queues_put_off(Queues* q, uint8_t tier, EndedRow* rows, int64_t* u
             n += put_off_queue(q, queue_of(ring_first(&below.ring)), rows + n, untils + n, most - steps)
         elif below == NULL or below == node:
             ring_remove(&node.away)
-            if node.state & PARKED:
+            if below == node and node.state & PARKED:
                 unpark(q, node)  # who comes next may fit
         else:
             tidy(q, below)

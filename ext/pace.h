@@ -26,7 +26,7 @@
 #define PACE_FAR_BITS 6 /* a far slot is 2^6 near ones */
 #define PACE_TICK_BITS 26
 #define PACE_LEAST_NS (1 << 26)
-#define PACE_SLACK_NS (1 << 22)             /* so late may a call leave without the next one being late too */
+#define PACE_SLACK_NS (1 << 22)             /* so late may the first call leave without the next one being late too */
 #define PACE_PATIENCE_NS (1ll << 31)        /* so long may something be late before that means too little capacity */
 #define PACE_RATCHET_NS (1ll << 34)         /* what is due sooner is over too soon to keep a rate for */
 #define PACE_NS 1000000000000000ull         /* in which a rate of 1 lets one call go */
@@ -69,6 +69,7 @@ typedef struct Pace {
     int64_t step;    /* of the ratchet's decay; 0: there is no ratchet */
     int64_t decayed; /* the time of its last step */
     int64_t left;    /* when the last call left, or should have */
+    int64_t begun;   /* when the first call was counted, after there had been none */
     int64_t late_since;
     uint64_t work;   /* calls counted */
     uint64_t late;   /* of them in slots that have passed */
@@ -206,6 +207,7 @@ static inline void pace_add(Pace *pace, int64_t now_ns, uint32_t slot, uint32_t 
     uint64_t even = 0;
     pace_roll(pace, now_ns);
     pace->stale = 1;
+    if (pace->work == 0) pace->begun = now_ns;
     pace->work += calls;
     if (pace_has_passed(pace, slot)) {
         pace->late += calls;
@@ -418,10 +420,14 @@ static inline int pace_is_sound(const Pace *pace) {
     return work == pace->work && waiting == pace->waiting;
 }
 
-/* A call leaves. */
+/* A call leaves. Who asks too seldom, or must wait for the rate of others too, may be late by a tick or a call and still
+   keep the rate; but what was not there could not leave, and is not made up for. */
 static inline void pace_leave(Pace *pace, int64_t now_ns) {
-    pace->left += pace_interval(pace);
-    if (pace->left < now_ns - PACE_SLACK_NS) pace->left = now_ns - PACE_SLACK_NS;
+    int64_t interval = pace_interval(pace);
+    int64_t least = now_ns - (interval > PACE_LEAST_NS ? interval : PACE_LEAST_NS);
+    if (least < pace->begun - PACE_SLACK_NS) least = pace->begun - PACE_SLACK_NS;
+    pace->left += interval;
+    if (pace->left < least) pace->left = least;
     if (pace->left > now_ns) pace->left = now_ns;
 }
 

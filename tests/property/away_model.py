@@ -40,7 +40,7 @@ def emptied(model: Model, tier: int) -> Node | None:
     leaves = [leaves[tier] for leaves in model.leaves if leaves[tier].above(1) in lanes]
     branches = [node for node in model.branches if node.tier == tier and model.lane_above(node) in lanes]
     for node in [model.tiers[tier], *lanes, *leaves, *branches]:
-        if "parked" in node.held and max(until for until, _ in holds_of(node)) > model.now + model.horizon:
+        if "parked" in node.held and max((until for until, _ in holds_of(node)), default=0) > model.now + model.horizon:
             below = [child for child in (*node.ring, *node.fresh) if child.level != "lane" or child in lanes]
             if not below:
                 return node

@@ -31,6 +31,7 @@ class PaceModel:
         self.state = BELOW
         self.read_at = self.decayed = 0
         self.left = -NS - SLACK_NS
+        self.begun = 0
         self.stale = self.was_late = False
         self.late_since = self.aside = 0
         self.waiting: defaultdict[int, list[object]] = defaultdict(list)  # slot -> who
@@ -65,6 +66,8 @@ class PaceModel:
 
     def add_at(self, now: int, slot: int, calls: int) -> None:
         self.roll(now)
+        if not self.work:
+            self.begun = now
         self.calls[slot] += calls
         self.stale = True
         if self.mode == EVEN and slot > now // SLOT_NS:
@@ -134,7 +137,9 @@ class PaceModel:
         return max(self.left + interval, min(self.left + interval * (before + 1), (slot - 1) * SLOT_NS))
 
     def leave(self, now: int) -> None:
-        self.left = min(max(self.left + NS // self.rate, now - SLACK_NS), now)
+        interval = NS // self.rate
+        least = max(now - max(interval, LEAST_NS), self.begun - SLACK_NS)
+        self.left = min(max(self.left + interval, least), now)
 
 
 class CapacityModel:

@@ -118,7 +118,8 @@ static void leave(void) {
         }
         if (when == 0) {
             pace_leave(pace, now);
-            CHECK(pace->left <= now && pace->left >= now - PACE_SLACK_NS);
+            CHECK(pace->left <= now);
+            CHECK(pace->left >= now - PACE_LEAST_NS || pace->left >= now - pace_interval(pace));
             return;
         }
         now = when;

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ext.schedule import ACCOUNT, ASAP, CALLS, CHANNEL, HELD_LIMIT, HELD_PACING, NEVER, PACED, TICK_NS, WHOLE_TIER
+from ext.schedule import ACCOUNT, ASAP, CALLS, CHANNEL, EVEN, HELD_LIMIT, HELD_PACING, NEVER, PACED, TICK_NS, WHOLE_TIER
 from tests.property.model import BASIC, SYSTEM, TEMPLATE, Batch
 from tests.unit.test_schedule import Channel
 
@@ -18,8 +18,8 @@ def channel(**other: Any) -> Channel:
     return Channel(pacing=(ASAP, ASAP, PACED), **{"slots": 100, "cap": 10, **other})
 
 
-def run(at: Channel, start: int, until: int, takes: int = 10**7) -> list[tuple[int, Batch]]:
-    """What leaves, and when; each call is answered a little later."""
+def run(at: Channel, start: int, until: int, takes: int = 10**7, looks: int = 1) -> list[tuple[int, Batch]]:
+    """What leaves, and when; each call is answered a little later. ``looks``: at multiples of this time only."""
     left: list[tuple[int, Batch]] = []
     now, flying = start, list[tuple[int, Batch]]()
     while now < until:
@@ -30,6 +30,7 @@ def run(at: Channel, start: int, until: int, takes: int = 10**7) -> list[tuple[i
             flying.append((now + takes, batch))
         due = at.core.next_due(now)
         now = min([due if due > now else now + 1, until, *(ends for ends, _ in flying)])
+        now = -(-now // looks) * looks
     at.answer(now, [batch for _, batch in flying])
     at.core.check()
     return left
@@ -68,6 +69,23 @@ def test_at_the_ceiling_a_tenants_first_send_waits_for_a_turn_of_another_at_most
     at.push(5 * S, 1, tenant=2, due=605 * S)
     tenants = [batch.key[0] for _, batch in run(at, 5 * S, 6 * S, takes=S // 10)]
     assert tenants.index(2) <= 2, "one call is under way, and one turn is a call"
+
+
+@pytest.mark.parametrize("mode", [PACED, EVEN])
+@pytest.mark.parametrize("rates", [[100], [12, 8, 5]])
+def test_who_looks_seldom_and_who_shares_a_rate_keeps_it(mode: int, rates: list[int]) -> None:
+    """A look each 20 ms, as when the process has other work to do; and several channels, whose rates are not the
+    same."""
+    at = Channel(slots=10_000, cap=1, pacing=(ASAP, ASAP, mode))
+    for number, rate in enumerate(rates):
+        if number:
+            at.core.add_channel(10_000, 0, 1)
+            at.core.add_account(number)
+        at.push(0, rate * 100, tenant=number, account=number, due=100 * S)
+    left = run(at, 0, 101 * S, looks=S // 50)
+    assert len(left) == sum(rates) * 100
+    assert max(Counter(now // S for now, _ in left).values()) <= 1.12 * sum(rates)
+    assert all(now <= batch.due for now, batch in left)
 
 
 def test_sends_that_merge_are_one_call() -> None:
