@@ -38,7 +38,7 @@ enum PaceMode { PACE_ASAP, PACE_EVEN, PACE_PACED };
 
 /* Below: calls are held back, earliest due first. Full: at three quarters of the ceiling nothing is held back any more;
    so nothing is late that some schedule with a peak of a quarter of the ceiling sends in time. Over: some will be late
-   whatever is done, for more is needed than the ceiling, or something has been late for a while; nothing is held back,
+   whatever is done, for more is needed than the ceiling, or some call has been late for a while; nothing is held back,
    and fair shares take the place of earliest due first. */
 enum PaceState { PACE_BELOW, PACE_FULL, PACE_OVER };
 
@@ -49,6 +49,7 @@ typedef struct PaceLink {
 
 typedef struct PaceRing {
     PaceLink *first, *last;
+    uint64_t count;
 } PaceRing;
 
 typedef struct PaceSlots {
@@ -62,7 +63,7 @@ typedef struct PaceSlots {
 typedef struct Pace {
     uint8_t mode, state;
     uint8_t stale;   /* calls were added since the slots were last read */
-    uint8_t was_late; /* at the last reading, and at all since late_since */
+    uint8_t overdue; /* told before a reading: the first that waits could have left for PACE_PATIENCE_NS */
     uint32_t base;   /* the near slot that time is in, modulo 2^32 */
     int64_t base_ns; /* its start */
     int64_t read_at; /* the slots are not read before this */
@@ -70,11 +71,11 @@ typedef struct Pace {
     int64_t decayed; /* the time of its last step */
     int64_t left;    /* when the last call left, or should have */
     int64_t begun;   /* when the first call was counted, after there had been none */
-    int64_t late_since;
     uint64_t work;   /* calls counted */
     uint64_t late;   /* of them in slots that have passed */
     uint64_t waiting; /* links in rings */
     uint64_t aside;   /* who would wait here, but is held by something else */
+    uint64_t at_once; /* of who waits in slots that have passed: its calls are not counted */
     uint64_t floor, ceiling;
     uint64_t need, even, ratchet, rate;
     PaceRing passed; /* who waits in slots that have passed */
@@ -132,7 +133,8 @@ static inline void pace_ring_append_all(PaceRing *ring, PaceRing *from) {
         ring->first = from->first;
     }
     ring->last = from->last;
-    from->first = from->last = NULL;
+    ring->count += from->count;
+    *from = (PaceRing){0};
 }
 
 /* All that a slot holds goes to another, which is nearer. */
@@ -254,6 +256,7 @@ static inline void pace_wait(Pace *pace, PaceLink *link, uint32_t slot) {
     PaceRing *ring = pace_ring(pace, slot, &word);
     assert(link->prev == NULL);
     pace->waiting++;
+    ring->count++;
     link->prev = ring->last == NULL ? link : ring->last;
     link->next = NULL;
     if (ring->last == NULL)
@@ -272,6 +275,7 @@ static inline void pace_wait_no_more(Pace *pace, PaceLink *link, uint32_t slot) 
     PaceRing *ring = pace_ring(pace, slot, &word);
     assert(link->prev != NULL);
     pace->waiting--;
+    ring->count--;
     if (ring->first == link)
         ring->first = link->next;
     else
@@ -304,9 +308,9 @@ static inline void pace_most(uint64_t *calls, uint64_t *ns, uint64_t more, uint6
 }
 
 /* What is late and could leave. While some are held by something else, nobody knows whose the late calls are: no more
-   than there are who wait, for what is held must not hurry the others. */
+   than there are who wait and are late, for what is held must not hurry the others. */
 static inline uint64_t pace_late(const Pace *pace) {
-    uint64_t most = pace->passed.first == NULL ? 0 : pace->waiting;
+    uint64_t most = pace->passed.count - pace->at_once;
     return pace->aside && pace->late > most ? most : pace->late;
 }
 
@@ -339,13 +343,6 @@ static inline void pace_decay(Pace *pace, int64_t now_ns) {
     if (pace->ratchet == 0) pace->decayed = now_ns;
 }
 
-/* Whether something has been late at every reading for longer than patience lasts. */
-static inline int pace_is_late(Pace *pace, int64_t now_ns) {
-    if (!pace->was_late) pace->late_since = now_ns;
-    pace->was_late = pace_late(pace) > 0;
-    return pace->was_late && now_ns - pace->late_since >= PACE_PATIENCE_NS;
-}
-
 /* Bring rate and state up to date: at most once a tick, and whoever asks in between gets the last ones. */
 static inline void pace_control(Pace *pace, int64_t now_ns) {
     uint64_t kept;
@@ -361,7 +358,7 @@ static inline void pace_control(Pace *pace, int64_t now_ns) {
     }
     pace->rate = pace->need > pace->floor ? pace->need : pace->floor;
     pace->state = pace->need >= pace->ceiling ? PACE_OVER : pace->need >= pace->ceiling / 4 * 3 ? PACE_FULL : PACE_BELOW;
-    if (pace_is_late(pace, now_ns)) pace->state = PACE_OVER;
+    if (pace->overdue) pace->state = PACE_OVER;
     if (pace->step == 0) return;
     pace_decay(pace, now_ns);
     if (pace->ratchet < kept) pace->ratchet = kept;
@@ -408,6 +405,7 @@ static inline int pace_is_sound(const Pace *pace) {
     const PaceSlots *both[2] = {&pace->near, &pace->far};
     uint64_t work = pace->late, waiting = 0;
     for (const PaceLink *link = pace->passed.first; link != NULL; link = link->next) waiting++;
+    if (waiting != pace->passed.count || pace->at_once > waiting) return 0;
     for (int i = 0; i < 2; i++)
         for (uint32_t at = 0; at < PACE_SLOTS; at++) {
             const PaceSlots *slots = both[i];

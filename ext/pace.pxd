@@ -12,12 +12,14 @@ cdef extern from "pace.h" nogil:
         uint8_t mode
         uint8_t state
         uint8_t stale
+        uint8_t overdue
         uint32_t base
         int64_t read_at
         uint64_t work
         uint64_t late
         uint64_t waiting
         uint64_t aside
+        uint64_t at_once
         uint64_t ceiling
         uint64_t need
         uint64_t rate
@@ -28,6 +30,8 @@ cdef extern from "pace.h" nogil:
 
     uint64_t pace_rate(uint64_t calls, uint64_t ns)
     void pace_make(Pace* pace, int mode, int64_t tau_ns, uint64_t floor)
+    void pace_roll(Pace* pace, int64_t now_ns)
+    bint pace_has_passed(const Pace* pace, uint32_t slot)
     uint32_t pace_slot(Pace* pace, int64_t now_ns, int64_t due_ns)
     void pace_add(Pace* pace, int64_t now_ns, uint32_t slot, uint32_t calls)
     void pace_remove(Pace* pace, uint32_t slot, uint32_t calls)

@@ -203,7 +203,7 @@ cdef void stand_by(Queues* q, Queue* queue) noexcept nogil:
         return
     pace_wait(&own.pace, &queue.turn, queue.slot)
     if queue.haste & AT_ONCE:
-        own.at_once += 1
+        own.pace.at_once += 1
         if lane.state & HELD_BACK:
             wheel_disarm(&q.wheel, &own.timer)
             let_go(q, lane, HELD_BACK)
@@ -217,7 +217,7 @@ cdef void stand_down(Queues* q, Queue* queue) noexcept nogil:
         return
     if pace_waits(&queue.turn):
         pace_wait_no_more(&lane.pacing.pace, &queue.turn, queue.slot)
-        lane.pacing.at_once -= queue.haste & AT_ONCE > 0
+        lane.pacing.pace.at_once -= queue.haste & AT_ONCE > 0
         if queue.slot == lane.pacing.slot:
             place(q, lane)
     elif ring_holds(&queue.aside):
@@ -248,14 +248,29 @@ cdef void give_back(Queues* q, Node* node) noexcept nogil:
     place(q, lane)
 
 
+cdef inline bint is_limited(const Node* leaf) noexcept nogil:
+    """An account whose limit is used up: its work shares what there is, so it stays where it is late."""
+    return leaf.level == LEAF and leaf.state == PARKED and leaf.kept.why != REFUSED_BLOCKED
+
+
+cdef inline bint is_away(Node* lane) noexcept nogil:
+    """The queue of a lane that is due first cannot leave, whosever turn it is."""
+    cdef const Queue* queue = <const Queue*>pace_first(&lane.pacing.pace)
+    cdef Node* holds = NULL if queue == NULL else held_above(queue)
+    return holds != NULL and not is_limited(holds)
+
+
 cdef Queue* due_first(Queues* q, Node* lane) noexcept nogil:
-    """The queue of a lane that is due first; NULL: it was set aside."""
+    """The queue of a lane that is due first; NULL: it was set aside. Then it is late from now on, if it was: how long it
+    is kept tells nothing of capacity."""
     cdef Queue* queue = <Queue*>pace_first(&lane.pacing.pace)
     cdef Node* holds = held_above(queue)
     if holds == NULL:
         foresee_due(q, queue)
         return queue
     stand_down(q, queue)
+    if pace_has_passed(&lane.pacing.pace, queue.slot) and not is_limited(holds):
+        queue.slot = lane.pacing.pace.base - 1
     ring_append(&holds.aside, &queue.aside)
     lane.pacing.pace.aside += 1
     if lane.pacing.pace.aside == 1:
@@ -295,11 +310,30 @@ cdef uint64_t ceiling_of(Queues* q, Node* node) noexcept nogil:
     return least_of_limits(&q.of_tier[node.tier], rate, recipients)
 
 
+cdef bint is_overdue(const Node* node) noexcept nogil:
+    """The first that waits in a lane or tier has been late, and could have left, for longer than patience lasts."""
+    cdef const Pace* pace = &node.pacing.pace
+    cdef void* first = pace_first(pace)
+    cdef const Queue* queue
+    if node.level == TIER_ and first != NULL:
+        first = pace_first(&(<Node*>first).pacing.pace)
+    queue = <const Queue*>first
+    if queue == NULL or queue.haste & AT_ONCE:
+        return False  # see waits_long
+    return min(late_slots(pace, queue.slot), late_slots(pace, queue.counted_in)) >= PACE_PATIENCE_NS >> PACE_NEAR_BITS
+
+
+cdef inline int32_t late_slots(const Pace* pace, uint32_t slot) noexcept nogil:
+    return <int32_t>(pace.base - 1 - slot)
+
+
 cdef int64_t leaves_at(Queues* q, Node* node) noexcept nogil:
     """When the next call of a lane or tier may leave; 0: now."""
     cdef Pace* pace = &node.pacing.pace
     if q.now >= pace.read_at:
+        pace_roll(pace, q.now)
         pace.ceiling = ceiling_of(q, node)
+        pace.overdue = is_overdue(node)
     return pace_when(pace, q.now)
 
 
@@ -331,9 +365,9 @@ cdef bint held_back(Queues* q, Node* lane) noexcept nogil:
     if pace_first(&own.pace) == NULL:
         return False  # there are only places to tidy
     when = leaves_at(q, lane)
-    if own.at_once and waits_long(q, <Queue*>pace_first(&own.pace)):
+    if own.pace.at_once and waits_long(q, <Queue*>pace_first(&own.pace)):
         own.pace.state = PACE_OVER
-    if own.at_once:
+    if own.pace.at_once:
         return False
     if when == 0 and own.pace.state == PACE_BELOW:
         when = leaves_at(q, lane.parent)

@@ -276,7 +276,6 @@ cdef struct Pacing:  # of a lane, or of a tier over all its lanes
     Node* node
     PaceLink link  # a lane's, in its tier's rings
     uint32_t slot  # where that stands
-    uint32_t at_once  # so many of those that wait are due at once
     Link returning  # a lane's: set aside, and on their way back
     Pace* copy  # owned, while it is checked
 

@@ -29,7 +29,7 @@ from ext.limits cimport (
 from ext.pace cimport (
     PACE_ASAP, PACE_BELOW, PACE_FASTEST, PACE_NEAR_BITS, PACE_OVER, PACE_PATIENCE_NS, beside_count, beside_rate,
     capacity_end, capacity_rate, capacity_start, pace_add, pace_expects, pace_first, pace_is_sound, pace_leave,
-    pace_make, pace_rate, pace_remove, pace_slot, pace_wait, pace_wait_no_more, pace_waits, pace_when,
+    pace_has_passed, pace_make, pace_rate, pace_remove, pace_roll, pace_slot, pace_wait, pace_wait_no_more, pace_waits, pace_when,
 )
 
 cdef enum:
@@ -820,7 +820,7 @@ cdef inline Queue* first_due(Node* lane, Node* campaign) noexcept nogil:
 
 cdef Queue* choose(Queues* q, Node* lane) noexcept nogil:
     """The queue of a lane whose turn it is; NULL: a turn was nobody's."""
-    if goes_by_due(lane) and pace_first(&lane.pacing.pace) != NULL:
+    if lane.pacing != NULL and (goes_by_due(lane) and pace_first(&lane.pacing.pace) != NULL or is_away(lane)):
         return due_first(q, lane)
     cdef Node* leaf = node_of(ring_first(&lane.ring))
     cdef Node* tenant = turn_of(q, leaf)

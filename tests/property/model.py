@@ -678,7 +678,7 @@ class Model(Explained, Paced):
         return self.send(queue, content, most, most < there, path, channel)
 
     def choose(self, lane: Node) -> Queue | None:
-        if by_due(lane) and lane.pacing and lane.pacing.pace.first() is not None:
+        if lane.pacing and ((by_due(lane) and lane.pacing.pace.first() is not None) or self.is_away(lane)):
             return self.due_first(lane)
         tenant = self.turn_of(lane.ring[0])
         campaign = self.turn_of(tenant) if tenant else None

@@ -32,8 +32,8 @@ class PaceModel:
         self.read_at = self.decayed = 0
         self.left = -NS - SLACK_NS
         self.begun = 0
-        self.stale = self.was_late = False
-        self.late_since = self.aside = 0
+        self.stale = self.overdue = False
+        self.aside = 0
         self.waiting: defaultdict[int, list[object]] = defaultdict(list)  # slot -> who
         self.passed: list[object] = []  # who waits in slots that have passed
         self.base = 1  # the slot that time was in when it was last looked at
@@ -102,20 +102,17 @@ class PaceModel:
         if self.mode == EVEN:
             self.need, kept = max(needs[0], sum(rate for slot, rate in self.even.items() if slot >= base)), 0
         self.state = OVER if self.need >= self.ceiling else FULL if self.need >= self.ceiling // 4 * 3 else BELOW
-        if not self.was_late:
-            self.late_since = now
-        self.was_late = late > 0
-        if late and now - self.late_since >= PATIENCE_NS:
+        if self.overdue:
             self.state = OVER
         self.decay(now)
         self.ratchet = max(self.ratchet, kept) if self.step else 0
         self.rate = max(self.need, self.floor, min(self.ratchet, self.need * 2))
 
     def late(self) -> int:
-        """Calls that should have left and could; while others are aside, no more than there are who wait."""
+        """Calls that should have left and could; while others are aside, no more than there are who wait and are late."""
         late = sum(n for slot, n in self.calls.items() if slot < self.base)
-        waiting = len(self.passed) + sum(len(ring) for ring in self.waiting.values())
-        return min(late, waiting if self.passed else 0) if self.aside else late
+        waiting = sum(not getattr(who, "at_once", False) for who in self.passed)
+        return min(late, waiting) if self.aside else late
 
     def decay(self, now: int) -> None:
         while self.ratchet and now - self.decayed >= self.step:

@@ -236,6 +236,8 @@ class Paced:
         for node in (queue.leaf, queue.branch.above(1), queue.branch):
             if node.held:
                 self.stand_down(queue)
+                if queue.slot < lane.pacing.pace.base and not is_limited(node):
+                    queue.slot = lane.pacing.pace.base - 1
                 queue.stands = node.aside
                 node.aside.append(queue)
                 lane.pacing.pace.aside += 1
@@ -243,6 +245,13 @@ class Paced:
                     lane.pacing.pace.read_at = self.now
                 return None
         return queue
+
+    def is_away(self, lane: Node) -> bool:
+        assert lane.pacing is not None
+        queue: Queue | None = lane.pacing.pace.first()  # type: ignore[assignment]
+        nodes = () if queue is None else (queue.leaf, queue.branch.above(1), queue.branch)
+        holds = next((node for node in nodes if node.held), None)
+        return holds is not None and not is_limited(holds)
 
     # --- when ---
 
@@ -269,8 +278,20 @@ class Paced:
     def leaves_at(self, node: Node) -> int:
         assert node.pacing is not None
         if self.now >= node.pacing.pace.read_at:
+            node.pacing.pace.roll(self.now)
             node.pacing.pace.ceiling = self.ceiling(node)
+            node.pacing.pace.overdue = self.overdue(node)
         return node.pacing.pace.when(self.now)
+
+    def overdue(self, node: Node) -> bool:
+        assert node.pacing is not None
+        pace, first = node.pacing.pace, node.pacing.pace.first()
+        if node.level == "tier" and first is not None:
+            first = first.pacing.pace.first()  # type: ignore[attr-defined]
+        if first is None or first.at_once:  # type: ignore[attr-defined]
+            return False
+        slot = max(first.slot, first.counted_in)  # type: ignore[attr-defined]
+        return bool(pace.base - 1 - slot >= PATIENCE_NS // SLOT_NS)
 
     def held_back(self, lane: Node) -> bool:
         own = lane.pacing
@@ -320,6 +341,11 @@ class Paced:
 def fill(of: list[Recipient]) -> int:
     """Recipients since the last that opens a call, that one included."""
     return next((n for n, recipient in enumerate(reversed(of), 1) if recipient.opens), len(of))
+
+
+def is_limited(node: Node) -> bool:
+    parked = node.level == "leaf" and node.held == {"parked"}
+    return parked and node.kept is not None and node.kept.limit is not None
 
 
 def by_due(node: Node) -> bool:
