@@ -36,10 +36,10 @@
 
 enum PaceMode { PACE_ASAP, PACE_EVEN, PACE_PACED };
 
-/* Below: calls are held back, earliest due first. Full: at three quarters of the ceiling nothing is held back any more;
-   so nothing is late that some schedule with a peak of a quarter of the ceiling sends in time. Over: some will be late
-   whatever is done, for more is needed than the ceiling, or some call has been late for a while; nothing is held back,
-   and fair shares take the place of earliest due first. */
+/* Below: calls are held back, earliest due first. Full: from three quarters of the ceiling on they leave at the ceiling's
+   rate; so nothing is late that some schedule with a peak of three quarters of the ceiling sends in time. Over: some call
+   has been late for a while, so there is too little capacity; nothing is held back, and fair shares take the place of
+   earliest due first. */
 enum PaceState { PACE_BELOW, PACE_FULL, PACE_OVER };
 
 typedef struct PaceLink {
@@ -357,13 +357,14 @@ static inline void pace_control(Pace *pace, int64_t now_ns) {
         if (pace->need < pace->even) pace->need = pace->even;
     }
     pace->rate = pace->need > pace->floor ? pace->need : pace->floor;
-    pace->state = pace->need >= pace->ceiling ? PACE_OVER : pace->need >= pace->ceiling / 4 * 3 ? PACE_FULL : PACE_BELOW;
-    if (pace->overdue) pace->state = PACE_OVER;
-    if (pace->step == 0) return;
-    pace_decay(pace, now_ns);
-    if (pace->ratchet < kept) pace->ratchet = kept;
-    uint64_t faster = 2 * pace->need < pace->ratchet ? 2 * pace->need : pace->ratchet;
-    if (pace->rate < faster) pace->rate = faster;
+    pace->state = pace->overdue ? PACE_OVER : pace->need >= pace->ceiling / 4 * 3 ? PACE_FULL : PACE_BELOW;
+    if (pace->step) {
+        pace_decay(pace, now_ns);
+        if (pace->ratchet < kept) pace->ratchet = kept;
+        uint64_t faster = 2 * pace->need < pace->ratchet ? 2 * pace->need : pace->ratchet;
+        if (pace->rate < faster) pace->rate = faster;
+    }
+    if (pace->state == PACE_FULL && pace->rate < pace->ceiling) pace->rate = pace->ceiling;
 }
 
 static inline int64_t pace_interval(const Pace *pace) { return (int64_t)(PACE_NS / pace->rate); }
@@ -372,7 +373,7 @@ static inline int64_t pace_interval(const Pace *pace) { return (int64_t)(PACE_NS
 static inline int64_t pace_when(Pace *pace, int64_t now_ns) {
     pace_control(pace, now_ns);
     int64_t when = pace->left + pace_interval(pace);
-    if (pace->state != PACE_BELOW || when <= now_ns) return 0;
+    if (pace->state == PACE_OVER || when <= now_ns) return 0;
     return pace->stale && pace->read_at < when ? pace->read_at : when;
 }
 

@@ -8,6 +8,8 @@ cdef extern from "pace.h" nogil:
     int PACE_BELOW, PACE_FULL, PACE_OVER
     uint64_t PACE_FASTEST, PACE_CALL_A_SECOND, PACE_NS
     int64_t PACE_PATIENCE_NS
+    ctypedef struct PaceRing:
+        uint64_t count
     ctypedef struct Pace:
         uint8_t mode
         uint8_t state
@@ -20,6 +22,7 @@ cdef extern from "pace.h" nogil:
         uint64_t waiting
         uint64_t aside
         uint64_t at_once
+        PaceRing passed
         uint64_t ceiling
         uint64_t need
         uint64_t rate

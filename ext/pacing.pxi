@@ -273,7 +273,7 @@ cdef Queue* due_first(Queues* q, Node* lane) noexcept nogil:
         queue.slot = lane.pacing.pace.base - 1
     ring_append(&holds.aside, &queue.aside)
     lane.pacing.pace.aside += 1
-    if lane.pacing.pace.aside == 1:
+    if lane.pacing.pace.aside == 1 or lane.pacing.pace.passed.count == lane.pacing.pace.at_once:
         lane.pacing.pace.read_at = q.now  # what of it is late counts no more
     return NULL
 

@@ -101,15 +101,17 @@ class PaceModel:
         self.need = max(needs)
         if self.mode == EVEN:
             self.need, kept = max(needs[0], sum(rate for slot, rate in self.even.items() if slot >= base)), 0
-        self.state = OVER if self.need >= self.ceiling else FULL if self.need >= self.ceiling // 4 * 3 else BELOW
+        self.state = FULL if self.need >= self.ceiling // 4 * 3 else BELOW
         if self.overdue:
             self.state = OVER
         self.decay(now)
         self.ratchet = max(self.ratchet, kept) if self.step else 0
         self.rate = max(self.need, self.floor, min(self.ratchet, self.need * 2))
+        if self.state == FULL:
+            self.rate = max(self.rate, self.ceiling)
 
     def late(self) -> int:
-        """Calls that should have left and could; while others are aside, no more than there are who wait and are late."""
+        """Calls that should have left and could; while others are aside, no more than who wait and are late."""
         late = sum(n for slot, n in self.calls.items() if slot < self.base)
         waiting = sum(not getattr(who, "at_once", False) for who in self.passed)
         return min(late, waiting) if self.aside else late
@@ -124,7 +126,7 @@ class PaceModel:
     def when(self, now: int) -> int:
         self.control(now)
         when = self.left + NS // self.rate
-        if self.state != BELOW or when <= now:
+        if self.state == OVER or when <= now:
             return 0
         return min(when, self.read_at) if self.stale else when
 

@@ -241,7 +241,8 @@ class Paced:
                 queue.stands = node.aside
                 node.aside.append(queue)
                 lane.pacing.pace.aside += 1
-                if lane.pacing.pace.aside == 1:
+                late = [who for who in lane.pacing.pace.passed if not who.at_once]  # type: ignore[attr-defined]
+                if lane.pacing.pace.aside == 1 or not late:
                     lane.pacing.pace.read_at = self.now
                 return None
         return queue

@@ -7,7 +7,21 @@ from typing import Any
 
 import pytest
 
-from ext.schedule import ACCOUNT, ASAP, CALLS, CHANNEL, EVEN, HELD_LIMIT, HELD_PACING, NEVER, PACED, TICK_NS, WHOLE_TIER
+from ext.schedule import (
+    ACCOUNT,
+    ASAP,
+    CALLS,
+    CHANNEL,
+    EVEN,
+    HELD_LIMIT,
+    HELD_PACING,
+    NEVER,
+    OF_CAMPAIGN,
+    OF_TENANT,
+    PACED,
+    TICK_NS,
+    WHOLE_TIER,
+)
 from tests.property.model import BASIC, SYSTEM, TEMPLATE, Batch
 from tests.unit.test_schedule import Channel
 
@@ -231,6 +245,84 @@ def test_what_was_held_for_a_moment_leaves_then_though_its_lane_waits_for_others
     left += run(at, S + S // 20, 2 * S)
     (when,) = [now for now, batch in left if batch.items[0][0] == urgent]
     assert when <= S + S // 20 + TICK_NS
+
+
+def mass(at: Channel, now: int) -> None:
+    """3,600 calls of twenty campaigns, which have an hour: one a second."""
+    for campaign in range(20):
+        at.push(now, 180, tenant=1, campaign=campaign, account=1, due=now + 3600 * S)
+
+
+def of_mass(left: list[tuple[int, Batch]]) -> int:
+    return sum(batch.key[0] == 1 for _, batch in left)
+
+
+def test_a_stream_of_what_is_due_when_it_comes_opens_no_gates() -> None:
+    at = channel(cap=1, accounts=2)
+    mass(at, 0)
+    left, late = list[tuple[int, Batch]](), 0
+    for number in range(400):
+        now = number * S // 20
+        at.push(now, 1, tenant=2, due=now)
+        left += run(at, now, now + S // 20)
+    late = max(now - batch.due for now, batch in left if batch.key[0] == 2)
+    assert of_mass(left) <= 30
+    assert late <= S // 4
+
+
+@pytest.mark.parametrize("after", [0, 5, 25])
+@pytest.mark.parametrize("how", ["campaign", "account", "rest"])
+def test_late_work_that_is_held_hurries_nobody(how: str, after: int) -> None:
+    """Held before it is late, when there is too much of it, or when it is late."""
+    at = channel(cap=1, slots=20, accounts=2)
+    at.push_all(0, 40_000, tenant=7, campaign=7, due=20 * S)
+    run(at, 0, after * S, takes=S // 50)
+    if how == "campaign":
+        at.core.pause(OF_CAMPAIGN, 7, 7)
+    elif how == "account":
+        at.core.pause(ACCOUNT, 0)
+    else:
+        at.core.block(ACCOUNT, 0, 3600 * S)
+    run(at, after * S, 60 * S)
+    mass(at, 60 * S)
+    at.push(60 * S, 1, tenant=2, account=1, due=61 * S)
+    assert of_mass(run(at, 60 * S, 160 * S)) <= 250, "a hundred, or twice as many after such a peak"
+
+
+def test_a_tenant_that_is_late_by_a_limit_of_its_own_hurries_nobody() -> None:
+    at = channel(cap=1, accounts=2)
+    at.core.add_limit(OF_TENANT, 7, CALLS, 1, S)
+    for campaign in range(50):
+        at.push(0, 20, tenant=7, campaign=campaign, account=1, due=S)
+    run(at, 0, 10 * S)
+    mass(at, 10 * S)
+    left = run(at, 10 * S, 70 * S)
+    assert of_mass(left) <= 125
+    assert 55 <= len(left) - of_mass(left) <= 65
+
+
+def test_near_the_ceiling_of_a_window_it_is_used_evenly() -> None:
+    """A limit a minute, four fifths of which are needed: who comes later and has little time is in time."""
+    at = channel(cap=1)
+    at.core.add_limit(CHANNEL, 0, CALLS, 600, 60 * S)
+    at.push(0, 4000, tenant=1, due=600 * S)
+    left = list[tuple[int, Batch]]()
+    for minute in range(5):
+        left += run(at, minute * 60 * S, (minute * 60 + 5) * S)
+        at.push((minute * 60 + 5) * S, 20, tenant=2, due=(minute * 60 + 15) * S)
+        left += run(at, (minute * 60 + 5) * S, (minute + 1) * 60 * S)
+    assert max(Counter(now // S for now, _ in left).values()) <= 12
+    assert all(now <= batch.due for now, batch in left)
+
+
+def test_a_burst_just_below_the_ceiling_is_in_time() -> None:
+    at = channel(cap=1, slots=20)
+    at.push(0, 20_000, tenant=1, due=600 * S)
+    run(at, 0, 10 * S, takes=S // 7)
+    at.push(10 * S, 1000, tenant=2, due=18 * S)
+    left = run(at, 10 * S, 20 * S, takes=S // 7)
+    assert sum(batch.key[0] == 2 for _, batch in left) == 1000
+    assert all(now <= batch.due for now, batch in left if batch.key[0] == 2)
 
 
 def test_what_is_cancelled_hurries_nobody() -> None:
