@@ -195,6 +195,16 @@ cdef void place(Queues* q, Node* lane) noexcept nogil:
         pace_wait(tier, &own.link, slot)
 
 
+cdef inline void place_last(Queues* q, Node* lane) noexcept nogil:
+    """After a call: behind those that stand in the same slot of its tier, so that lanes that are late take turns."""
+    cdef Pacing* own = lane.pacing
+    if own == NULL or not pace_waits(&own.link):
+        return
+    pace_roll(&lane.parent.pacing.pace, q.now)  # what is late is in one slot
+    pace_wait_no_more(&lane.parent.pacing.pace, &own.link, own.slot)
+    pace_wait(&lane.parent.pacing.pace, &own.link, own.slot)
+
+
 cdef void stand_by(Queues* q, Queue* queue) noexcept nogil:
     """A READY queue waits for its turn."""
     cdef Node* lane = lane_of(q, queue)
@@ -261,8 +271,8 @@ cdef inline bint is_away(Node* lane) noexcept nogil:
 
 
 cdef Queue* due_first(Queues* q, Node* lane) noexcept nogil:
-    """The queue of a lane that is due first; NULL: it was set aside. Then it is late from now on, if it was: how long it
-    is kept tells nothing of capacity."""
+    """The queue of a lane that is due first; NULL: it was set aside, and if it was late it is so from now on: how long
+    it is kept tells nothing of capacity."""
     cdef Queue* queue = <Queue*>pace_first(&lane.pacing.pace)
     cdef Node* holds = held_above(queue)
     if holds == NULL:
@@ -320,7 +330,8 @@ cdef bint is_overdue(const Node* node) noexcept nogil:
     queue = <const Queue*>first
     if queue == NULL or queue.haste & AT_ONCE:
         return False  # see waits_long
-    return min(late_slots(pace, queue.slot), late_slots(pace, queue.counted_in)) >= PACE_PATIENCE_NS >> PACE_NEAR_BITS
+    cdef int32_t slots = min(late_slots(pace, queue.slot), late_slots(pace, queue.counted_in))
+    return slots >= PACE_PATIENCE_NS >> PACE_NEAR_BITS
 
 
 cdef inline int32_t late_slots(const Pace* pace, uint32_t slot) noexcept nogil:

@@ -29,7 +29,8 @@ from ext.limits cimport (
 from ext.pace cimport (
     PACE_ASAP, PACE_BELOW, PACE_FASTEST, PACE_NEAR_BITS, PACE_OVER, PACE_PATIENCE_NS, beside_count, beside_rate,
     capacity_end, capacity_rate, capacity_start, pace_add, pace_expects, pace_first, pace_is_sound, pace_leave,
-    pace_has_passed, pace_make, pace_rate, pace_remove, pace_roll, pace_slot, pace_wait, pace_wait_no_more, pace_waits, pace_when,
+    pace_has_passed, pace_make, pace_rate, pace_remove, pace_roll, pace_slot, pace_wait, pace_wait_no_more, pace_waits,
+    pace_when,
 )
 
 cdef enum:
@@ -855,6 +856,7 @@ cdef void after_batch(Queues* q, Queue* queue, uint32_t n) noexcept nogil:
         ring_to_tail(&leaf.parent.ring, &leaf.link)
     if ring_holds(&leaf.parent.link):
         ring_to_tail(&leaf.parent.parent.ring, &leaf.parent.link)
+        place_last(q, leaf.parent)
 
 
 cdef inline uint32_t next_batch(Queues* q, const Queue* queue, uint32_t* content) noexcept nogil:

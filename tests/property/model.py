@@ -803,6 +803,8 @@ class Model(Explained, Paced):
             ring = node.above(1).ring
             if node in ring:
                 ring.append(ring.pop(ring.index(node)))
+                if node.level == "lane":
+                    self.place_last(node)
 
     def release(self, now: int, account: int, tier: int, n: int, left: int, late: int, tenant: int) -> None:
         self.advance(now)

@@ -188,6 +188,13 @@ class Paced:
         if slot is not None:
             tier.pace.wait(lane, slot)
 
+    def place_last(self, lane: Node) -> None:
+        own, tier = lane.pacing, lane.above(1).pacing
+        if own is not None and tier is not None and own.slot is not None:
+            tier.pace.roll(self.now)
+            tier.pace.wait_no_more(lane)
+            tier.pace.wait(lane, own.slot)
+
     def stand_by(self, queue: Queue) -> None:
         lane = queue.leaf.above(1)
         own = lane.pacing

@@ -325,6 +325,17 @@ def test_a_burst_just_below_the_ceiling_is_in_time() -> None:
     assert all(now <= batch.due for now, batch in left if batch.key[0] == 2)
 
 
+def test_channels_that_are_late_share_a_limit_of_their_tier() -> None:
+    at = channel(cap=1)
+    at.core.add_channel(100, 0, 1)
+    at.core.add_account(1)
+    at.core.add_limit(WHOLE_TIER, BASIC, CALLS, 10, S)
+    at.push(0, 1000, tenant=1, due=S)
+    at.push(S, 1000, tenant=2, account=1, due=2 * S)
+    channels = Counter(batch.channel for now, batch in run(at, S, 60 * S))
+    assert abs(channels[0] - channels[1]) <= 30
+
+
 def test_what_is_cancelled_hurries_nobody() -> None:
     at = channel()
     for content in range(50):
