@@ -8,7 +8,11 @@ cdef extern from "pace.h" nogil:
     int PACE_BELOW, PACE_FULL, PACE_OVER
     uint64_t PACE_FASTEST, PACE_CALL_A_SECOND, PACE_NS
     int64_t PACE_PATIENCE_NS
+    ctypedef struct PaceLink:
+        PaceLink* next
+        void* owner
     ctypedef struct PaceRing:
+        PaceLink* last
         uint64_t count
     ctypedef struct Pace:
         uint8_t mode
@@ -26,10 +30,6 @@ cdef extern from "pace.h" nogil:
         uint64_t ceiling
         uint64_t need
         uint64_t rate
-
-    ctypedef struct PaceLink:
-        PaceLink* next
-        void* owner
 
     uint64_t pace_rate(uint64_t calls, uint64_t ns)
     void pace_make(Pace* pace, int mode, int64_t tau_ns, uint64_t floor)

@@ -320,22 +320,25 @@ cdef uint64_t ceiling_of(Queues* q, Node* node) noexcept nogil:
     return least_of_limits(&q.of_tier[node.tier], rate, recipients)
 
 
+cdef inline bint has_patience(const Pace* pace, const Queue* queue) noexcept nogil:
+    """It is not late, or has not been for long; who is due at once is told by ``waits_long``."""
+    cdef int32_t slots = min(<int32_t>(pace.base - 1 - queue.slot), <int32_t>(pace.base - 1 - queue.counted_in))
+    return queue.haste & AT_ONCE or slots < PACE_PATIENCE_NS >> PACE_NEAR_BITS
+
+
 cdef bint is_overdue(const Node* node) noexcept nogil:
-    """The first that waits in a lane or tier has been late, and could have left, for longer than patience lasts."""
+    """Who waits in a lane or tier, and could leave, has been late for longer than patience lasts: the first, or the
+    last one that is late, where those who had a call stand again."""
     cdef const Pace* pace = &node.pacing.pace
     cdef void* first = pace_first(pace)
-    cdef const Queue* queue
-    if node.level == TIER_ and first != NULL:
+    if first == NULL:
+        return False
+    if node.level == TIER_:
         first = pace_first(&(<Node*>first).pacing.pace)
-    queue = <const Queue*>first
-    if queue == NULL or queue.haste & AT_ONCE:
-        return False  # see waits_long
-    cdef int32_t slots = min(late_slots(pace, queue.slot), late_slots(pace, queue.counted_in))
-    return slots >= PACE_PATIENCE_NS >> PACE_NEAR_BITS
-
-
-cdef inline int32_t late_slots(const Pace* pace, uint32_t slot) noexcept nogil:
-    return <int32_t>(pace.base - 1 - slot)
+        return first != NULL and not has_patience(pace, <const Queue*>first)
+    if not has_patience(pace, <const Queue*>first):
+        return True
+    return pace.passed.count > 1 and not has_patience(pace, <const Queue*>pace.passed.last.owner)
 
 
 cdef int64_t leaves_at(Queues* q, Node* node) noexcept nogil:

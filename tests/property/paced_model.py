@@ -293,13 +293,10 @@ class Paced:
 
     def overdue(self, node: Node) -> bool:
         assert node.pacing is not None
-        pace, first = node.pacing.pace, node.pacing.pace.first()
-        if node.level == "tier" and first is not None:
-            first = first.pacing.pace.first()  # type: ignore[attr-defined]
-        if first is None or first.at_once:  # type: ignore[attr-defined]
-            return False
-        slot = max(first.slot, first.counted_in)  # type: ignore[attr-defined]
-        return bool(pace.base - 1 - slot >= PATIENCE_NS // SLOT_NS)
+        pace, who = node.pacing.pace, [node.pacing.pace.first(), *node.pacing.pace.passed[-1:]]
+        if node.level == "tier":
+            who = [lane.pacing.pace.first() for lane in who[:1] if lane is not None]  # type: ignore[attr-defined]
+        return any(queue is not None and not has_patience(pace, queue) for queue in who)  # type: ignore[arg-type]
 
     def held_back(self, lane: Node) -> bool:
         own = lane.pacing
@@ -349,6 +346,11 @@ class Paced:
 def fill(of: list[Recipient]) -> int:
     """Recipients since the last that opens a call, that one included."""
     return next((n for n, recipient in enumerate(reversed(of), 1) if recipient.opens), len(of))
+
+
+def has_patience(pace: PaceModel, queue: Queue) -> bool:
+    slot = max(queue.slot, queue.counted_in)
+    return queue.at_once or pace.base - 1 - slot < PATIENCE_NS // SLOT_NS
 
 
 def is_limited(node: Node) -> bool:

@@ -38,7 +38,7 @@ class Judge:
     def pushed(self, of: tuple[int, int], recipients: int) -> None:
         self.waiting.update({of: recipients, of[:1]: recipients})
 
-    def left(self, batch: Batch, cap: int) -> None:
+    def left(self, batch: Batch, cap: int, by_shares: bool) -> None:
         n = len(batch.items)
         cost = Fraction(max(n, -(-cap // LEAST)))
         for flow in (batch.key[:1], batch.key[:2]):
@@ -48,17 +48,12 @@ class Judge:
                     first, second = sorted((flow, other))
                     line = self.apart[first, second]
                     line.append(line[-1] + (share if first == flow else -share))
-                    assert max(line) - min(line) <= 3 * cap
+                    assert max(line) - min(line) <= 3 * cap or not by_shares
             self.waiting[flow] -= n
             if not self.waiting[flow]:
-                self.begin_anew(flow)
-
-    def begin_anew(self, flow: Flow | None = None) -> None:
-        """Of one, or of all."""
-        if flow is not None:
-            del self.waiting[flow]
-        for pair in [pair for pair in self.apart if flow is None or flow in pair]:
-            del self.apart[pair]
+                del self.waiting[flow]
+            for pair in [pair for pair in self.apart if not by_shares or (not self.waiting[flow] and flow in pair)]:
+                del self.apart[pair]
 
 
 @settings(max_examples=200)
@@ -94,12 +89,10 @@ def test_two_that_have_something_to_send_differ_by_a_quantum_and_two_batches_at_
         if isinstance(step, int):
             now += S if now < 4 * S else S // 7  # what has been late for two seconds is shared fairly
             batches = at.pop(now, step)
-            for batch in batches:
-                judge.left(batch, cap)
-            at.answer(now, batches)
             pace = at.core.pace(BASIC, 0)
-            if pace is not None and pace[4] != OVER:
-                judge.begin_anew()
+            for batch in batches:
+                judge.left(batch, cap, pace is None or pace[4] == OVER)
+            at.answer(now, batches)
             continue
         (tenant, campaign), sends, recipients = step
         for _ in range(sends):
