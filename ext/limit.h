@@ -253,11 +253,24 @@ static inline int scopes_limit(Scope *const *path, int length, int64_t now) {
     return some;
 }
 
-/* What a batch of up to n recipients may be at most: one larger than a limit's whole number would wait for ever. */
-static inline uint64_t scopes_most(Scope *const *path, int length, uint64_t n, int system) {
+/* What of n recipients a limit lets go in one call. Half of its number at most: one that takes all of it waits for ever
+   while others now and then use a little. What is urgent does not wait for more room than there is: others fill all but
+   what is reserved, so that there never would be more. */
+static inline uint64_t limit_most(Limit *limit, int64_t now, uint64_t n, int system) {
+    uint64_t ceiling = limit_ceiling(limit, system), half = ceiling > 1 ? ceiling / 2 : 1;
+    if (!system) return n < half ? n : half;
+    limit_roll(limit, now);
+    uint64_t used = limit->total - limit->gone + limit->scope->held[limit->unit];
+    uint64_t room = used < ceiling ? ceiling - used : 1;
+    if (limit->granted && limit->granted < room) room = limit->granted;
+    return n < room ? n : room;
+}
+
+/* What a batch of up to n recipients may be at most, now. */
+static inline uint64_t scopes_most(Scope *const *path, int length, int64_t now, uint64_t n, int system) {
     for (int i = 0; i < length; i++)
-        for (const Limit *limit = path[i]->limits; limit != NULL; limit = limit->next)
-            if (limit->unit == LIMIT_RECIPIENTS && limit_ceiling(limit, system) < n) n = limit_ceiling(limit, system);
+        for (Limit *limit = path[i]->limits; limit != NULL; limit = limit->next)
+            if (limit->unit == LIMIT_RECIPIENTS) n = limit_most(limit, now, n, system);
     return n;
 }
 

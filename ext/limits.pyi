@@ -15,7 +15,7 @@ class Limits:
         """A limit's handle; ``handle``, the scope's, means nothing here. ``reserved`` of ``number`` is kept for system.
         Its grant is endless until ``ration``."""
 
-    def most(self, n: int, system: bool = False) -> int:
+    def most(self, now_ns: int, n: int, system: bool = False) -> int:
         """What a call of up to n recipients may carry."""
 
     def refuse(self, now_ns: int, n: int, system: bool = False) -> tuple[int, int, int | None, int]:

@@ -57,8 +57,8 @@ cdef class Limits:
         self.limits.append(<size_t>made)
         return len(self.limits) - 1
 
-    def most(self, uint64_t n, bint system=False):
-        return scopes_most(self.path, SCOPES, n, system)
+    def most(self, int64_t now_ns, uint64_t n, bint system=False):
+        return scopes_most(self.path, SCOPES, now_ns, n, system)
 
     def refuse(self, int64_t now_ns, uint64_t n, bint system=False):
         cdef Refusal no = scopes_refuse(self.path, SCOPES, now_ns, n, system)

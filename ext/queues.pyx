@@ -933,7 +933,7 @@ cdef uint32_t visit(Queues* q, Node* tier) noexcept nogil:
     length = path_of(q, tenant.parent, tenant.group, tenant.scope, path)
     most = there = next_batch(q, queue, &content)
     if scopes_limit(path, length, q.now):
-        most = <uint32_t>scopes_most(path, length, there, tier.tier == SYSTEM)
+        most = <uint32_t>scopes_most(path, length, q.now, there, tier.tier == SYSTEM)
         if refused(q, tenant, path, length, most):
             return 0
     return send_batch(q, queue, path, length, most, content, most < there)
@@ -1216,7 +1216,7 @@ cdef void explain_node(Queues* q, Node* campaign, Reason* reason) noexcept nogil
         return
     queue = queue_of(ring_first(&campaign.ring))
     length = path_of(q, leaf, tenant.group, tenant.scope, path)
-    n = <uint32_t>scopes_most(path, length, next_batch(q, queue, &content), leaf.tier == SYSTEM)
+    n = <uint32_t>scopes_most(path, length, q.now, next_batch(q, queue, &content), leaf.tier == SYSTEM)
     no = scopes_refuse(path, length, q.now, n, leaf.tier == SYSTEM)
     if paced and (no.why == REFUSED_GRANT or no.until < reason.until):
         return  # refused or not, that is over before its time comes

@@ -213,6 +213,9 @@ class Limit:
         else:
             self.entries.append([at, at, n])
 
+    def used(self, now: int) -> int:
+        return sum(entry[2] for entry in self.entries if entry[1] + self.per > now)
+
     def when(self, now: int, n: int, tier: int, held: int) -> int:
         self.entries = [entry for entry in self.entries if entry[1] + self.per > now]
         over = held + sum(entry[2] for entry in self.entries) + n - self.ceiling(tier)
@@ -723,7 +726,11 @@ class Model(Explained, Paced):
         return content, alike
 
     def planned(self, n: int, path: list[tuple[Node, Scope]], tier: int) -> int:
-        return min(n, *(limit.ceiling(tier) for _, scope in path for limit in scope.limits if limit.recipients), n)
+        """Of n recipients in one call: half of a limit's number, or of system what there is room for now."""
+        limits = [(limit, scope.held[1]) for _, scope in path for limit in scope.limits if limit.recipients]
+        if tier != SYSTEM:
+            return min([n, *(max(limit.ceiling(tier) // 2, 1) for limit, _ in limits)])
+        return min([n, *(max(limit.number - limit.used(self.now) - held, 1) for limit, held in limits)])
 
     def send(
         self, queue: Queue, content: int, most: int, more: bool, path: list[tuple[Node, Scope]], channel: Channel

@@ -121,7 +121,7 @@ async def live(rule: Limit, drawn: list[tuple[str, int]]) -> None:
         life = Life(path, rule, clock)
         for what, value in drawn:
             if what in ("send", "late"):
-                await life.send(life.core.most(value), what == "late")
+                await life.send(life.core.most(clock.ns, value), what == "late")
             elif what == "wait":
                 clock.ns += value
                 life.limits.move_on()
@@ -189,15 +189,15 @@ async def test_a_larger_number_holds_once_it_is_written_and_a_smaller_one_at_onc
     clock, path = Hand(), tmp_path / "limits.db"
     life = Life(path, Limit(Span(S), recipients=10), clock)
     life.limits.renumber(life.kept, 30)
-    assert life.core.most(100, system=True) == 10
+    assert life.core.most(life.clock.ns, 100, system=True) == 10
     await life.limits.grant()
-    assert life.core.most(100, system=True) == 30
+    assert life.core.most(life.clock.ns, 100, system=True) == 30
     await life.send(27, late=False)
     life.killed()
     life = Life(path, Limit(Span(S), recipients=10), clock, 30)
     assert life.core.use(0, clock.ns)[1] == 30, "all of it may have been used"
     life.limits.renumber(life.kept, 5)
-    assert life.core.most(100, system=True) == 5
+    assert life.core.most(clock.ns, 100, system=True) == 1, "more than that is used"
     life.limits.close()
 
 
@@ -215,9 +215,9 @@ async def test_a_number_raised_while_the_one_before_is_written_waits_for_its_own
 
     monkeypatch.setattr(life.uses, "write", writes)
     await life.limits.grant()
-    assert life.core.most(100, system=True) == 10
+    assert life.core.most(life.clock.ns, 100, system=True) == 10
     await life.limits.grant()
-    assert life.core.most(100, system=True) == 90
+    assert life.core.most(life.clock.ns, 100, system=True) == 90
     life.limits.close()
 
 

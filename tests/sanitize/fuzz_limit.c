@@ -96,7 +96,7 @@ static void check_arrivals(void) {
 
 static void charge(void) {
     int system = once_in(3);
-    uint64_t n = scopes_most(path, SCOPES, 1 + any_size(7), system);
+    uint64_t n = scopes_most(path, SCOPES, now, 1 + any_size(7), system);
     if (flying == FLYING || n == 0) return;
     Refusal no = scopes_refuse(path, SCOPES, now, n, system);
     if (no.why == REFUSED_NOT) {

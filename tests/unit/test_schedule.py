@@ -432,12 +432,45 @@ def test_part_of_a_limit_is_kept_for_system() -> None:
     assert [batch.tier for batch in channel.pop(0)] == [SYSTEM, SYSTEM]
 
 
-def test_a_batch_is_never_larger_than_a_limit_can_ever_admit() -> None:
+def test_a_batch_takes_half_of_a_limit_at_most_and_an_urgent_one_what_there_is() -> None:
     channel = Channel(cap=10)
     channel.core.add_limit(ACCOUNT, 0, RECIPIENTS, 6, S, 2)
     channel.push(0, 10, BASIC)
-    (batch,) = channel.pop(0)
-    assert (len(batch.items), batch.closed) == (4, CLOSED_CAP)
+    assert [(len(batch.items), batch.closed) for batch in channel.pop(0)] == [(2, CLOSED_CAP), (2, CLOSED_CAP)]
+    channel.push(0, 10, SYSTEM)
+    assert channel.sizes(0) == [2]
+
+
+@pytest.mark.parametrize("tier", [SYSTEM, TEMPLATE])
+def test_a_little_now_and_then_does_not_keep_a_large_batch_out(tier: int) -> None:
+    """One recipient in half a window beside batches that would need all of it."""
+    channel = Channel(cap=1000)
+    channel.core.add_limit(ACCOUNT, 0, RECIPIENTS, 100, 10 * S, 10)
+    channel.push(0, 1000, BASIC)
+    left = 0
+    for second in range(1, 200):
+        if second % 5 == 0:
+            channel.push(second * S, 1, tier)
+        batches = channel.pop(second * S)
+        left += sum(len(batch.items) for batch in batches if batch.tier == BASIC)
+        channel.answer(second * S, batches)
+    assert left >= 800
+
+
+def test_urgent_recipients_leave_though_their_batch_is_larger_than_what_is_kept_for_them() -> None:
+    channel = Channel(cap=1000)
+    channel.core.add_limit(ACCOUNT, 0, RECIPIENTS, 1000, 60 * S, 100)
+    for content in range(3000):
+        channel.push(0, 10, BASIC, content=content)
+    left = 0
+    for second in range(300):
+        if second == 100:
+            channel.push(second * S, 300, SYSTEM)
+        batches = channel.pop(second * S, 4096)
+        left += sum(len(batch.items) for batch in batches if batch.tier == SYSTEM)
+        channel.answer(second * S, batches)
+        assert left >= 100 or second < 100
+    assert left == 300
 
 
 def test_one_limit_that_refuses_charges_no_other() -> None:

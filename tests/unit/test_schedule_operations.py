@@ -310,9 +310,9 @@ def test_the_limit_that_refuses_next_is_named_and_until_when(scope: int) -> None
 def test_the_batch_that_parks_an_account_explains_the_others_too() -> None:
     """Another campaign's batch of three does not fit, so one of one that would fit waits behind it."""
     channel = Channel(cap=3)
-    limit = channel.core.add_limit(ACCOUNT, 0, RECIPIENTS, 4, 10 * S)
-    channel.push(0, 6, campaign=1)
-    assert channel.answer(0, channel.pop(0)) == 1
+    limit = channel.core.add_limit(ACCOUNT, 0, RECIPIENTS, 7, 10 * S)
+    channel.push(0, 9, campaign=1)
+    assert channel.answer(0, channel.pop(0)) == 2
     assert channel.sizes(S) == []
     channel.push(S, 1, campaign=2)
     assert channel.sizes(S) == []
