@@ -291,6 +291,7 @@ cdef struct Channel:
     uint32_t reserved
     uint32_t cap
     uint32_t in_flight[TIERS]
+    uint64_t turns[TIERS]  # virtual times of its lanes
     bint is_paced  # a lane of it is
     bint stays  # its work is never put off
     Capacity capacity
@@ -302,6 +303,7 @@ cdef struct Account:
     Scope scope
     Node leaves[TIERS]
     int64_t closes[TIERS], deadlines[TIERS]  # the latest ones pushed into each leaf
+    uint64_t turns[TIERS]  # virtual times of its leaves
 
 cdef enum Why:  # a campaign's recipients have not left yet
     TURN  # nothing holds them: others go first, or they go now

@@ -134,20 +134,24 @@ cdef inline bint has_members(const Node* node) noexcept nogil:
     return ring_first(&node.ring) != NULL or ring_first(&node.fresh) != NULL
 
 
-cdef inline void catch_up(Queues* q, Node* tier) noexcept nogil:
+cdef inline void catch_up(const Queues* q, uint64_t* turns, uint8_t tier) noexcept nogil:
     """A tier that was away must not claim the turns it did not use; but the other's last one, for both are away
     whenever slots are few, and whose turn it is then must stay so."""
-    if tier.tier == SYSTEM:
+    if tier == SYSTEM:
         return
-    cdef uint8_t other = TEMPLATE + BASIC - tier.tier
-    q.turns[tier.tier] = max(q.turns[tier.tier], q.turns[other] - min(q.turns[other], q.stride[other]))
+    cdef uint8_t other = TEMPLATE + BASIC - tier
+    turns[tier] = max(turns[tier], turns[other] - min(turns[other], q.stride[other]))
 
 
 cdef void activate(Queues* q, Node* node) noexcept nogil:
     """A leaf, lane or tier may have got work: it and those above take their places."""
     while node != &q.root and node.state == 0 and not ring_holds(&node.link) and has_members(node):
-        if node.parent == &q.root:
-            catch_up(q, node)
+        if node.level == TIER_:
+            catch_up(q, q.turns, node.tier)
+        elif node.level == LANE:
+            catch_up(q, node.channel.turns, node.tier)
+        else:
+            catch_up(q, q.accounts[node.handle].turns, node.tier)
         ring_append(&node.parent.ring, &node.link)
         place(q, node)
         node = node.parent
@@ -740,7 +744,6 @@ cdef void charge(Queues* q, const Queue* queue, Scope** path, int length, uint32
     scopes_hold(path, length, n)
     leaf.channel.in_flight[leaf.tier] += 1
     note_call(q, leaf.parent, queue)
-    q.turns[leaf.tier] += q.stride[leaf.tier]
     q.counts[leaf.tier].popped += n
     counts_observe(leaf.channel.batch_recipients, n, 1)
 
@@ -796,9 +799,20 @@ cdef void pay(Node* node, uint32_t cost) noexcept nogil:
         end_turn(node)
 
 
+cdef inline Node* behind(Node* node, Node* others, const uint64_t* turns) noexcept nogil:
+    """Of template's and basic's nodes in a channel or account, where both have something to send by fair shares, the
+    one that had less there: elsewhere one of them may have had more."""
+    cdef Node* other = node if node.tier == SYSTEM else &others[TEMPLATE + BASIC - node.tier]
+    if not ring_holds(&other.link) or turns[other.tier] >= turns[node.tier]:
+        return node
+    cdef Node* lane = lane_above(other)
+    return node if goes_by_due(lane) or not ring_holds(&lane.link) or lane.parent.state else other
+
+
 cdef inline Node* choose_lane(Node* tier) noexcept nogil:
     cdef void* first = pace_first(&tier.pacing.pace) if goes_by_due(tier) else NULL
-    return <Node*>first if first != NULL else node_of(ring_first(&tier.ring))
+    cdef Node* lane = <Node*>first if first != NULL else node_of(ring_first(&tier.ring))
+    return behind(lane, lane.channel.lanes, lane.channel.turns)
 
 
 cdef inline Queue* first_due(Node* lane, Node* campaign) noexcept nogil:
@@ -824,12 +838,13 @@ cdef Queue* choose(Queues* q, Node* lane) noexcept nogil:
     if lane.pacing != NULL and (goes_by_due(lane) and pace_first(&lane.pacing.pace) != NULL or is_away(lane)):
         return due_first(q, lane)
     cdef Node* leaf = node_of(ring_first(&lane.ring))
+    leaf = behind(leaf, q.accounts[leaf.handle].leaves, q.accounts[leaf.handle].turns)
     cdef Node* tenant = turn_of(q, leaf)
     cdef Node* campaign = NULL if tenant == NULL else turn_of(q, tenant)
     if campaign == NULL:
         return NULL
     foresee_turns(q, tenant, campaign)
-    return first_due(lane, campaign)
+    return first_due(leaf.parent, campaign)
 
 
 cdef void after_batch(Queues* q, Queue* queue, uint32_t n) noexcept nogil:
@@ -917,11 +932,12 @@ cdef uint32_t visit(Queues* q, Node* tier) noexcept nogil:
     """One turn of a tier: a batch goes (its size is returned), or a node that may not go leaves its ring."""
     cdef Node* lane = choose_lane(tier)
     cdef Node* tenant
+    cdef Node* leaf
     cdef Queue* queue
     cdef Scope* path[PATH]
-    cdef uint32_t content, there, most
+    cdef uint32_t content, there, most, n
     cdef int length
-    if not has_slot(lane.channel, tier.tier):
+    if not has_slot(lane.channel, lane.tier):
         hold(q, lane, BLOCKED)
         return 0
     if lane.pacing != NULL and held_back(q, lane):
@@ -936,7 +952,13 @@ cdef uint32_t visit(Queues* q, Node* tier) noexcept nogil:
         most = <uint32_t>scopes_most(path, length, q.now, there, tier.tier == SYSTEM)
         if refused(q, tenant, path, length, most):
             return 0
-    return send_batch(q, queue, path, length, most, content, most < there)
+    leaf = tenant.parent
+    n = send_batch(q, queue, path, length, most, content, most < there)
+    if n:  # whoever's batch it was: the turns that led to it are over
+        q.turns[tier.tier] += q.stride[tier.tier]
+        lane.channel.turns[lane.tier] += q.stride[lane.tier]
+        q.accounts[leaf.handle].turns[leaf.tier] += q.stride[leaf.tier]
+    return n
 
 
 cdef void queues_pop(Queues* q, uint64_t budget) noexcept nogil:

@@ -338,12 +338,29 @@ class Model(Explained, Paced):
 
     def activate(self, node: Node) -> None:
         while node.parent is not None and not node.held and (node.ring or node.fresh) and not node.stands:
-            if node.parent is self.root and node.tier != SYSTEM:
-                other = self.tiers[TEMPLATE + BASIC - node.tier]
+            other = self.other(node)
+            if other is not None:
                 node.turn = max(node.turn, other.turn - self.stride[other.tier])
             node.parent.ring.append(node)
             self.place(node)
             node = node.parent
+
+    def other(self, node: Node) -> Node | None:
+        """The other tier, or its lane of the same channel or leaf of the same account; of template and basic."""
+        if node.tier == SYSTEM:
+            return None
+        if node.level == "tier":
+            return self.tiers[TEMPLATE + BASIC - node.tier]
+        beside = self.channels[node.handle].lanes if node.level == "lane" else self.leaves[node.handle]
+        return beside[TEMPLATE + BASIC - node.tier]
+
+    def behind(self, node: Node) -> Node:
+        """Of the two, if both take turns by fair shares, the one that had less."""
+        other = self.other(node)
+        if other is None or not other.stands or other.turn >= node.turn:
+            return node
+        lane = self.lane_above(other)
+        return node if by_due(lane) or not lane.stands or lane.above(1).held else other
 
     def deactivate(self, node: Node) -> None:
         while node.parent is not None and node in node.parent.ring:
@@ -661,8 +678,9 @@ class Model(Explained, Paced):
         lane = tier.ring[0]
         if by_due(tier) and tier.pacing and tier.pacing.pace.first() is not None:
             lane = tier.pacing.pace.first()  # type: ignore[assignment]
+        lane = self.behind(lane)
         channel = self.channels[lane.handle]
-        if not channel.has_slot(tier.tier):
+        if not channel.has_slot(lane.tier):
             self.hold(lane, "blocked")
             return None
         if self.held_back(lane):
@@ -678,16 +696,22 @@ class Model(Explained, Paced):
         if no is not None:
             self.park(path[no.scope][0], path[no.scope][1], no)
             return None
-        return self.send(queue, content, most, most < there, path, channel)
+        batch = self.send(queue, content, most, most < there, path, channel)
+        if batch is not None:
+            for node in (tier, lane, leaf):
+                node.turn += self.stride[node.tier]
+        return batch
 
     def choose(self, lane: Node) -> Queue | None:
         if lane.pacing and ((by_due(lane) and lane.pacing.pace.first() is not None) or self.is_away(lane)):
             return self.due_first(lane)
-        tenant = self.turn_of(lane.ring[0])
+        leaf = self.behind(lane.ring[0])
+        tenant = self.turn_of(leaf)
         campaign = self.turn_of(tenant) if tenant else None
         if campaign is None:
             return None
-        return min(campaign.ready[:COMPARED], key=lambda queue: queue.slot) if lane.pacing else campaign.ready[0]
+        paced = leaf.above(1).pacing is not None
+        return min(campaign.ready[:COMPARED], key=lambda queue: queue.slot) if paced else campaign.ready[0]
 
     def refusal(self, path: list[tuple[Node, Scope]], n: int, tier: int) -> Refusal | None:
         """The first that refuses a batch of n now."""
@@ -787,7 +811,6 @@ class Model(Explained, Paced):
             scope.held = [scope.held[0] + 1, scope.held[1] + n]
         channel.in_flight[batch.tier] += 1
         self.note_call(path[2][0], queue, channel)
-        path[0][0].turn += self.stride[batch.tier]
         self.counts["popped"][batch.tier] += n
 
     def after_batch(self, queue: Queue, n: int, cap: int) -> None:

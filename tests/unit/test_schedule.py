@@ -228,6 +228,29 @@ def test_template_and_basic_share_what_slots_there_are(slots: int) -> None:
     assert 148 <= tiers.count(TEMPLATE) <= 152
 
 
+@pytest.mark.parametrize("busy", [TEMPLATE, BASIC])
+@pytest.mark.parametrize("where", ["another channel", "another account"])
+def test_a_tier_that_is_busy_elsewhere_gets_its_share_here(busy: int, where: str) -> None:
+    """One slot, or three calls a second, for both; beside it one of them has all it wants."""
+    channel = Channel(cap=1, slots=1 if where == "another channel" else 8)
+    if where == "another channel":
+        channel.core.add_channel(50, 0, 1)
+        channel.core.add_account(1)
+    else:
+        channel.core.add_account(0)
+        channel.core.add_limit(ACCOUNT, 0, CALLS, 3, S)
+    for tier in (TEMPLATE, BASIC):
+        channel.push(0, 1000, tier, tenant=tier)
+    here: list[int] = []
+    for tenth in range(600):
+        channel.push(tenth * S // 10, 2, busy, tenant=7, account=1)
+        batches = channel.pop(tenth * S // 10)
+        here += [batch.tier for batch in batches if batch.account == 0]
+        channel.answer(tenth * S // 10, batches)
+    assert len(here) >= 150
+    assert abs(here.count(TEMPLATE) - here.count(BASIC)) <= 2
+
+
 def test_tenants_take_turns_whatever_they_have_queued() -> None:
     channel = Channel(cap=2)
     channel.push(0, 100, tenant=0)
