@@ -63,7 +63,7 @@ typedef struct PaceSlots {
 typedef struct Pace {
     uint8_t mode, state;
     uint8_t stale;   /* calls were added since the slots were last read */
-    uint8_t overdue; /* told before a reading: the first that waits could have left for PACE_PATIENCE_NS */
+    uint8_t overdue; /* told before a reading: who waits could have left for PACE_PATIENCE_NS */
     uint32_t base;   /* the near slot that time is in, modulo 2^32 */
     int64_t base_ns; /* its start */
     int64_t read_at; /* the slots are not read before this */
