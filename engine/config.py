@@ -235,9 +235,15 @@ class TierConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_age: Annotated[Duration, about("A send older than this, from its start, expires.", NS["s"], YEAR)] = Duration(
         86_400_000_000_000
     )
-    linger: Annotated[Duration, about("How long a batch that is not full waits for more recipients.", 0, NS["h"])] = (
-        Duration(200_000_000)
-    )
+    linger: Annotated[
+        Duration,
+        about(
+            "How long a batch that is not full waits for more recipients; until it is due at most, and what is paced "
+            "for half of that time.",
+            0,
+            NS["h"],
+        ),
+    ] = Duration(200_000_000)
     pacing: Annotated[
         Literal["paced", "even", "asap"],
         about(
@@ -377,7 +383,7 @@ class LaterConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Duration,
         about(
             "What may not leave for longer than this (a `not_before`, a rest, a pause, a spent limit) waits on a "
-            "`later` topic, not in memory.",
+            "`later` topic, not in memory; of a batch that a limit would keep longer go those that there is room for.",
             NS["ms"],
             7 * NS["d"],
         ),

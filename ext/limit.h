@@ -253,12 +253,16 @@ static inline int scopes_limit(Scope *const *path, int length, int64_t now) {
     return some;
 }
 
-/* What of n recipients a limit lets go in one call. Half of its number at most: one that takes all of it waits for ever
-   while others now and then use a little. What is urgent does not wait for more room than there is: others fill all but
-   what is reserved, so that there never would be more. */
-static inline uint64_t limit_most(Limit *limit, int64_t now, uint64_t n, int system) {
-    uint64_t ceiling = limit_ceiling(limit, system), half = ceiling > 1 ? ceiling / 2 : 1;
-    if (!system) return n < half ? n : half;
+/* Half of the number of a limit of recipients, in one call, at most: one that takes all of it waits for ever while others
+   now and then use a little. */
+static inline uint64_t limit_half(const Limit *limit, uint64_t n) {
+    uint64_t ceiling = limit_ceiling(limit, 0), half = ceiling > 1 ? ceiling / 2 : 1;
+    return limit->unit != LIMIT_RECIPIENTS || n < half ? n : half;
+}
+
+/* What of n recipients there is room for in a limit of recipients now; 1 at least. */
+static inline uint64_t limit_room(Limit *limit, int64_t now, uint64_t n, int system) {
+    uint64_t ceiling = limit_ceiling(limit, system);
     limit_roll(limit, now);
     uint64_t used = limit->total - limit->gone + limit->scope->held[limit->unit];
     uint64_t room = used < ceiling ? ceiling - used : 1;
@@ -266,11 +270,19 @@ static inline uint64_t limit_most(Limit *limit, int64_t now, uint64_t n, int sys
     return n < room ? n : room;
 }
 
-/* What a batch of up to n recipients may be at most, now. */
-static inline uint64_t scopes_most(Scope *const *path, int length, int64_t now, uint64_t n, int system) {
+/* What a batch of up to n recipients may be at most. */
+static inline uint64_t scopes_half(Scope *const *path, int length, uint64_t n) {
+    for (int i = 0; i < length; i++)
+        for (const Limit *limit = path[i]->limits; limit != NULL; limit = limit->next) n = limit_half(limit, n);
+    return n;
+}
+
+/* The same of system, which does not wait for more room than there is: others fill all but what is reserved, so that
+   there never would be more. */
+static inline uint64_t scopes_room(Scope *const *path, int length, int64_t now, uint64_t n) {
     for (int i = 0; i < length; i++)
         for (Limit *limit = path[i]->limits; limit != NULL; limit = limit->next)
-            if (limit->unit == LIMIT_RECIPIENTS) n = limit_most(limit, now, n, system);
+            if (limit->unit == LIMIT_RECIPIENTS) n = limit_room(limit, now, n, 1);
     return n;
 }
 
@@ -284,7 +296,7 @@ static inline int64_t scope_refuses(Scope *scope, Limit *limit, int64_t now, uin
     return LIMIT_NEVER;
 }
 
-/* Whether one call with n recipients (n <= scopes_most) may be charged to every scope of the path now; if not, the
+/* Whether one call with n recipients (n <= scopes_half or scopes_room) may be charged to every scope of the path now; if not, the
    first that refuses. */
 static inline Refusal scopes_refuse(Scope *const *path, int length, int64_t now, uint64_t n, int system) {
     Refusal no = {REFUSED_NOT, 0, NULL, 0};

@@ -98,6 +98,7 @@ cdef Limit* queues_add_limit(
     scope_add(scope, made)
     q.limits[q.limit_count] = made
     q.limit_count += 1
+    q.recipient_limits += unit == LIMIT_RECIPIENTS
     return made
 
 
@@ -109,7 +110,7 @@ cdef size_t queues_memory(const Queues* q) noexcept nogil:
         + q.parcels.touched + q.by_key.bytes + q.branches.bytes + q.names.bytes + q.once.bytes
         + q.channel_count * sizeof(Channel) + q.account_count * sizeof(Account)
         + q.targets_room * sizeof(Target) + q.pacings * sizeof(Pacing)
-        + (0 if q.early == NULL else EARLY * sizeof(Early))
+        + (0 if q.early == NULL else EARLY * sizeof(Early)) + (0 if q.recent == NULL else RECENT_PRINTS * 4)
         + out.batches_room * sizeof(BatchRow) + out.items_room * 19 + out.ids_room
     )
 
@@ -137,6 +138,7 @@ cdef void queues_free(Queues* q) noexcept nogil:
         scope_free(&q.of_tier[tier])
         free(q.tiers[tier].pacing)
     free(q.early)
+    free(q.recent)
     free(q.limits)
     for i in range(q.channel_count):
         free_channel(q.channels[i])

@@ -43,6 +43,7 @@ cdef extern from "pace.h" nogil:
     void pace_wait_no_more(Pace* pace, PaceLink* link, uint32_t slot)
     void* pace_first(const Pace* pace)
     void pace_control(Pace* pace, int64_t now_ns)
+    int64_t pace_interval(const Pace* pace)
     int64_t pace_when(Pace* pace, int64_t now_ns)
     void pace_leave(Pace* pace, int64_t now_ns)
     int64_t pace_expects(const Pace* pace, uint32_t slot)

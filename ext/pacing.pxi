@@ -1,9 +1,10 @@
 # Included by queues.pyx: pacing, on the slots, rings and rates of pace.h. docs/scheduler.md has the picture.
 #
 # Work is counted in calls, in two places: in the queue's lane and in its tier. A record that opens a call (the first of
-# a FIFO, and every cap-th behind it) adds one in the slot of its due time, and takes it away when it leaves, expires or
-# is reaped. The first of a FIFO is counted by its queue (``counted``, in ``counted_in``), the others by REC_OPENS, in
-# their facts' slot. What waits for its not_before counts when that comes, but for full calls: those count at once.
+# a FIFO, every cap-th behind it, and one whose recipient stands in the last call already) adds one in the slot of its
+# due time, and takes it away when it leaves, expires or is reaped. The first of a FIFO is counted by its queue
+# (``counted``, in ``counted_in``), the others by REC_OPENS, in their facts' slot. What waits for its not_before counts
+# when that comes, but for full calls: those count at once.
 #
 # A paced queue that is READY stands in its lane's rings by its slot, and a lane in its tier's by that of the first.
 # So earliest due first needs no search. A queue whose turn comes while a node above it is held is set aside at that
@@ -19,7 +20,12 @@ cdef enum:  # of a haste
     AT_ONCE = 64
     TRIED = 128
 
+cdef enum:
+    PASSES = 8
+    LEAST_PASSES = 4
+
 cdef int64_t NEWCOMER_NS = 10_000_000_000  # from a tenant's coming to when its first call is due
+cdef int64_t NOT_YET = -(<int64_t>1 << 62)
 cdef int64_t BOUNDING_NS = <int64_t>1 << 36  # limits of such windows, or shorter ones, bound the rate
 
 
@@ -69,6 +75,14 @@ cdef inline int64_t due_of(const Queues* q, const Times* times) noexcept nogil:
     return max(q.now, times.not_before) if times.due <= start else must_close(q, times.due, times.deadline)
 
 
+cdef inline int64_t longest_linger(Queues* q, const Node* lane, const Times* times) noexcept nogil:
+    """Until then it may wait for others; what is paced half of its time, for after that it waits for its turn."""
+    cdef int64_t latest = must_close(q, times.due, times.deadline), start = max(q.now, times.not_before)
+    if lane.pacing == NULL or not start < latest < INT64_MAX or due_at_once(q, lane.tier, times):
+        return latest
+    return start + (latest - start) // 2
+
+
 cdef inline uint32_t slot_of(Queues* q, Node* lane, const Times* times) noexcept nogil:
     return pace_slot(&lane.pacing.pace, q.now, due_of(q, times))
 
@@ -77,6 +91,17 @@ cdef inline uint32_t passed_slot(Node* node) noexcept nogil:
     """Where what is due at once stands, in the lane of a node."""
     cdef Pacing* pacing = lane_above(node).pacing
     return 0 if pacing == NULL else pacing.pace.base - 1
+
+
+cdef bint may_pass(Queues* q, Pacing* own) noexcept nogil:
+    """One more that comes anew goes before what is due sooner: of the calls of a lane every PASSES-th may, and after a
+    while without as many as leave in NEWCOMER_NS. More would make the others late, or their rate high at the end."""
+    cdef int64_t interval = PASSES * pace_interval(&own.pace)
+    own.ahead = max(own.ahead, q.now - max(NEWCOMER_NS, LEAST_PASSES * interval))
+    if own.ahead + interval > q.now:
+        return False
+    own.ahead += interval
+    return True
 
 
 cdef uint32_t first_slot(Queues* q, Queue* queue, const Facts* facts) noexcept nogil:
@@ -90,7 +115,7 @@ cdef uint32_t first_slot(Queues* q, Queue* queue, const Facts* facts) noexcept n
     if not tenant.newcomer:
         return facts.slot
     tenant.newcomer = False
-    if due <= soon or early.key_hash == key and early.until > q.now:
+    if due <= soon or early.key_hash == key and early.until > q.now or not may_pass(q, lane_above(tenant).pacing):
         return facts.slot
     early.key_hash, early.until = key, due
     return pace_slot(&tenant.parent.parent.pacing.pace, q.now, soon)
@@ -104,6 +129,15 @@ cdef inline void look_again(Queues* q, Node* lane) noexcept nogil:
     if lane.state & HELD_BACK and not timer_armed_by(&lane.pacing.timer, at):
         wheel_disarm(&q.wheel, &lane.pacing.timer)
         wheel_arm(&q.wheel, &lane.pacing.timer, at)
+
+
+cdef inline uint32_t largest_call(Queues* q, const Queue* queue) noexcept nogil:
+    """So many recipients one of it takes where nothing is used up."""
+    cdef Node* tenant = queue.branch.parent
+    cdef Scope* path[PATH]
+    if q.recipient_limits == 0 or tenant.tier == SYSTEM:
+        return tenant.channel.cap
+    return <uint32_t>scopes_half(path, path_of(q, tenant.parent, tenant.group, tenant.scope, path), tenant.channel.cap)
 
 
 cdef void count_call(Queues* q, Node* lane, uint32_t slot) noexcept nogil:
@@ -155,7 +189,7 @@ cdef void count_parcel(Queues* q, Queue* queue, Parcel* parcel) noexcept nogil:
     cdef Rec rec
     if lane.pacing == NULL or queue.haste & AT_ONCE:
         return
-    if fifo.count and not queue.mixed and not parcel.opens and fifo.fill + parcel.fifo.count <= lane.channel.cap:
+    if fifo.count and not queue.mixed and not parcel.opens and fifo.fill + parcel.fifo.count <= largest_call(q, queue):
         fifo.fill += parcel.fifo.count
         return
     if fifo.count:
@@ -164,6 +198,7 @@ cdef void count_parcel(Queues* q, Queue* queue, Parcel* parcel) noexcept nogil:
         fifo_mark(&q.store, &parcel.fifo, True)
         parcel.opens += 1
         fifo.fill = parcel.fifo.fill
+    queue.call = parcel.call
     queue.opens += parcel.opens
 
 
@@ -416,6 +451,7 @@ cdef int make_pacing(Queues* q, Node* node) noexcept nogil:
     pace_make(&made.pace, q.pacing[node.tier], q.tau, q.floor)
     timer_make(&made.timer, OF_PACING)
     ring_make(&made.returning)
+    made.ahead = NOT_YET
     made.link.owner = made.node = node
     node.pacing = made
     q.pacings += 1
@@ -431,6 +467,8 @@ cdef int queues_pace(
         return 0
     if q.early == NULL:
         q.early = <Early*>calloc(EARLY, sizeof(Early))
-        if q.early == NULL:
-            return -1
+    if q.recent == NULL:
+        q.recent = <uint32_t*>calloc(RECENT_PRINTS, sizeof(uint32_t))
+    if q.early == NULL or q.recent == NULL:
+        return -1
     return make_pacing(q, &q.tiers[tier])

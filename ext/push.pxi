@@ -43,7 +43,7 @@ cdef void begin_facts(Queues* q, Pushing* pushing, const Row* row) noexcept nogi
     pushing.waits, pushing.paced = times.not_before > q.now, pushing.leaf.parent.pacing != NULL
     facts.pushed, facts.due = times.pushed, times.due
     facts.deadline, facts.not_before = times.deadline, times.not_before
-    facts.close = min(later(max(q.now, times.not_before), times.linger), must_close(q, times.due, times.deadline))
+    facts.close = min(later(max(q.now, times.not_before), times.linger), longest_linger(q, pushing.leaf.parent, times))
     facts.slot = slot_of(q, pushing.leaf.parent, times) if pushing.paced else 0
     pushing.latest = facts.close >= account.closes[tier] and facts.deadline >= account.deadlines[tier]
     account.closes[tier] = max(account.closes[tier], facts.close)
@@ -61,29 +61,46 @@ cdef inline uint32_t hold_facts(Queues* q, Pushing* pushing, uint32_t n) noexcep
     return pushing.handle
 
 
+cdef inline void next_call(Queues* q, uint32_t* call) noexcept nogil:
+    q.calls += 1
+    call[0] = q.calls
+
+
+cdef inline bint in_call(Queues* q, uint32_t call, const uint8_t* name, uint8_t length) noexcept nogil:
+    """False: it stands there already."""
+    return recent_add(q.recent, mix64(idset_hash(&q.seen, name, length), call))
+
+
 cdef uint32_t append(
-    Queues* q, Fifo* fifo, const Row* row, Pushing* pushing, bint mixed, bint first
+    Queues* q, Queue* queue, Fifo* fifo, uint32_t* call, const Row* row, Pushing* pushing, bint first
 ) noexcept nogil:
-    """Returns how many of them open calls behind the FIFO's first, counted now."""
+    """To a FIFO of the queue. Returns how many of them open calls behind the FIFO's first, counted now."""
     cdef uint32_t handle = hold_facts(q, pushing, row.count)
     cdef Node* lane = pushing.leaf.parent
+    cdef bint mixed = queue.mixed
     cdef bint paced = pushing.paced and not due_at_once(q, row.place & 3, row.times)
-    cdef uint32_t cap = lane.channel.cap if paced else 0xFFFFFFFF
+    cdef uint32_t cap = largest_call(q, queue) if paced else 0xFFFFFFFF
     cdef uint32_t fill = cap if paced and mixed and fifo.count else fifo.fill, opens = 0
+    cdef bint repeats = paced and not mixed and row.count < cap  # a send does not repeat its own
     cdef Rec rec
     cdef uint32_t i
     cdef const uint8_t* name = row.ids
     cdef const uint32_t* content = &row.content if mixed else NULL
+    if fifo.count == 0:
+        next_call(q, call)
     fifo_expect(&q.store, fifo, handle, &pushing.facts, pushing.latest)
     rec.send, rec.attempt = row.send, row.attempt
     rec.facts = handle | (REC_FIRST if first else 0)
     for i in range(row.count):
         rec.position, rec.length = row.positions[i], row.id_lengths[i]
-        if fill >= cap:
+        if fill >= cap or repeats and not in_call(q, call[0], name, rec.length):
             fill = 0
             opens += 1
             rec.facts |= REC_OPENS
             count_call(q, lane, pushing.facts.slot)
+            next_call(q, call)
+            if repeats:
+                in_call(q, call[0], name, rec.length)
         fill += 1
         fifo_append(&q.store, fifo, &rec, content, name)
         name += rec.length
@@ -148,7 +165,7 @@ cdef void take_out(Queues* q, Parcel* parcel) noexcept nogil:
 cdef void wait(Queues* q, Queue* queue, const Row* row, Pushing* pushing, bint first) noexcept nogil:
     cdef int64_t until = min(pushing.facts.not_before, pushing.facts.deadline)
     cdef Parcel* parcel = parcel_for(q, queue, until)
-    parcel.opens += append(q, &parcel.fifo, row, pushing, queue.mixed, first)
+    parcel.opens += append(q, queue, &parcel.fifo, &parcel.call, row, pushing, first)
     if row.attempt:
         parcel.retries += row.count
         count_waiting(q, queue, row.count, 0)
@@ -186,7 +203,7 @@ cdef inline void put(Queues* q, const Row* row, Target* target, Pushing* pushing
         wait(q, queue, row, pushing, target.first)
         return
     if queue.mixed or pushing.paced:
-        queue.opens += append(q, &queue.fifo, row, pushing, queue.mixed, target.first)
+        queue.opens += append(q, queue, &queue.fifo, &queue.call, row, pushing, target.first)
         count_first(q, queue)
     else:
         append_all(q, &queue.fifo, row, pushing)

@@ -60,6 +60,13 @@ cdef extern from "slab.h" nogil:
     size_t slab_taken(const Slab* slab)
 
 
+cdef extern from "recent.h" nogil:
+    enum:
+        RECENT_PRINTS
+
+    bint recent_add(uint32_t* prints, uint64_t hash)
+
+
 cdef extern from "fifo.h" nogil:
     enum:
         CHUNK_SIZES, REC_OPENS, REC_FIRST, REC_FACTS, CLOSES_FALL, DEADLINES_FALL
@@ -137,6 +144,7 @@ cdef extern from "table.h" nogil:
     void prints_free(Prints* prints)
     int idset_reserve(IdSet* ids, size_t most)
     void idset_clear(IdSet* ids)
+    uint64_t idset_hash(const IdSet* ids, const uint8_t* name, size_t length)
     bint idset_add(IdSet* ids, const uint8_t* base, size_t at, const uint8_t* name, size_t length)
 
 
@@ -187,6 +195,7 @@ cdef struct Parcel:  # what waits in one queue for one tick
     uint64_t tick
     uint32_t retries  # recipients with attempt > 0
     uint32_t opens  # records with REC_OPENS
+    uint32_t call  # like a queue's
     uint32_t self
 
 cdef struct Queue:
@@ -217,6 +226,7 @@ cdef struct Queue:
     Link sweep  # in the list of those whose first record has expired
     Link aside  # paced: among those set aside at a node, or returning to their lane
     int64_t last_due  # paced: of all that has come into it
+    uint32_t call  # paced: the number of the last call that opens in its FIFO
 
 cdef struct Group:  # a tenant, or a tenant's campaign, over all leaves; or a share
     Link members  # its nodes; of a share its place in Queues.counting
@@ -277,6 +287,7 @@ cdef struct Pacing:  # of a lane, or of a tier over all its lanes
     PaceLink link  # a lane's, in its tier's rings
     uint32_t slot  # where that stands
     Link returning  # a lane's: set aside, and on their way back
+    int64_t ahead  # a lane's: until when its share of calls for those that come anew is used up
     Pace* copy  # owned, while it is checked
 
 cdef struct Early:  # a tenant that came anew, and until when that gains it nothing more
@@ -412,6 +423,9 @@ cdef struct Queues:
     int64_t near[TIERS]  # what is due so soon after its start is due at once; 0: nothing is
     uint64_t floor
     Early* early  # NULL: no tier is paced
+    uint32_t* recent  # likewise: recipients of each FIFO's last call, see recent.h
+    uint32_t calls  # opened, modulo 2^32
+    uint32_t recipient_limits  # how many limits count recipients
     size_t pacings
     Counts* lateness[TIERS]  # borrowed
     bint no_memory  # met while a batch was formed

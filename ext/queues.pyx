@@ -21,16 +21,16 @@ from libc.string cimport memcmp, memcpy, memset
 
 from ext.histogram cimport counts_observe
 from ext.limits cimport (
-    LIMIT_CALLS, LIMIT_NEVER, LIMIT_RECIPIENTS, REFUSED_BLOCKED, REFUSED_GRANT, REFUSED_NOT, Refusal, limit_ceiling,
-    limit_make, limit_roll, scope_add, scope_free, scope_make, scopes_hold, scopes_limit, scopes_most, scopes_refuse,
-    scopes_settle,
+    LIMIT_CALLS, LIMIT_NEVER, LIMIT_RECIPIENTS, REFUSED_BLOCKED, REFUSED_FULL, REFUSED_GRANT, REFUSED_NOT, Refusal,
+    limit_ceiling, limit_make, limit_roll, limit_room, scope_add, scope_free, scope_make, scopes_half, scopes_hold,
+    scopes_limit, scopes_refuse, scopes_room, scopes_settle,
 )
 
 from ext.pace cimport (
     PACE_ASAP, PACE_BELOW, PACE_FASTEST, PACE_NEAR_BITS, PACE_OVER, PACE_PATIENCE_NS, beside_count, beside_rate,
     capacity_end, capacity_rate, capacity_start, pace_add, pace_expects, pace_first, pace_is_sound, pace_leave,
-    pace_has_passed, pace_make, pace_rate, pace_remove, pace_roll, pace_slot, pace_wait, pace_wait_no_more, pace_waits,
-    pace_when,
+    pace_has_passed, pace_interval, pace_make, pace_rate, pace_remove, pace_roll, pace_slot, pace_wait,
+    pace_wait_no_more, pace_waits, pace_when,
 )
 
 cdef enum:
@@ -730,9 +730,29 @@ cdef inline Node* keeps(Node* tenant, int scope) noexcept nogil:
     return tenant
 
 
-cdef bint refused(Queues* q, Node* tenant, Scope** path, int length, uint32_t n) noexcept nogil:
-    """True: n recipients may not go in one call now, and what keeps them is parked."""
-    cdef Refusal no = scopes_refuse(path, length, q.now, n, tenant.tier == SYSTEM)
+cdef inline bint is_far(const Queues* q, int64_t time) noexcept nogil:
+    return later(q.now, q.horizon) < time < LIMIT_NEVER
+
+
+cdef Refusal ask(Queues* q, Scope** path, int length, bint system, uint32_t* n) noexcept nogil:
+    """How many of n recipients go in the next call, and what refuses them now. Where so many would wait longer than the
+    horizon, for a day mostly, those go that there is room for."""
+    cdef Refusal no
+    cdef uint32_t room
+    n[0] = <uint32_t>(scopes_room(path, length, q.now, n[0]) if system else scopes_half(path, length, n[0]))
+    no = scopes_refuse(path, length, q.now, n[0], system)
+    while no.why == REFUSED_FULL and no.limit.unit == LIMIT_RECIPIENTS and is_far(q, no.until):
+        room = <uint32_t>limit_room(<Limit*>no.limit, q.now, n[0], system)
+        if room == n[0]:
+            break
+        n[0] = room
+        no = scopes_refuse(path, length, q.now, n[0], system)
+    return no
+
+
+cdef bint refused(Queues* q, Node* tenant, Scope** path, int length, uint32_t* n) noexcept nogil:
+    """True: n recipients may not go in one call now, and what keeps them is parked. Else n is how many may."""
+    cdef Refusal no = ask(q, path, length, tenant.tier == SYSTEM, n)
     if no.why == REFUSED_NOT:
         return False
     park(q, keeps(tenant, no.scope), path[no.scope], no)
@@ -948,10 +968,8 @@ cdef uint32_t visit(Queues* q, Node* tier) noexcept nogil:
     tenant = queue.branch.parent
     length = path_of(q, tenant.parent, tenant.group, tenant.scope, path)
     most = there = next_batch(q, queue, &content)
-    if scopes_limit(path, length, q.now):
-        most = <uint32_t>scopes_most(path, length, q.now, there, tier.tier == SYSTEM)
-        if refused(q, tenant, path, length, most):
-            return 0
+    if scopes_limit(path, length, q.now) and refused(q, tenant, path, length, &most):
+        return 0
     leaf = tenant.parent
     n = send_batch(q, queue, path, length, most, content, most < there)
     if n:  # whoever's batch it was: the turns that led to it are over
@@ -1052,16 +1070,18 @@ cdef int queues_pause_group(
 cdef int queues_reweight(
     Queues* q, uint8_t level, uint32_t tenant, uint32_t campaign, uint32_t weight
 ) noexcept nogil:
-    """From its next turn on; what it has left of this one, or owes, stays. O(its nodes). -1: no memory, and nothing has
-    changed."""
+    """From its next turn on; what it owes stays, and what it has left of this one up to what the new weight gives.
+    O(its nodes). -1: no memory, and nothing has changed."""
     cdef Group* group = group_of(q, level, tenant, campaign)
     cdef Link* member
+    cdef Node* node
     if group == NULL:
         return -1
     group.weight = weight
     member = group.members.next
     while member != &group.members:
-        member_of(member).weight = weight
+        node = member_of(member)
+        node.weight, node.deficit = weight, min(node.deficit, <int64_t>node.channel.cap * weight)
         member = member.next
     free_group_if_idle(q, group)
     return 0
@@ -1238,8 +1258,8 @@ cdef void explain_node(Queues* q, Node* campaign, Reason* reason) noexcept nogil
         return
     queue = queue_of(ring_first(&campaign.ring))
     length = path_of(q, leaf, tenant.group, tenant.scope, path)
-    n = <uint32_t>scopes_most(path, length, q.now, next_batch(q, queue, &content), leaf.tier == SYSTEM)
-    no = scopes_refuse(path, length, q.now, n, leaf.tier == SYSTEM)
+    n = next_batch(q, queue, &content)
+    no = ask(q, path, length, leaf.tier == SYSTEM, &n)
     if paced and (no.why == REFUSED_GRANT or no.until < reason.until):
         return  # refused or not, that is over before its time comes
     if no.why != REFUSED_NOT:

@@ -58,6 +58,7 @@ class Fifo:
     deadline: int = NEVER
     closes_fall: bool = False
     deadlines_fall: bool = False
+    names: set[bytes] = field(default_factory=set)  # paced: of those who came alone into its last call
 
     def expect(self, close: int, deadline: int) -> None:
         if self.of and not (self.closes_fall and self.deadlines_fall):
@@ -73,7 +74,7 @@ class Fifo:
 
     def splice(self, more: Fifo) -> None:
         if not self.of:
-            self.closes_fall, self.deadlines_fall = more.closes_fall, more.deadlines_fall
+            self.closes_fall, self.deadlines_fall, self.names = more.closes_fall, more.deadlines_fall, more.names
         else:
             self.expect(more.of[0].close, more.of[0].run.deadline)
             self.closes_fall |= more.closes_fall
@@ -593,7 +594,11 @@ class Model(Explained, Paced):
         return branch.queues[-1]
 
     def put(self, run: Run, queue: Queue, first: bool) -> None:
-        close = min(max(self.now, run.not_before) + run.linger, NEVER, self.must_close(run))
+        start = max(self.now, run.not_before)
+        latest = self.must_close(run)
+        if start < latest < NEVER and self.is_paced(queue.leaf.above(1), run):
+            latest = start + (latest - start) // 2
+        close = min(start + run.linger, NEVER, latest)
         slot = self.slot_of(queue.leaf.above(1), run)
         if run.not_before > self.now:
             self.wait(run, queue, close, first, slot)
@@ -691,8 +696,7 @@ class Model(Explained, Paced):
         leaf = queue.leaf
         path = self.path(leaf, queue.branch.above(1))
         content, there = self.next_batch(queue, channel.cap)
-        most = self.planned(there, path, tier.tier)
-        no = self.refusal(path, most, tier.tier)
+        most, no = self.ask(path, there, tier.tier)
         if no is not None:
             self.park(path[no.scope][0], path[no.scope][1], no)
             return None
@@ -749,12 +753,23 @@ class Model(Explained, Paced):
         alike = next((i for i, each in enumerate(recipients) if each.run.key[2] != content), len(recipients))
         return content, alike
 
-    def planned(self, n: int, path: list[tuple[Node, Scope]], tier: int) -> int:
-        """Of n recipients in one call: half of a limit's number, or of system what there is room for now."""
-        limits = [(limit, scope.held[1]) for _, scope in path for limit in scope.limits if limit.recipients]
-        if tier != SYSTEM:
-            return min([n, *(max(limit.ceiling(tier) // 2, 1) for limit, _ in limits)])
-        return min([n, *(max(limit.number - limit.used(self.now) - held, 1) for limit, held in limits)])
+    def ask(self, path: list[tuple[Node, Scope]], n: int, tier: int) -> tuple[int, Refusal | None]:
+        """How many of n go in one call: half of a limit's number; of system, and where the wait would be too long, what
+        there is room for. And what refuses them."""
+        n = self.largest_call(n, path, tier)
+        if tier == SYSTEM:
+            rooms = [room(limit, scope, self.now, tier) for _, scope in path for limit in scope.limits]
+            n = min([n, *rooms])
+        while (no := self.refusal(path, n, tier)) is not None and no.limit is not None:
+            fits = room(no.limit, path[no.scope][1], self.now, tier)
+            if not no.limit.recipients or fits >= n or not self.now + self.horizon < no.until < NEVER:
+                break
+            n = fits
+        return n, no
+
+    def largest_call(self, n: int, path: list[tuple[Node, Scope]], tier: int) -> int:
+        halves = [limit.ceiling(tier) // 2 for _, scope in path for limit in scope.limits if limit.recipients]
+        return n if tier == SYSTEM else min([n, *(max(half, 1) for half in halves)])
 
     def send(
         self, queue: Queue, content: int, most: int, more: bool, path: list[tuple[Node, Scope]], channel: Channel
@@ -954,7 +969,11 @@ class Model(Explained, Paced):
         if scope == 3:
             self.stride[handle] = 2**20 // weight
         else:
-            self.weights[(handle,) if scope == 4 else (handle, campaign)] = weight
+            group = (handle,) if scope == 4 else (handle, campaign)
+            self.weights[group] = weight
+            for node in self.branches:
+                if group_of(node) == group:
+                    node.deficit = min(node.deficit, self.channels[self.lane_above(node).handle].cap * weight)
 
     def block(self, scope: int, handle: int, until: int) -> None:
         of = self.scope(scope, handle)
@@ -1004,6 +1023,11 @@ class Model(Explained, Paced):
     def queues_below(self, node: Node) -> list[Queue]:
         every = [queue for branch in self.branches for queue in branch.queues]
         return [queue for queue in every if node in (queue.leaf.above(1), queue.leaf.above(2))]
+
+
+def room(limit: Limit, scope: Scope, now: int, tier: int) -> int:
+    """For so many recipients, one at least."""
+    return max(limit.ceiling(tier) - limit.used(now) - scope.held[1], 1) if limit.recipients else NEVER
 
 
 def holds(node: Node) -> set[str]:

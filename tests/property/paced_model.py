@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 NEVER = 2**63 - 1
 NEWCOMER_NS, BOUNDING_NS = 10**10, 2**36
+PASSES, LEAST_PASSES = 8, 4
 DIGITS, PILE, PILES, AT_ONCE = 15, 16, 48, 64  # of a haste
 
 
@@ -59,6 +60,16 @@ class Pacing:
         self.timer = timer
         self.slot: int | None = None  # of a lane: where it stands in its tier's rings
         self.returning: list[Queue] = []
+        self.ahead = -(2**62)
+
+    def may_pass(self, now: int) -> bool:
+        """One in PASSES calls, and a burst."""
+        interval = PASSES * (NS // self.pace.rate)
+        self.ahead = max(self.ahead, now - max(NEWCOMER_NS, LEAST_PASSES * interval))
+        if self.ahead + interval <= now:
+            self.ahead += interval
+            return True
+        return False
 
 
 class Paced:
@@ -74,6 +85,8 @@ class Paced:
     hold: Callable[[Node, str], None]
     let_go: Callable[[Node, str], None]
     must_close: Callable[[Run], int]
+    largest_call: Callable[[int, list[tuple[Node, Scope]], int], int]
+    path: Callable[[Node, Node], list[tuple[Node, Scope]]]
 
     def pace(self, modes: tuple[int, ...], tau: int, floor: int, near: tuple[int, ...]) -> None:
         self.modes, self.tau, self.floor, self.near = modes, tau, floor, near
@@ -87,10 +100,15 @@ class Paced:
     def haste(self, lane: Node, run: Run) -> int:
         if lane.pacing is None:
             return 0
-        if self.near[run.tier] and max(0, run.due - max(run.pushed, run.not_before)) <= self.near[run.tier]:
+        if not self.is_paced(lane, run):
             return AT_ONCE + (128 if run.attempt else 0)
         slots = max(0, self.must_close(run) - max(self.now, run.not_before)) // SLOT_NS
         return min(1 + (slots.bit_length() + 1) // 2, DIGITS) + (128 if run.attempt else 0)
+
+    def is_paced(self, lane: Node, run: Run) -> bool:
+        near = self.near[run.tier]
+        at_once = near and max(0, run.due - max(run.pushed, run.not_before)) <= near
+        return lane.pacing is not None and not at_once
 
     def due_of(self, run: Run) -> int:
         return self.must_close(run) if run.due > max(run.pushed, run.not_before) else max(self.now, run.not_before)
@@ -104,10 +122,10 @@ class Paced:
         if not tenant.newcomer:
             return first.slot
         tenant.newcomer = False
-        if due <= self.now + NEWCOMER_NS or self.early.get(key, 0) > self.now:
+        assert lane.pacing is not None
+        if due <= self.now + NEWCOMER_NS or self.early.get(key, 0) > self.now or not lane.pacing.may_pass(self.now):
             return first.slot
         self.early[key] = due
-        assert lane.pacing is not None
         return lane.pacing.pace.slot(self.now, self.now + NEWCOMER_NS)
 
     # --- work ---
@@ -132,11 +150,20 @@ class Paced:
         lane, mixed = queue.leaf.above(1), queue.mixed
         if lane.pacing is None or queue.at_once:
             return
-        cap, at = self.channels[lane.handle].cap, len(fifo.of) - len(new)
+        cap, at = self.cap_of(queue), len(fifo.of) - len(new)
+        fifo.names = fifo.names if at else set()
         for i, recipient in enumerate(fifo.of[at:], at):
-            if i and (fill(fifo.of[:i]) == cap or (mixed and i == at)):
+            repeats = not mixed and len(new) < cap and recipient.name in fifo.names
+            if i and (fill(fifo.of[:i]) >= cap or repeats or (mixed and i == at)):
                 recipient.opens = True
+                fifo.names = set()
                 self.count_call(lane, recipient.slot)
+            if not mixed and len(new) < cap:
+                fifo.names.add(recipient.name)
+
+    def cap_of(self, queue: Queue) -> int:
+        lane, tenant = queue.leaf.above(1), queue.branch.above(1)
+        return self.largest_call(self.channels[lane.handle].cap, self.path(queue.leaf, tenant), lane.tier)
 
     def count_first(self, queue: Queue) -> None:
         lane = queue.leaf.above(1)
@@ -164,9 +191,10 @@ class Paced:
         if lane.pacing is None or queue.at_once or not queue.fifo.of:
             return
         opens = any(recipient.opens for recipient in of)
-        fits = fill(queue.fifo.of) + len(of) <= self.channels[lane.handle].cap
+        fits = fill(queue.fifo.of) + len(of) <= self.cap_of(queue)
         if queue.mixed or opens or not fits:
             of[0].opens = True
+            queue.fifo.names = parcel.fifo.names
             self.count_call(lane, of[0].slot)
 
     # --- who waits ---

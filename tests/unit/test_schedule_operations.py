@@ -355,7 +355,7 @@ def test_each_tier_and_account_is_explained() -> None:
 @pytest.mark.parametrize("gone", ["cancelled", "expired", "paused", "put off"])
 def test_what_did_not_fit_and_is_gone_keeps_nobody_waiting(gone: str) -> None:
     channel = Channel(cap=1000, horizon_ns=900 * S)
-    channel.core.add_limit(ACCOUNT, 0, RECIPIENTS, 1000, 24 * 3600 * S)
+    channel.core.add_limit(ACCOUNT, 0, RECIPIENTS, 1000, 900 * S)
     channel.push(0, 600)
     channel.answer(0, channel.pop(0, 1000))
     channel.push(S, 500, tenant=1, campaign=1, deadline=5 * S if gone == "expired" else NEVER)
@@ -365,6 +365,7 @@ def test_what_did_not_fit_and_is_gone_keeps_nobody_waiting(gone: str) -> None:
     elif gone == "paused":
         channel.core.pause(OF_TENANT, 1)
     elif gone == "put off":
+        channel.core.pause(OF_CAMPAIGN, 1, 1, until_ns=3600 * S)
         taken = channel.core.put_off(S, BASIC, 1000)
         assert taken is not None
         assert taken.items == 500
@@ -372,3 +373,26 @@ def test_what_did_not_fit_and_is_gone_keeps_nobody_waiting(gone: str) -> None:
     channel.push(6 * S, 1, tenant=2)
     assert channel.sizes(6 * S) == [1]
     channel.core.check()
+
+
+def test_what_would_wait_for_a_day_takes_what_is_left_of_it() -> None:
+    channel = Channel(cap=1000, horizon_ns=900 * S)
+    channel.core.add_limit(ACCOUNT, 0, RECIPIENTS, 1000, 24 * 3600 * S, 100)
+    channel.push(0, 600)
+    channel.answer(0, channel.pop(0, 1000))
+    channel.push(S, 400, tenant=1)
+    left = channel.pop(S)
+    assert [len(batch.items) for batch in left] == [300]
+    channel.answer(S, left)
+    assert channel.core.explain(S, 1, 0)[0][2:] == (100, HELD_LIMIT, ACCOUNT, 0, 24 * 3600 * S + S, 0)
+
+
+def test_a_weight_that_is_set_back_leaves_no_more_of_a_turn_than_it_gives() -> None:
+    channel = Channel(cap=10)
+    for tenant in (1, 2):
+        channel.core.reweight(OF_TENANT, tenant, weight=100)
+        channel.push(0, 500, tenant=tenant)
+    assert [batch.key[0] for batch in channel.pop(0, 1)] == [1]
+    channel.core.reweight(OF_TENANT, 1, weight=1)
+    channel.core.reweight(OF_TENANT, 2, weight=1)
+    assert [batch.key[0] for batch in channel.pop(0, 60)] == [1, 2, 1, 2, 1, 2]

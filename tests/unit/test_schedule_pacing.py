@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from typing import Any
 
@@ -19,6 +20,7 @@ from ext.schedule import (
     OF_CAMPAIGN,
     OF_TENANT,
     PACED,
+    RECIPIENTS,
     TICK_NS,
     WHOLE_TIER,
 )
@@ -109,6 +111,69 @@ def test_sends_that_merge_are_one_call() -> None:
     assert at.stat("pacing_calls") == 1
     at.push(0, 501, due=600 * S)
     assert at.stat("pacing_calls") == 2
+
+
+@pytest.mark.parametrize(("people", "limit"), [(1, None), (20, None), (10_000, 100), (20, 20)])
+def test_calls_are_counted_as_they_will_be_cut(people: int, limit: int | None) -> None:
+    """A call ends before one who is in it already, and takes half of a limit of recipients at most."""
+    at = channel(cap=1000)
+    if limit:
+        at.core.add_limit(ACCOUNT, 0, RECIPIENTS, limit, S)
+    draw = random.Random(people)
+    for _ in range(500):
+        at.push(0, chr(0x4E00 + draw.randrange(people)), due=60 * S)
+    counted = at.stat("pacing_calls")
+    left = run(at, 0, 60 * S)
+    assert counted == len(left)
+    assert sum(len(batch.items) for _, batch in left) == 500
+    assert max(Counter(now // S for now, _ in left).values()) <= counted / 60 * 1.05 + 2
+
+
+def test_what_wakes_later_is_counted_as_it_will_be_cut() -> None:
+    at = channel(cap=1000)
+    for second in (1, 1, 2, 2, 3, 3):
+        for _ in range(20):
+            at.push(0, "a", not_before=second * S, due=60 * S)
+    run(at, 0, 4 * S)
+    assert at.stat("pacing_calls") + at.stat("popped") == 120
+
+
+@pytest.mark.parametrize("many", [10, 60, 200])
+def test_what_is_urgent_does_not_wait_behind_many_that_come_anew(many: int) -> None:
+    at = channel(cap=1)
+    at.push(0, 2, tenant=1, due=7200 * S)
+    for tenant in range(many):
+        at.push(S, 10, tenant=100 + tenant, due=3601 * S)
+    left = run(at, S, 11 * S)
+    at.push(11 * S, 1, tenant=1, campaign=5, due=16 * S)
+    left = run(at, 11 * S, 60 * S)
+    assert [now <= 16 * S for now, batch in left if batch.due == 16 * S] == [True]
+    assert len(left) <= 60
+
+
+def test_ever_new_tenants_do_not_leave_the_others_to_the_end() -> None:
+    """Twenty come each second, due long after what was there: a rate of twenty and a little more would do."""
+    at = channel(cap=1)
+    at.push(0, 4000, tenant=1, due=200 * S)
+    left = []
+    for second in range(200):
+        for n in range(20):
+            at.push(second * S, 1, tenant=100 + 20 * second + n, due=(second + 200) * S)
+        left += run(at, second * S, (second + 1) * S)
+    assert max(Counter(now // S for now, _ in left).values()) <= 35
+    assert all(now <= batch.due for now, batch in left)
+
+
+def test_what_lingers_until_it_is_due_hurries_nobody() -> None:
+    at = channel(cap=10)
+    at.push_all(0, 12_000, tenant=1, due=1200 * S)
+    left = []
+    for tick in range(60 * 20):
+        now = tick * S // 20
+        at.push(now, 1, tenant=2, campaign=tick % 50, due=now + 2 * S, linger=NEVER)
+        left += run(at, now, now + S // 20)
+    assert all(now <= batch.due for now, batch in left)
+    assert sum(batch.key[0] == 1 for _, batch in left) <= 120, "one a second would do"
 
 
 def test_what_is_urgent_does_not_wait_behind_what_is_not() -> None:
