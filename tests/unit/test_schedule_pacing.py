@@ -129,6 +129,18 @@ def test_calls_are_counted_as_they_will_be_cut(people: int, limit: int | None) -
     assert max(Counter(now // S for now, _ in left).values()) <= counted / 60 * 1.05 + 2
 
 
+def test_who_came_long_ago_among_many_others_is_still_known() -> None:
+    at = channel(cap=1000)
+    at.push(0, "a", due=60 * S)
+    for other in range(20_000):
+        at.push(0, 1, tenant=1 + other % 3, due=60 * S)
+    counted = at.stat("pacing_calls")
+    at.push(0, "b", due=60 * S)
+    assert at.stat("pacing_calls") == counted, "it joins the first"
+    at.push(0, "a", due=60 * S)
+    assert at.stat("pacing_calls") == counted + 1
+
+
 def test_what_wakes_later_is_counted_as_it_will_be_cut() -> None:
     at = channel(cap=1000)
     for second in (1, 1, 2, 2, 3, 3):
