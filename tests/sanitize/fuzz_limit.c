@@ -96,8 +96,10 @@ static void check_arrivals(void) {
 
 static void charge(void) {
     int system = once_in(3);
-    uint64_t n = scopes_most(path, SCOPES, now, 1 + any_size(7), system);
-    if (flying == FLYING || n == 0) return;
+    uint64_t wanted = 1 + any_size(7);
+    uint64_t n = system ? scopes_room(path, SCOPES, now, wanted) : scopes_half(path, SCOPES, wanted);
+    CHECK(n > 0 && n <= wanted);
+    if (flying == FLYING) return;
     Refusal no = scopes_refuse(path, SCOPES, now, n, system);
     if (no.why == REFUSED_NOT) {
         scopes_hold(path, SCOPES, n);
@@ -106,6 +108,11 @@ static void charge(void) {
     }
     CHECK(no.until > now);
     CHECK((no.why == REFUSED_BLOCKED) == (no.limit == NULL));
+    if (no.why == REFUSED_FULL && no.limit->unit == LIMIT_RECIPIENTS) {
+        Limit *limit = limits[no.limit->handle];
+        uint64_t room = limit_room(limit, now, n, system), held = limit->scope->held[LIMIT_RECIPIENTS];
+        CHECK(room == 1 || (room < n && limit_when(limit, now, room, held, limit_ceiling(limit, system)) == 0));
+    }
     if (no.why == REFUSED_FULL && no.until != LIMIT_NEVER && once_in(2)) {
         Limit *limit = limits[no.limit->handle];
         uint64_t uses = limit->unit == LIMIT_RECIPIENTS ? n : 1, held = limit->scope->held[limit->unit];

@@ -29,6 +29,7 @@ STEPS = {  # a few seconds each
     "marks": 200_000,
     "counts": 400_000,
     "records": 200_000,
+    "recent": 400_000,
 }
 HELD = {  # which driver holds which header
     "slab": ["slab", "foresee"],
@@ -40,6 +41,7 @@ HELD = {  # which driver holds which header
     "marks": ["marks", "bits"],
     "counts": ["frequency", "histogram", "siphash"],
     "records": ["records"],
+    "recent": ["recent"],
 }
 WITHIN_S = 600  # a hang, on the slowest machine
 
