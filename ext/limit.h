@@ -296,8 +296,8 @@ static inline int64_t scope_refuses(Scope *scope, Limit *limit, int64_t now, uin
     return LIMIT_NEVER;
 }
 
-/* Whether one call with n recipients (n <= scopes_half or scopes_room) may be charged to every scope of the path now; if not, the
-   first that refuses. */
+/* Whether one call with n recipients (as scopes_half or scopes_room has it) may be charged to every scope of the path now;
+   if not, the first that refuses. */
 static inline Refusal scopes_refuse(Scope *const *path, int length, int64_t now, uint64_t n, int system) {
     Refusal no = {REFUSED_NOT, 0, NULL, 0};
     for (int i = 0; i < length; i++)

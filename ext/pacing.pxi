@@ -21,11 +21,11 @@ cdef enum:  # of a haste
     TRIED = 128
 
 cdef enum:
-    PASSES = 8
-    LEAST_PASSES = 4
+    PASSES = 8  # of so many calls of a lane one may be of a tenant that goes ahead because it came anew
+    LEAST_PASSES = 4  # so many at once
 
 cdef int64_t NEWCOMER_NS = 10_000_000_000  # from a tenant's coming to when its first call is due
-cdef int64_t NOT_YET = -(<int64_t>1 << 62)
+cdef int64_t NOT_YET = -(<int64_t>1 << 62)  # before all times
 cdef int64_t BOUNDING_NS = <int64_t>1 << 36  # limits of such windows, or shorter ones, bound the rate
 
 

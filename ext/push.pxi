@@ -66,8 +66,8 @@ cdef inline void next_call(Queues* q, uint32_t* call) noexcept nogil:
     call[0] = q.calls
 
 
-cdef inline bint in_call(Queues* q, uint32_t call, const uint8_t* name, uint8_t length) noexcept nogil:
-    """False: it stands there already."""
+cdef inline bint joins(Queues* q, uint32_t call, const uint8_t* name, uint8_t length) noexcept nogil:
+    """From now on it stands in the call; False: it did already."""
     return recent_add(q.recent, mix64(idset_hash(&q.seen, name, length), call))
 
 
@@ -93,14 +93,14 @@ cdef uint32_t append(
     rec.facts = handle | (REC_FIRST if first else 0)
     for i in range(row.count):
         rec.position, rec.length = row.positions[i], row.id_lengths[i]
-        if fill >= cap or repeats and not in_call(q, call[0], name, rec.length):
+        if fill >= cap or repeats and not joins(q, call[0], name, rec.length):
             fill = 0
             opens += 1
             rec.facts |= REC_OPENS
             count_call(q, lane, pushing.facts.slot)
             next_call(q, call)
             if repeats:
-                in_call(q, call[0], name, rec.length)
+                joins(q, call[0], name, rec.length)
         fill += 1
         fifo_append(&q.store, fifo, &rec, content, name)
         name += rec.length

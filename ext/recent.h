@@ -1,8 +1,8 @@
-/* Which recipients stand in the last call of each FIFO: prints of 32 bits, of the last RECENT_PRINTS that came at most.
+/* Which recipients stand in the last call of each FIFO: prints of 31 bits, of the last RECENT_PRINTS that came at most.
 
    A line of the cache holds RECENT_LINE prints, the latest first; one that comes to a full line pushes out the oldest.
    So an id that is added may have been forgotten since (after a quarter of a million others), and one that was never
-   added is taken for known once in 2^32 / RECENT_LINE times. Nothing is removed: who asks for another set mixes another
+   added is taken for known once in 2^31 / RECENT_LINE times. Nothing is removed: who asks for another set mixes another
    number into the hash. */
 #ifndef SURGETANK_RECENT_H
 #define SURGETANK_RECENT_H
