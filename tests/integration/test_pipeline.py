@@ -17,6 +17,7 @@ from engine.errors import LogUnavailable
 from engine.logs import Chunk
 from engine.send import Outcome
 from tests.integration.support import (
+    IN_MEMORY,
     QUICK,
     Ahead,
     Arrived,
@@ -168,13 +169,15 @@ async def test_template_and_basic_share_a_channel_of_few_connections(tmp_path: P
     """Both have something to send all the time, and hardly ever is a connection free."""
     async with gateway() as partner:
         tiers = QUICK.replace("[tiers.template]\n", "[tiers.template]\nweight = 3\n")
-        config = configured(tmp_path, channel("partner", partner.url, "in_flight = 2\nbatch = 1"), tiers=tiers)
+        config = configured(
+            tmp_path, channel("partner", partner.url, "in_flight = 2\nbatch = 1"), IN_MEMORY, tiers=tiers
+        )
         async with working(config) as worker:
             await worker.append(order("pause", "p", channel="partner"))
             await worker.until(lambda: worker.pipeline.orders.standing()["pause"], "paused")
             for tier in ("basic", "template"):
                 await worker.send(tier, *(send(f"{tier}{n}", f"{tier}{n}") for n in range(100)))
-            await worker.until(lambda: len(worker.pipeline.opens) == 200, "all wait")
+            await worker.until(lambda: sum(worker.pipeline.core.stats()["paused"]) == 200, "all wait")
             await worker.append(order("resume", "r", channel="partner"))
             await worker.judged()
             assert 58 <= sum(call.ids[0].startswith("template") for call in partner.calls[:80]) <= 62
