@@ -270,16 +270,17 @@ static inline uint64_t limit_room(Limit *limit, int64_t now, uint64_t n, int sys
     return n < room ? n : room;
 }
 
-/* What a batch of up to n recipients may be at most. */
+/* What a batch of up to n recipients may be at most where nothing is used up, of all but system. */
 static inline uint64_t scopes_half(Scope *const *path, int length, uint64_t n) {
     for (int i = 0; i < length; i++)
         for (const Limit *limit = path[i]->limits; limit != NULL; limit = limit->next) n = limit_half(limit, n);
     return n;
 }
 
-/* The same of system, which does not wait for more room than there is: others fill all but what is reserved, so that
-   there never would be more. */
-static inline uint64_t scopes_room(Scope *const *path, int length, int64_t now, uint64_t n) {
+/* And now. What is system's does not wait for more room than there is: others fill all but what is reserved, so that there
+   never would be more. */
+static inline uint64_t scopes_most(Scope *const *path, int length, int64_t now, uint64_t n, int system) {
+    if (!system) return scopes_half(path, length, n);
     for (int i = 0; i < length; i++)
         for (Limit *limit = path[i]->limits; limit != NULL; limit = limit->next)
             if (limit->unit == LIMIT_RECIPIENTS) n = limit_room(limit, now, n, 1);
@@ -296,8 +297,8 @@ static inline int64_t scope_refuses(Scope *scope, Limit *limit, int64_t now, uin
     return LIMIT_NEVER;
 }
 
-/* Whether one call with n recipients (as scopes_half or scopes_room has it) may be charged to every scope of the path now;
-   if not, the first that refuses. */
+/* Whether one call with n recipients (n <= scopes_most) may be charged to every scope of the path now; if not, the
+   first that refuses. */
 static inline Refusal scopes_refuse(Scope *const *path, int length, int64_t now, uint64_t n, int system) {
     Refusal no = {REFUSED_NOT, 0, NULL, 0};
     for (int i = 0; i < length; i++)

@@ -12,7 +12,7 @@ from libc.stdlib cimport malloc
 from ext.limits cimport (
     LIMIT_NEVER, REFUSED_BLOCKED, REFUSED_FULL, REFUSED_GRANT, REFUSED_NOT, Limit, Refusal, Scope, limit_ceiling,
     limit_count, limit_grant, limit_make, limit_period, limit_roll, limit_wants, limit_when, scope_add, scope_free,
-    scope_limit, scope_make, scopes_half, scopes_hold, scopes_refuse, scopes_room, scopes_settle,
+    scope_limit, scope_make, scopes_hold, scopes_most, scopes_refuse, scopes_settle,
 )
 
 NEVER = LIMIT_NEVER
@@ -58,7 +58,7 @@ cdef class Limits:
         return len(self.limits) - 1
 
     def most(self, int64_t now_ns, uint64_t n, bint system=False):
-        return scopes_room(self.path, SCOPES, now_ns, n) if system else scopes_half(self.path, SCOPES, n)
+        return scopes_most(self.path, SCOPES, now_ns, n, system)
 
     def refuse(self, int64_t now_ns, uint64_t n, bint system=False):
         cdef Refusal no = scopes_refuse(self.path, SCOPES, now_ns, n, system)

@@ -110,7 +110,8 @@ cdef size_t queues_memory(const Queues* q) noexcept nogil:
         + q.parcels.touched + q.by_key.bytes + q.branches.bytes + q.names.bytes + q.once.bytes
         + q.channel_count * sizeof(Channel) + q.account_count * sizeof(Account)
         + q.targets_room * sizeof(Target) + q.pacings * sizeof(Pacing)
-        + (0 if q.early == NULL else EARLY * sizeof(Early)) + (0 if q.recent == NULL else RECENT_PRINTS * 4)
+        + (0 if q.early == NULL else EARLY * sizeof(Early))
+        + (0 if q.recent == NULL else RECENT_PRINTS * sizeof(uint32_t))
         + out.batches_room * sizeof(BatchRow) + out.items_room * 19 + out.ids_room
     )
 

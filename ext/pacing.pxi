@@ -109,16 +109,17 @@ cdef uint32_t first_slot(Queues* q, Queue* queue, const Facts* facts) noexcept n
     NEWCOMER_NS from now, once in as long as it has until it is due. It gets ahead, and does not make the rate higher:
     many that come at once would be a peak."""
     cdef Node* tenant = queue.branch.parent
+    cdef Pacing* own = tenant.parent.parent.pacing
     cdef int64_t due = must_close(q, facts.due, facts.deadline), soon = later(q.now, NEWCOMER_NS)
     cdef uint64_t key = mix64(queue.place, queue.tenant)
     cdef Early* early = &q.early[key % EARLY]
     if not tenant.newcomer:
         return facts.slot
     tenant.newcomer = False
-    if due <= soon or early.key_hash == key and early.until > q.now or not may_pass(q, lane_above(tenant).pacing):
+    if due <= soon or early.key_hash == key and early.until > q.now or not may_pass(q, own):
         return facts.slot
     early.key_hash, early.until = key, due
-    return pace_slot(&tenant.parent.parent.pacing.pace, q.now, soon)
+    return pace_slot(&own.pace, q.now, soon)
 
 
 # --- work ---

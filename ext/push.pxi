@@ -78,7 +78,7 @@ cdef uint32_t append(
     cdef uint32_t handle = hold_facts(q, pushing, row.count)
     cdef Node* lane = pushing.leaf.parent
     cdef bint mixed = queue.mixed
-    cdef bint paced = pushing.paced and not due_at_once(q, row.place & 3, row.times)
+    cdef bint paced = pushing.paced and not queue.haste & AT_ONCE
     cdef uint32_t cap = largest_call(q, queue) if paced else 0xFFFFFFFF
     cdef uint32_t fill = cap if paced and mixed and fifo.count else fifo.fill, opens = 0
     cdef bint repeats = paced and not mixed and row.count < cap  # a send does not repeat its own

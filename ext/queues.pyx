@@ -23,7 +23,7 @@ from ext.histogram cimport counts_observe
 from ext.limits cimport (
     LIMIT_CALLS, LIMIT_NEVER, LIMIT_RECIPIENTS, REFUSED_BLOCKED, REFUSED_FULL, REFUSED_GRANT, REFUSED_NOT, Refusal,
     limit_ceiling, limit_make, limit_roll, limit_room, scope_add, scope_free, scope_make, scopes_half, scopes_hold,
-    scopes_limit, scopes_refuse, scopes_room, scopes_settle,
+    scopes_limit, scopes_most, scopes_refuse, scopes_settle,
 )
 
 from ext.pace cimport (
@@ -739,7 +739,7 @@ cdef Refusal ask(Queues* q, Scope** path, int length, bint system, uint32_t* n) 
     horizon, for a day mostly, those go that there is room for."""
     cdef Refusal no
     cdef uint32_t room
-    n[0] = <uint32_t>(scopes_room(path, length, q.now, n[0]) if system else scopes_half(path, length, n[0]))
+    n[0] = <uint32_t>scopes_most(path, length, q.now, n[0], system)
     no = scopes_refuse(path, length, q.now, n[0], system)
     while no.why == REFUSED_FULL and no.limit.unit == LIMIT_RECIPIENTS and is_far(q, no.until):
         room = <uint32_t>limit_room(<Limit*>no.limit, q.now, n[0], system)

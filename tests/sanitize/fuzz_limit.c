@@ -97,7 +97,7 @@ static void check_arrivals(void) {
 static void charge(void) {
     int system = once_in(3);
     uint64_t wanted = 1 + any_size(7);
-    uint64_t n = system ? scopes_room(path, SCOPES, now, wanted) : scopes_half(path, SCOPES, wanted);
+    uint64_t n = scopes_most(path, SCOPES, now, wanted, system);
     CHECK(n > 0 && n <= wanted);
     if (flying == FLYING) return;
     Refusal no = scopes_refuse(path, SCOPES, now, n, system);

@@ -156,7 +156,7 @@ def test_what_is_urgent_does_not_wait_behind_many_that_come_anew(many: int) -> N
     at.push(0, 2, tenant=1, due=7200 * S)
     for tenant in range(many):
         at.push(S, 10, tenant=100 + tenant, due=3601 * S)
-    left = run(at, S, 11 * S)
+    run(at, S, 11 * S)
     at.push(11 * S, 1, tenant=1, campaign=5, due=16 * S)
     left = run(at, 11 * S, 60 * S)
     assert [now <= 16 * S for now, batch in left if batch.due == 16 * S] == [True]
