@@ -250,11 +250,14 @@ static inline uint64_t pace_bit(const Pace *pace, uint32_t slot) {
     return 1ull << (pace_is_near(pace, slot) ? slot : slot >> PACE_FAR_BITS) % 64;
 }
 
-/* One waits, and its next call is due in this slot. The link must be in no ring. */
-static inline void pace_wait(Pace *pace, PaceLink *link, uint32_t slot) {
+/* One waits, and its next call is due in this slot, which pace_slot told now or before, of any pace: one that lags behind
+   would take a near slot for a far one. The link must be in no ring. */
+static inline void pace_wait(Pace *pace, int64_t now_ns, PaceLink *link, uint32_t slot) {
     uint64_t *word;
+    pace_roll(pace, now_ns);
     PaceRing *ring = pace_ring(pace, slot, &word);
     assert(link->prev == NULL);
+    assert(pace_has_passed(pace, slot) || pace_is_near(pace, slot) || slot % (1 << PACE_FAR_BITS) == 0);
     pace->waiting++;
     ring->count++;
     link->prev = ring->last == NULL ? link : ring->last;

@@ -38,7 +38,7 @@ cdef extern from "pace.h" nogil:
     uint32_t pace_slot(Pace* pace, int64_t now_ns, int64_t due_ns)
     void pace_add(Pace* pace, int64_t now_ns, uint32_t slot, uint32_t calls)
     void pace_remove(Pace* pace, uint32_t slot, uint32_t calls)
-    void pace_wait(Pace* pace, PaceLink* link, uint32_t slot)
+    void pace_wait(Pace* pace, int64_t now_ns, PaceLink* link, uint32_t slot)
     bint pace_waits(const PaceLink* link)
     void pace_wait_no_more(Pace* pace, PaceLink* link, uint32_t slot)
     void* pace_first(const Pace* pace)

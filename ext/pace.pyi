@@ -28,7 +28,7 @@ class Pacer:
     def remove(self, slot: int, calls: int = 1) -> None:
         """Calls counted in a slot, with ``add``, have left or never will. O(1)."""
 
-    def wait(self, waiter: Waiter, slot: int) -> None:
+    def wait(self, now_ns: int, waiter: Waiter, slot: int) -> None:
         """It waits; its next call is counted in this slot until it waits no more. ValueError: it waits already."""
 
     def wait_no_more(self, waiter: Waiter) -> None:

@@ -47,12 +47,13 @@ cdef class Pacer:
     def remove(self, uint32_t slot, int64_t calls=1):
         pace_remove(self.pace, slot, <uint32_t>within("calls", calls, 0, <int64_t>self.pace.work))
 
-    def wait(self, Waiter waiter not None, uint32_t slot):
+    def wait(self, int64_t now_ns, Waiter waiter not None, uint32_t slot):
+        within("now_ns", now_ns, 0, LATEST)
         if pace_waits(&waiter.link):
             raise ValueError("it waits already")
         waiter.slot = slot
         self.waiters.add(waiter)
-        pace_wait(self.pace, &waiter.link, slot)
+        pace_wait(self.pace, now_ns, &waiter.link, slot)
 
     def wait_no_more(self, Waiter waiter not None):
         if waiter not in self.waiters:

@@ -228,7 +228,7 @@ cdef void place(Queues* q, Node* lane) noexcept nogil:
         pace_wait_no_more(tier, &own.link, own.slot)
     if stands:
         own.slot = slot
-        pace_wait(tier, &own.link, slot)
+        pace_wait(tier, q.now, &own.link, slot)
 
 
 cdef inline void place_last(Queues* q, Node* lane) noexcept nogil:
@@ -236,9 +236,8 @@ cdef inline void place_last(Queues* q, Node* lane) noexcept nogil:
     cdef Pacing* own = lane.pacing
     if own == NULL or not pace_waits(&own.link):
         return
-    pace_roll(&lane.parent.pacing.pace, q.now)  # what is late is in one slot
     pace_wait_no_more(&lane.parent.pacing.pace, &own.link, own.slot)
-    pace_wait(&lane.parent.pacing.pace, &own.link, own.slot)
+    pace_wait(&lane.parent.pacing.pace, q.now, &own.link, own.slot)  # what is late is in one slot
 
 
 cdef void stand_by(Queues* q, Queue* queue) noexcept nogil:
@@ -247,7 +246,7 @@ cdef void stand_by(Queues* q, Queue* queue) noexcept nogil:
     cdef Pacing* own = lane.pacing
     if own == NULL or queue.state != READY or pace_waits(&queue.turn) or ring_holds(&queue.aside):
         return
-    pace_wait(&own.pace, &queue.turn, queue.slot)
+    pace_wait(&own.pace, q.now, &queue.turn, queue.slot)
     if queue.haste & AT_ONCE:
         own.pace.at_once += 1
         if lane.state & HELD_BACK:

@@ -76,7 +76,8 @@ class PaceModel:
     def remove(self, slot: int, calls: int) -> None:
         self.calls[slot] -= calls
 
-    def wait(self, who: object, slot: int) -> None:
+    def wait(self, now: int, who: object, slot: int) -> None:
+        self.roll(now)
         (self.passed if slot < self.base else self.waiting[slot]).append(who)
 
     def wait_no_more(self, who: object) -> None:

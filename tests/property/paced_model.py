@@ -214,21 +214,20 @@ class Paced:
             tier.pace.wait_no_more(lane)
         own.slot = slot
         if slot is not None:
-            tier.pace.wait(lane, slot)
+            tier.pace.wait(self.now, lane, slot)
 
     def place_last(self, lane: Node) -> None:
         own, tier = lane.pacing, lane.above(1).pacing
         if own is not None and tier is not None and own.slot is not None:
-            tier.pace.roll(self.now)
             tier.pace.wait_no_more(lane)
-            tier.pace.wait(lane, own.slot)
+            tier.pace.wait(self.now, lane, own.slot)
 
     def stand_by(self, queue: Queue) -> None:
         lane = queue.leaf.above(1)
         own = lane.pacing
         if own is None or queue.state != "ready" or queue.stands is not None:
             return
-        own.pace.wait(queue, queue.slot)
+        own.pace.wait(self.now, queue, queue.slot)
         queue.stands = own.pace
         if queue.at_once and "held back" in lane.held:
             self.disarm(own.timer)

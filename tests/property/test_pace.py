@@ -70,8 +70,8 @@ class PaceMachine(RuleBasedStateMachine):
             self.place(*self.waiters[-1])
 
     def place(self, waiter: Waiter, slot: int) -> None:
-        self.pacer.wait(waiter, slot % 2**32)
-        self.model.wait(waiter, slot)
+        self.pacer.wait(self.now, waiter, slot % 2**32)
+        self.model.wait(self.now, waiter, slot)
 
     @precondition(lambda self: self.waiters)
     @rule(pick=st.integers(0, 1000), again=st.booleans())

@@ -18,7 +18,7 @@ typedef struct Waiter {
     uint32_t slot;
 } Waiter;
 
-static Pace *pace;
+static Pace *pace, *ahead_of_it; /* the latter is looked at whenever a slot is told, the former may lag */
 static Capacity capacity;
 static Call calls[CALLS];
 static Waiter waiters[WAITERS];
@@ -30,6 +30,8 @@ static int in_flight;
 static void start(void) {
     pace = fuzz_alloc(1, sizeof(Pace));
     int64_t tau = once_in(2) ? 0 : (int64_t)(1 + any_size(44));
+    ahead_of_it = fuzz_alloc(1, sizeof(Pace));
+    pace_make(ahead_of_it, PACE_PACED, 0, 1);
     pace_make(pace, once_in(4) ? PACE_EVEN : PACE_PACED, tau, once_in(2) ? 1 : PACE_CALL_A_SECOND);
     now = (int64_t)(once_in(4) ? (1ull << 60) - (pick(5000) << PACE_NEAR_BITS) : any_size(50)); /* slots wrap there */
     for (int i = 0; i < WAITERS; i++) waiters[i].link.owner = &waiters[i];
@@ -80,8 +82,8 @@ static void turn_waiter(void) {
         pace_wait_no_more(pace, &waiter->link, waiter->slot);
         CHECK(!pace_waits(&waiter->link));
     } else {
-        waiter->slot = pace_slot(pace, now, some_due());
-        pace_wait(pace, &waiter->link, waiter->slot);
+        waiter->slot = pace_slot(once_in(2) ? pace : ahead_of_it, now, some_due());
+        pace_wait(pace, now, &waiter->link, waiter->slot);
     }
 }
 
@@ -167,6 +169,7 @@ static void finish(void) {
     check();
     CHECK(pace->work == 0 && pace->waiting == 0 && pace->late == 0);
     free(pace);
+    free(ahead_of_it);
 }
 
 int main(int argc, char **argv) { return fuzz_main(argc, argv, start, step, finish); }

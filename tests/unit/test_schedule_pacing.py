@@ -306,6 +306,18 @@ def test_a_held_account_does_not_open_the_gates_for_those_that_have_time() -> No
     assert len(left) < 20
 
 
+@pytest.mark.parametrize("slots", [4096, 4097, 4128, 4159, 4160, 10_000])
+def test_a_tier_that_was_not_looked_at_for_long_knows_where_its_lanes_stand(slots: int) -> None:
+    """What leaves at once asks its lane only; the slots of its tier end 2^12 slots after that at its last look."""
+    at = near()
+    now = slots << 28
+    for _ in range(2):
+        for content in range(3):
+            at.push(now, 1, tier=TEMPLATE, content=content, due=now + S)
+        assert at.answer(now, at.pop(now)) == 3
+        at.core.check()
+
+
 @pytest.mark.parametrize("how", ["block", "pause"])
 def test_what_was_held_for_a_moment_leaves_then_though_its_lane_waits_for_others(how: str) -> None:
     at = near(accounts=2)
