@@ -17,6 +17,7 @@ cdef Queues* queues_make(
     slab_make(&q.nodes, sizeof(Node))
     slab_make(&q.groups, sizeof(Group))
     slab_make(&q.parcels, sizeof(Parcel))
+    slab_make(&q.unanswered, sizeof(Unanswered))
     fifo_make(&q.ended)
     ring_make(&q.sweeping)
     ring_make(&q.dead)
@@ -107,7 +108,7 @@ cdef size_t queues_memory(const Queues* q) noexcept nogil:
     cdef const Output* out = &q.out
     return (
         sizeof(Queues) + store_bytes(&q.store) + q.queues.touched + q.nodes.touched + q.groups.touched
-        + q.parcels.touched + q.by_key.bytes + q.branches.bytes + q.names.bytes + q.once.bytes
+        + q.parcels.touched + q.unanswered.touched + q.by_key.bytes + q.branches.bytes + q.names.bytes + q.once.bytes
         + q.channel_count * sizeof(Channel) + q.account_count * sizeof(Account)
         + q.targets_room * sizeof(Target) + q.pacings * sizeof(Pacing)
         + (0 if q.early == NULL else EARLY * sizeof(Early))
@@ -153,6 +154,7 @@ cdef void queues_free(Queues* q) noexcept nogil:
     slab_free_all(&q.nodes)
     slab_free_all(&q.groups)
     slab_free_all(&q.parcels)
+    slab_free_all(&q.unanswered)
     table_free(&q.by_key)
     table_free(&q.branches)
     table_free(&q.names)

@@ -290,6 +290,14 @@ cdef struct Pacing:  # of a lane, or of a tier over all its lanes
     int64_t ahead  # a lane's: until when its share of calls for those that come anew is used up
     Pace* copy  # owned, while it is checked
 
+cdef struct Unanswered:  # a call that may still arrive
+    Timer timer  # armed
+    int64_t at  # until when
+    Node* leaf
+    uint32_t tenant  # its group, which stays while calls are held
+    uint32_t recipients, left
+    uint32_t self
+
 cdef struct Early:  # a tenant that came anew, and until when that gains it nothing more
     uint64_t key_hash
     int64_t until
@@ -404,7 +412,7 @@ cdef struct Queues:
     uint32_t channel_count
     uint32_t account_count
     Store store
-    Slab queues, nodes, groups, parcels
+    Slab queues, nodes, groups, parcels, unanswered
     Table by_key, branches, names  # queues; tenants' and campaigns' nodes; groups
     Prints once  # contents that stand in mixed queues
     IdSet seen

@@ -9,10 +9,10 @@ Never: reads a clock, walks queues to find work, allocates while a timer fires, 
 deadline.
 
 The records are one state machine, and the compiler sees it as a whole; it is included from push.pxi (what comes in),
-batch.pxi (how a batch is formed), foresight.pxi (what is fetched ahead), pacing.pxi, shares.pxi, ended.pxi (cancel and
-reap), away.pxi (what is held for long), making.pxi and soundness.pxi. Here is what they share, more than 500 lines of
-it: nodes, the states of a queue, whose turn it is. What stands alone (slabs, FIFOs, rings, wheel, windows, tables) is
-in the headers.
+batch.pxi (how a batch is formed), foresight.pxi (what is fetched ahead), pacing.pxi, shares.pxi, answers.pxi, ended.pxi
+(cancel and reap), away.pxi (what is held for long), making.pxi and soundness.pxi. Here is what they share, more than
+500 lines of it: nodes, the states of a queue, whose turn it is. What stands alone (slabs, FIFOs, rings, wheel, windows,
+tables) is in the headers.
 """
 
 from libc.stdint cimport INT64_MAX, INT64_MIN
@@ -34,7 +34,7 @@ from ext.pace cimport (
 )
 
 cdef enum:
-    OF_NODE, OF_QUEUE, OF_PARCEL, OF_PACING  # whose timer it is
+    OF_NODE, OF_QUEUE, OF_PARCEL, OF_PACING, OF_UNANSWERED  # whose timer it is
 
 cdef enum:
     FIRED = 1024  # timers a call, some 70 us
@@ -675,6 +675,8 @@ cdef inline void fire(Queues* q, Timer* timer) noexcept nogil:
         wake(q, <Parcel*>timer)
     elif timer_kind(timer) == OF_PACING:
         let_go(q, timed_lane(timer), HELD_BACK)
+    elif timer_kind(timer) == OF_UNANSWERED:
+        settle_unanswered(q, <Unanswered*>timer)
     else:
         unpark(q, timed_node(timer))
 
@@ -997,37 +999,6 @@ cdef Group* queues_make_tenant(Queues* q, uint32_t tenant) noexcept nogil:
     return group_of(q, TENANT, tenant, 0)
 
 
-cdef void queues_release(
-    Queues* q, Node* leaf, Group* tenant, uint64_t recipients, uint64_t left, int64_t at
-) noexcept nogil:
-    """A call has ended: ``left`` of its recipients were on it and had arrived by ``at``."""
-    cdef Channel* channel = leaf.channel
-    cdef Scope* path[PATH]
-    cdef Node* lane
-    cdef Group* share = find_share(q, tenant.tenant, leaf.parent.handle)
-    cdef uint8_t i
-    scopes_settle(
-        path, path_of(q, leaf, tenant, NULL if share == NULL else &share.scope, path), q.now, recipients, left, at
-    )
-    for i in range(4):
-        queues_reconsider(q, path[i])
-    if tenant.scope.limits != NULL:
-        queues_reconsider(q, &tenant.scope)
-    free_group_if_idle(q, tenant)
-    if share != NULL:
-        share.nodes += 1  # it stays while its nodes change
-        queues_reconsider(q, &share.scope)
-        share.nodes -= 1
-        leave_share(q, share)
-    channel.in_flight[leaf.tier] -= 1
-    if channel.is_paced:
-        capacity_end(&channel.capacity, q.now, channel.slots)
-    for i in range(TIERS):
-        lane = &channel.lanes[i]
-        if lane.state & BLOCKED and has_slot(channel, i):
-            let_go(q, lane, BLOCKED)
-
-
 # --- what an operator changes ---
 
 cdef void queues_pause(Queues* q, Node* node, bint paused, int64_t until) noexcept nogil:
@@ -1290,6 +1261,7 @@ include "batch.pxi"
 include "foresight.pxi"
 include "shares.pxi"
 include "pacing.pxi"
+include "answers.pxi"
 include "ended.pxi"
 include "away.pxi"
 include "making.pxi"

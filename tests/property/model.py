@@ -855,14 +855,11 @@ class Model(Explained, Paced):
         self.advance(now)
         leaf = self.leaves[account][tier]
         path = self.path(leaf, Node("tenant", tier, leaf, None, tenant))
-        for _, scope in path:
-            scope.held = [scope.held[0] - 1, scope.held[1] - n]
-            for limit in scope.limits:
-                limit.when(self.now, 0, tier, 0)
-                if left:
-                    limit.count(max([self.now + late, *(entry[1] for entry in limit.entries)]), scope.uses(limit, left))
-        for _, scope in path:
-            self.reconsider(scope)
+        at = self.now + late
+        if left and late and any(scope.limits for _, scope in path):
+            self.arm(Timer(), at, lambda: self.settle_call(path, n, left, at))
+        else:
+            self.settle_call(path, n, left, at)
         channel = self.channel_of(leaf)
         channel.in_flight[tier] -= 1
         if any(self.modes):
@@ -870,6 +867,15 @@ class Model(Explained, Paced):
         for lane in channel.lanes:
             if "blocked" in lane.held and channel.has_slot(lane.tier):
                 self.let_go(lane, "blocked")
+
+    def settle_call(self, path: list[tuple[Node, Scope]], n: int, left: int, at: int) -> None:
+        for _, scope in path:
+            scope.held = [scope.held[0] - 1, scope.held[1] - n]
+            for limit in scope.limits:
+                if left:
+                    limit.count(max([at, *(entry[1] for entry in limit.entries)]), scope.uses(limit, left))
+        for _, scope in path:
+            self.reconsider(scope)
 
     # --- what ends ---
 

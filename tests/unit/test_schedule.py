@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from array import array
+from collections import Counter
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from types import ModuleType
@@ -526,6 +527,23 @@ def test_a_call_that_may_arrive_late_counts_until_a_window_after_that() -> None:
     channel.core.release(0, 0, BASIC, 1, 1, 4 * S)
     assert channel.pop(5 * S - 1) == []
     assert len(channel.pop(5 * S + TICK_NS)) == 1
+
+
+def test_one_call_without_an_answer_takes_none_of_the_others_along() -> None:
+    """Of ten a second, with ten seconds until a call has timed out: nine a second leave, and ten again after it."""
+    channel = Channel(cap=1)
+    channel.core.add_limit(ACCOUNT, 0, CALLS, 10, S)
+    channel.push(0, 500)
+    left = list[int]()
+    for now in range(0, 20 * S, S // 100):
+        for batch in channel.pop(now):
+            late_ns = 0 if left else 10 * S
+            channel.core.release(now, batch.account, BASIC, 1, 1, late_ns)
+            left.append(now)
+    channel.core.check()
+    seconds = Counter(now // S for now in left)
+    assert all(8 <= seconds[second] <= 9 for second in range(1, 11))
+    assert all(9 <= seconds[second] <= 10 for second in range(12, 20))
 
 
 def test_a_call_that_never_left_costs_nothing() -> None:
