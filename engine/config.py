@@ -383,7 +383,7 @@ class LaterConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Duration,
         about(
             "What may not leave for longer than this (a `not_before`, a rest, a pause, a spent limit) waits on a "
-            "`later` topic, not in memory; of a batch that a limit would keep longer go those that there is room for.",
+            "`later` topic, not in memory; of a batch that a limit would keep longer go those that fit by then.",
             NS["ms"],
             7 * NS["d"],
         ),

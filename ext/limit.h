@@ -176,6 +176,22 @@ static inline int64_t limit_when(Limit *limit, int64_t now, uint64_t n, uint64_t
     return limit_use(limit, low)->at + limit->per;
 }
 
+/* What of all that is counted so far still is at a time, now or later. */
+static inline uint64_t limit_counted(const Limit *limit, int64_t at) {
+    uint64_t counted = limit->total - limit->gone;
+    if (limit->calendar) return at < limit->ends ? counted : at < limit->ends_next ? limit->edge : 0;
+    uint32_t low = 0, high = limit->count; /* the first entry that counts then */
+    while (low < high) {
+        uint32_t middle = (low + high) / 2;
+        if (limit_use(limit, middle)->at > at - limit->per) {
+            high = middle;
+        } else {
+            low = middle + 1;
+        }
+    }
+    return low == 0 ? counted : limit->total - limit_use(limit, low - 1)->upto;
+}
+
 /* Which period it is, and when it and the one after it end (`guard` included). A clock that was set back keeps what
    is counted; one that was set forward begins the period it shows. */
 static inline void limit_period(Limit *limit, int64_t now, int64_t period, int64_t ends, int64_t ends_next) {
@@ -260,11 +276,11 @@ static inline uint64_t limit_half(const Limit *limit, uint64_t n) {
     return limit->unit != LIMIT_RECIPIENTS || n < half ? n : half;
 }
 
-/* What of n recipients there is room for in a limit of recipients now; 1 at least. */
-static inline uint64_t limit_room(Limit *limit, int64_t now, uint64_t n, int system) {
+/* What of n recipients there is room for in a limit of recipients, now or at a later time if nothing else comes; 1 at
+   least. */
+static inline uint64_t limit_room(const Limit *limit, int64_t at, uint64_t n, int system) {
     uint64_t ceiling = limit_ceiling(limit, system);
-    limit_roll(limit, now);
-    uint64_t used = limit->total - limit->gone + limit->scope->held[limit->unit];
+    uint64_t used = limit_counted(limit, at) + limit->scope->held[limit->unit];
     uint64_t room = used < ceiling ? ceiling - used : 1;
     if (limit->granted && limit->granted < room) room = limit->granted;
     return n < room ? n : room;

@@ -52,7 +52,7 @@ cdef extern from "limit.h" nogil:
     Limit* scope_limit(const Scope* scope, int unit, int calendar, int64_t per)
     void scope_add(Scope* scope, Limit* limit)
     bint scopes_limit(Scope** path, int length, int64_t now)
-    uint64_t limit_room(Limit* limit, int64_t now, uint64_t n, int system)
+    uint64_t limit_room(const Limit* limit, int64_t at, uint64_t n, int system)
     uint64_t scopes_half(Scope** path, int length, uint64_t n)
     uint64_t scopes_most(Scope** path, int length, int64_t now, uint64_t n, int system)
     Refusal scopes_refuse(Scope** path, int length, int64_t now, uint64_t n, int system)

@@ -732,19 +732,25 @@ cdef inline Node* keeps(Node* tenant, int scope) noexcept nogil:
     return tenant
 
 
-cdef inline bint is_far(const Queues* q, int64_t time) noexcept nogil:
-    return later(q.now, q.horizon) < time < LIMIT_NEVER
+cdef inline int64_t has_until(const Queues* q, const Queue* queue) noexcept nogil:
+    """So long its next batch may wait for room: to the horizon, but half of the time to its first deadline at most."""
+    cdef int64_t left = max(queue.fifo.deadline - q.lead - q.now, <int64_t>0)
+    return q.now + (left // 2 if queue.fifo.deadline < INT64_MAX and left // 2 < q.horizon else min(
+        q.horizon, INT64_MAX - q.now
+    ))
 
 
-cdef Refusal ask(Queues* q, Scope** path, int length, bint system, uint32_t* n) noexcept nogil:
-    """How many of n recipients go in the next call, and what refuses them now. Where so many would wait longer than the
-    horizon, for a day mostly, those go that there is room for."""
+cdef Refusal ask(Queues* q, const Queue* queue, Scope** path, int length, uint32_t* n) noexcept nogil:
+    """How many of a queue's next n recipients go in a call, and what refuses them now. Where so many would have to wait
+    too long, for a day's limit mostly, those go that there will be room for in time."""
     cdef Refusal no
     cdef uint32_t room
+    cdef bint system = tier_of(queue) == SYSTEM
+    cdef int64_t until = has_until(q, queue)
     n[0] = <uint32_t>scopes_most(path, length, q.now, n[0], system)
     no = scopes_refuse(path, length, q.now, n[0], system)
-    while no.why == REFUSED_FULL and no.limit.unit == LIMIT_RECIPIENTS and is_far(q, no.until):
-        room = <uint32_t>limit_room(<Limit*>no.limit, q.now, n[0], system)
+    while no.why == REFUSED_FULL and no.limit.unit == LIMIT_RECIPIENTS and until < no.until < LIMIT_NEVER:
+        room = <uint32_t>limit_room(no.limit, until, n[0], system)
         if room == n[0]:
             break
         n[0] = room
@@ -752,12 +758,12 @@ cdef Refusal ask(Queues* q, Scope** path, int length, bint system, uint32_t* n) 
     return no
 
 
-cdef bint refused(Queues* q, Node* tenant, Scope** path, int length, uint32_t* n) noexcept nogil:
+cdef bint refused(Queues* q, const Queue* queue, Scope** path, int length, uint32_t* n) noexcept nogil:
     """True: n recipients may not go in one call now, and what keeps them is parked. Else n is how many may."""
-    cdef Refusal no = ask(q, path, length, tenant.tier == SYSTEM, n)
+    cdef Refusal no = ask(q, queue, path, length, n)
     if no.why == REFUSED_NOT:
         return False
-    park(q, keeps(tenant, no.scope), path[no.scope], no)
+    park(q, keeps(queue.branch.parent, no.scope), path[no.scope], no)
     return True
 
 
@@ -970,7 +976,7 @@ cdef uint32_t visit(Queues* q, Node* tier) noexcept nogil:
     tenant = queue.branch.parent
     length = path_of(q, tenant.parent, tenant.group, tenant.scope, path)
     most = there = next_batch(q, queue, &content)
-    if scopes_limit(path, length, q.now) and refused(q, tenant, path, length, &most):
+    if scopes_limit(path, length, q.now) and refused(q, queue, path, length, &most):
         return 0
     leaf = tenant.parent
     n = send_batch(q, queue, path, length, most, content, most < there)
@@ -1230,7 +1236,7 @@ cdef void explain_node(Queues* q, Node* campaign, Reason* reason) noexcept nogil
     queue = queue_of(ring_first(&campaign.ring))
     length = path_of(q, leaf, tenant.group, tenant.scope, path)
     n = next_batch(q, queue, &content)
-    no = ask(q, path, length, leaf.tier == SYSTEM, &n)
+    no = ask(q, queue, path, length, &n)
     if paced and (no.why == REFUSED_GRANT or no.until < reason.until):
         return  # refused or not, that is over before its time comes
     if no.why != REFUSED_NOT:

@@ -696,7 +696,7 @@ class Model(Explained, Paced):
         leaf = queue.leaf
         path = self.path(leaf, queue.branch.above(1))
         content, there = self.next_batch(queue, channel.cap)
-        most, no = self.ask(path, there, tier.tier)
+        most, no = self.ask(queue, path, there)
         if no is not None:
             self.park(path[no.scope][0], path[no.scope][1], no)
             return None
@@ -753,16 +753,19 @@ class Model(Explained, Paced):
         alike = next((i for i, each in enumerate(recipients) if each.run.key[2] != content), len(recipients))
         return content, alike
 
-    def ask(self, path: list[tuple[Node, Scope]], n: int, tier: int) -> tuple[int, Refusal | None]:
-        """How many of n go in one call: half of a limit's number; of system, and where the wait would be too long, what
-        there is room for. And what refuses them."""
+    def ask(self, queue: Queue, path: list[tuple[Node, Scope]], n: int) -> tuple[int, Refusal | None]:
+        """How many of n go in one call: half of a limit's number; of system what there is room for; where the wait is
+        longer than the horizon, or half of what is left of a deadline, what fits by then. And what refuses them."""
+        tier, wait = queue.leaf.tier, self.horizon
+        if queue.fifo.deadline < NEVER:
+            wait = min(wait, max(queue.fifo.deadline - self.lead - self.now, 0) // 2)
         n = self.largest_call(n, path, tier)
         if tier == SYSTEM:
             rooms = [room(limit, scope, self.now, tier) for _, scope in path for limit in scope.limits]
             n = min([n, *rooms])
         while (no := self.refusal(path, n, tier)) is not None and no.limit is not None:
-            fits = room(no.limit, path[no.scope][1], self.now, tier)
-            if not no.limit.recipients or fits >= n or not self.now + self.horizon < no.until < NEVER:
+            fits = room(no.limit, path[no.scope][1], self.now + wait, tier)
+            if not no.limit.recipients or fits >= n or not self.now + wait < no.until < NEVER:
                 break
             n = fits
         return n, no
@@ -1031,9 +1034,9 @@ class Model(Explained, Paced):
         return [queue for queue in every if node in (queue.leaf.above(1), queue.leaf.above(2))]
 
 
-def room(limit: Limit, scope: Scope, now: int, tier: int) -> int:
-    """For so many recipients, one at least."""
-    return max(limit.ceiling(tier) - limit.used(now) - scope.held[1], 1) if limit.recipients else NEVER
+def room(limit: Limit, scope: Scope, at: int, tier: int) -> int:
+    """For so many recipients, one at least, if nothing else comes until then."""
+    return max(limit.ceiling(tier) - limit.used(at) - scope.held[1], 1) if limit.recipients else NEVER
 
 
 def holds(node: Node) -> set[str]:

@@ -36,7 +36,7 @@ class Explained:
     branches: list[Node]
     path: Callable[[Node, Node], list[tuple[Node, Scope]]]
     next_batch: Callable[[Queue, int], tuple[int, int]]
-    ask: Callable[[list[tuple[Node, Scope]], int, int], tuple[int, Refusal | None]]
+    ask: Callable[[Queue, list[tuple[Node, Scope]], int], tuple[int, Refusal | None]]
 
     def explain(self, tenant: int, campaign: int) -> list[Reason]:
         nodes = [node for node in self.branches if node.level == "campaign" and node.queues]
@@ -69,7 +69,7 @@ class Explained:
             return reason._replace(why=SLOT, scope=SCOPES["lane"], until=NEVER)
         path = self.path(leaf, tenant)
         _, there = self.next_batch(campaign.ready[0], channel.cap)
-        _, no = self.ask(path, there, leaf.tier)
+        _, no = self.ask(campaign.ready[0], path, there)
         if no is None or (reason.why == PACING and no.until < reason.until):
             return reason
         return refused(reason, no)

@@ -112,6 +112,11 @@ static void charge(void) {
         Limit *limit = limits[no.limit->handle];
         uint64_t room = limit_room(limit, now, n, system), held = limit->scope->held[LIMIT_RECIPIENTS];
         CHECK(room == 1 || (room < n && limit_when(limit, now, room, held, limit_ceiling(limit, system)) == 0));
+        int64_t later = now + (int64_t)any_size(40);
+        uint64_t then = limit_room(limit, later, n, system);
+        int64_t fits = limit_when(limit, now, then, held, limit_ceiling(limit, system));
+        CHECK(then >= room && (then == 1 || fits <= later));
+        CHECK(then == n || limit->granted <= then || limit_when(limit, now, then + 1, held, limit_ceiling(limit, system)) > later);
     }
     if (no.why == REFUSED_FULL && no.until != LIMIT_NEVER && once_in(2)) {
         Limit *limit = limits[no.limit->handle];

@@ -352,13 +352,13 @@ def test_each_tier_and_account_is_explained() -> None:
     assert [row[:4] for row in channel.core.explain(0, 0, 0)] == [(BASIC, 0, 1, HELD_TURN), (SYSTEM, 1, 2, HELD_PAUSE)]
 
 
-@pytest.mark.parametrize("gone", ["cancelled", "expired", "paused", "put off"])
+@pytest.mark.parametrize("gone", ["cancelled", "paused", "put off"])
 def test_what_did_not_fit_and_is_gone_keeps_nobody_waiting(gone: str) -> None:
     channel = Channel(cap=1000, horizon_ns=900 * S)
     channel.core.add_limit(ACCOUNT, 0, RECIPIENTS, 1000, 900 * S)
     channel.push(0, 600)
     channel.answer(0, channel.pop(0, 1000))
-    channel.push(S, 500, tenant=1, campaign=1, deadline=5 * S if gone == "expired" else NEVER)
+    channel.push(S, 500, tenant=1, campaign=1)
     assert channel.sizes(S) == []
     if gone == "cancelled":
         channel.core.cancel(1, 1)
@@ -385,6 +385,41 @@ def test_what_would_wait_for_a_day_takes_what_is_left_of_it() -> None:
     assert [len(batch.items) for batch in left] == [300]
     channel.answer(S, left)
     assert channel.core.explain(S, 1, 0)[0][2:] == (100, HELD_LIMIT, ACCOUNT, 0, 24 * 3600 * S + S, 0)
+
+
+def test_of_what_would_expire_waiting_for_room_those_leave_that_there_is_room_for() -> None:
+    channel = Channel(cap=1000, horizon_ns=900 * S)
+    channel.core.add_limit(ACCOUNT, 0, RECIPIENTS, 1000, 900 * S)
+    for n in (300, 300):
+        channel.push(0, n)
+        channel.answer(0, channel.pop(0))
+    channel.push(S, 450, tenant=1, deadline=301 * S)
+    (batch,) = channel.pop(S)
+    assert len(batch.items) == 400
+    channel.answer(S, [batch])
+    assert channel.pop(300 * S) == []
+    channel.pop(302 * S)
+    assert channel.core.reap(302 * S, 1000).items == 50
+    channel.core.check()
+
+
+def test_a_days_limit_is_used_in_large_calls_whatever_the_day_before_was_like() -> None:
+    """One of small calls gets free in small portions: who asks then waits for more, if some comes in time."""
+    channel = Channel(cap=500, horizon_ns=900 * S)
+    channel.core.add_limit(ACCOUNT, 0, RECIPIENTS, 14_400, 24 * 3600 * S)
+    days, recipients, now = Counter[int](), Counter[int](), 0
+    while now < 5 * 24 * 3600 * S:
+        if now < 24 * 3600 * S:
+            channel.push(now, 10)
+        elif channel.stat("queued") < 1000:
+            channel.push(now, 20_000)
+        left = channel.pop(now)
+        channel.answer(now, left)
+        days[now // (24 * 3600 * S)] += len(left)
+        recipients[now // (24 * 3600 * S)] += sum(len(batch.items) for batch in left)
+        now += 60 * S
+    assert days[0] == 1440
+    assert all(recipients[day] >= 14_400 - 500 and days[day] <= 30 for day in (2, 3, 4)), (days, recipients)
 
 
 def test_a_weight_that_is_set_back_leaves_no_more_of_a_turn_than_it_gives() -> None:
