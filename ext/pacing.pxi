@@ -183,15 +183,36 @@ cdef inline void uncount(Queues* q, Queue* queue, const Rec* rec) noexcept nogil
         queue.opens -= 1
 
 
+cdef void join_last_call(Queues* q, Queue* queue, Parcel* parcel) noexcept nogil:
+    """There is room in it; but whoever stands in it already opens the next."""
+    cdef Fifo rest = parcel.fifo
+    cdef const uint8_t* name
+    cdef Rec rec
+    while True:
+        name = <const uint8_t*>fifo_first(&q.store, &rest, &rec)
+        if not joins(q, queue.call, name, rec.length):
+            next_call(q, &queue.call)
+            joins(q, queue.call, name, rec.length)
+            count_call(q, lane_of(q, queue), facts_at(&q.store, rec.facts & REC_FACTS).slot)
+            fifo_mark(&q.store, &rest, True)
+            queue.opens += 1
+            queue.fifo.fill = 0
+        queue.fifo.fill += 1
+        if rest.count == 1:
+            return
+        fifo_step(&q.store, &rest, &rec, False)
+
+
 cdef void count_parcel(Queues* q, Queue* queue, Parcel* parcel) noexcept nogil:
-    """A parcel is about to go behind its queue's FIFO: its first record opens a call if it does not fit the last."""
+    """A parcel is about to go behind its queue's FIFO: its first record opens a call if it does not fit the last.
+    Steps: its records, if it fits, one otherwise."""
     cdef Node* lane = lane_of(q, queue)
     cdef Fifo* fifo = &queue.fifo
     cdef Rec rec
     if lane.pacing == NULL or queue.haste & AT_ONCE:
         return
     if fifo.count and not queue.mixed and not parcel.opens and fifo.fill + parcel.fifo.count <= largest_call(q, queue):
-        fifo.fill += parcel.fifo.count
+        join_last_call(q, queue, parcel)
         return
     if fifo.count:
         fifo_first(&q.store, &parcel.fifo, &rec)

@@ -196,6 +196,13 @@ class Paced:
             of[0].opens = True
             queue.fifo.names = parcel.fifo.names
             self.count_call(lane, of[0].slot)
+            return
+        for recipient in of:
+            if recipient.name in queue.fifo.names:
+                recipient.opens = True
+                queue.fifo.names = set()
+                self.count_call(lane, recipient.slot)
+            queue.fifo.names.add(recipient.name)
 
     # --- who waits ---
 

@@ -141,13 +141,14 @@ def test_who_came_long_ago_among_many_others_is_still_known() -> None:
     assert at.stat("pacing_calls") == counted + 1
 
 
-def test_what_wakes_later_is_counted_as_it_will_be_cut() -> None:
+@pytest.mark.parametrize("together", [1, 2])
+def test_what_wakes_later_is_counted_as_it_will_be_cut(together: int) -> None:
     at = channel(cap=1000)
-    for second in (1, 1, 2, 2, 3, 3):
-        for _ in range(20):
-            at.push(0, "a", not_before=second * S, due=60 * S)
-    run(at, 0, 4 * S)
-    assert at.stat("pacing_calls") + at.stat("popped") == 120
+    for wakes in range(60):
+        for _ in range(together):
+            at.push(0, "ab", not_before=S + wakes * S // 20, due=60 * S)
+    run(at, 0, 5 * S)
+    assert at.stat("pacing_calls") + at.stat("popped") // 2 == 60 * together
 
 
 @pytest.mark.parametrize("many", [10, 60, 200])
