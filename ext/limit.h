@@ -330,6 +330,27 @@ static inline Refusal scopes_refuse(Scope *const *path, int length, int64_t now,
     return (Refusal){REFUSED_NOT, 0, NULL, 0};
 }
 
+/* Of two refusals, whether the second lasts longer; how long one does may not be known, which tells less than any time. */
+static inline int refusal_is_longer(const Refusal *than, const Refusal *no) {
+    if (no->why == REFUSED_NOT || than->why == REFUSED_NOT) return no->why != REFUSED_NOT;
+    return no->until != LIMIT_NEVER && (than->until == LIMIT_NEVER || no->until > than->until);
+}
+
+/* Of all that refuse such a call now, the one that does so longest. For who asks why something waits. */
+static inline Refusal scopes_longest(Scope *const *path, int length, int64_t now, uint64_t n, int system) {
+    Refusal longest = {REFUSED_NOT, 0, NULL, 0};
+    for (int i = 0; i < length; i++) {
+        Refusal no = {REFUSED_BLOCKED, i, NULL, path[i]->blocked};
+        if (no.until > now && refusal_is_longer(&longest, &no)) longest = no;
+        for (Limit *limit = path[i]->limits; limit != NULL; limit = limit->next) {
+            no = (Refusal){REFUSED_NOT, i, limit, 0};
+            no.until = scope_refuses(path[i], limit, now, n, system, &no.why);
+            if (no.until && refusal_is_longer(&longest, &no)) longest = no;
+        }
+    }
+    return longest;
+}
+
 /* Charge a call that is about to leave; nothing may have been charged since scopes_refuse said REFUSED_NOT. */
 static inline void scopes_hold(Scope *const *path, int length, uint64_t n) {
     for (int i = 0; i < length; i++) {

@@ -55,6 +55,8 @@ cdef extern from "limit.h" nogil:
     uint64_t limit_room(const Limit* limit, int64_t at, uint64_t n, int system)
     uint64_t scopes_half(Scope** path, int length, uint64_t n)
     uint64_t scopes_most(Scope** path, int length, int64_t now, uint64_t n, int system)
+    bint refusal_is_longer(const Refusal* than, const Refusal* no)
+    Refusal scopes_longest(Scope** path, int length, int64_t now, uint64_t n, int system)
     Refusal scopes_refuse(Scope** path, int length, int64_t now, uint64_t n, int system)
     void scopes_hold(Scope** path, int length, uint64_t n)
     void scopes_settle(Scope** path, int length, int64_t now, uint64_t n, uint64_t left, int64_t at)

@@ -22,8 +22,8 @@ from libc.string cimport memcmp, memcpy, memset
 from ext.histogram cimport counts_observe
 from ext.limits cimport (
     LIMIT_CALLS, LIMIT_NEVER, LIMIT_RECIPIENTS, REFUSED_BLOCKED, REFUSED_FULL, REFUSED_GRANT, REFUSED_NOT, Refusal,
-    limit_ceiling, limit_make, limit_roll, limit_room, scope_add, scope_free, scope_make, scopes_half, scopes_hold,
-    scopes_limit, scopes_most, scopes_refuse, scopes_settle,
+    limit_ceiling, limit_make, limit_roll, limit_room, refusal_is_longer, scope_add, scope_free, scope_make,
+    scopes_half, scopes_hold, scopes_limit, scopes_longest, scopes_most, scopes_refuse, scopes_settle,
 )
 
 from ext.pace cimport (
@@ -1142,16 +1142,16 @@ cdef void explain_refusal(const Refusal* no, Reason* reason) noexcept nogil:
     reason.limit = 0 if no.limit == NULL else no.limit.handle + 1
 
 
-cdef bint explain_parked(const Node* campaign, Reason* reason) noexcept nogil:
-    """A node above it is parked, with another's batch maybe: that is who refuses next. The one that waits longest."""
+cdef Refusal parked_longest(const Node* campaign) noexcept nogil:
+    """What a node above it is parked for, with another's batch maybe: that is who refuses next."""
     cdef const Node* node = campaign.parent
-    cdef bint found = False
+    cdef Refusal longest
+    longest.why = REFUSED_NOT
     while node != NULL:
-        if node.state & PARKED and (not found or node.kept.until > reason.until):
-            explain_refusal(&node.kept, reason)
-            found = True
+        if node.state & PARKED and refusal_is_longer(&longest, &node.kept):
+            longest = node.kept
         node = node.parent
-    return found
+    return longest
 
 
 cdef void explain_time(const Node* campaign, Reason* reason) noexcept nogil:
@@ -1215,7 +1215,7 @@ cdef void explain_node(Queues* q, Node* campaign, Reason* reason) noexcept nogil
     cdef bint paced = leaf.parent.state & HELD_BACK
     cdef Scope* path[PATH]
     cdef Queue* queue
-    cdef Refusal no
+    cdef Refusal no, parked
     cdef uint32_t content, n
     cdef int length
     memset(reason, 0, sizeof(Reason))
@@ -1226,17 +1226,20 @@ cdef void explain_node(Queues* q, Node* campaign, Reason* reason) noexcept nogil
     if ring_first(&campaign.ring) == NULL:
         explain_time(campaign, reason)
         return
-    if explain_parked(campaign, reason):
-        return
+    parked = parked_longest(campaign)
+    paced = paced and parked.why == REFUSED_NOT
     if paced:
         explain_rate(campaign, reason)
-    elif not has_slot(leaf.channel, leaf.tier):
+    elif parked.why == REFUSED_NOT and not has_slot(leaf.channel, leaf.tier):
         reason.why, reason.level = OF_SLOT, LANE
         return
     queue = queue_of(ring_first(&campaign.ring))
     length = path_of(q, leaf, tenant.group, tenant.scope, path)
     n = next_batch(q, queue, &content)
-    no = ask(q, queue, path, length, &n)
+    ask(q, queue, path, length, &n)
+    no = scopes_longest(path, length, q.now, n, leaf.tier == SYSTEM)
+    if parked.why != REFUSED_NOT and not refusal_is_longer(&parked, &no):
+        no = parked
     if paced and (no.why == REFUSED_GRANT or no.until < reason.until):
         return  # refused or not, that is over before its time comes
     if no.why != REFUSED_NOT:

@@ -259,8 +259,9 @@ class Core:
         account, recipients that time does not hold, HELD_*, the scope that holds (GLOBAL..OF_CAMPAIGN), the limit or
         None, until when (NEVER: not known), and the rate at which calls leave (HELD_PACING; else 0).
 
-        Of a pause, the widest; of limits and blocks, the one that refuses next: the one its account or channel is kept
-        by already (for another's batch maybe), or the first that would refuse its next batch. Of pacing: the channel's
+        Of a pause, the widest; of limits and blocks, the one that refuses for longest, as far as that is known: of what
+        its account or channel is kept by already (for another's batch maybe), and of all that would refuse its next
+        batch. Of pacing: the channel's
         rate or the tier's, whichever takes longer for the calls due before its own, and until about when that is, by
         its due time at the latest; a limit that refuses for longer comes before it. Without anything ready: the
         earliest end of waiting among its first 64 queues. Steps: accounts and tiers, times limits above them and the

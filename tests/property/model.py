@@ -719,15 +719,16 @@ class Model(Explained, Paced):
 
     def refusal(self, path: list[tuple[Node, Scope]], n: int, tier: int) -> Refusal | None:
         """The first that refuses a batch of n now."""
-        for at, (_, scope) in enumerate(path):
-            if scope.blocked > self.now:
-                return Refusal(at, None, scope.blocked)
+        return next(iter(self.refusals(path, n, tier)), None)
+
+    def refusals(self, path: list[tuple[Node, Scope]], n: int, tier: int) -> list[Refusal]:
+        found = [Refusal(at, None, scope.blocked) for at, (_, scope) in enumerate(path) if scope.blocked > self.now]
         for at, (_, scope) in enumerate(path):
             for limit in scope.limits:
                 until = limit.when(self.now, scope.uses(limit, n), tier, scope.held[limit.recipients])
                 if until > self.now:
-                    return Refusal(at, limit, until)
-        return None
+                    found.append(Refusal(at, limit, until))
+        return found
 
     def path(self, leaf: Node, tenant: Node) -> list[tuple[Node, Scope]]:
         """What waits when a scope refuses, and the scope; the widest first."""

@@ -36,6 +36,7 @@ class Explained:
     branches: list[Node]
     path: Callable[[Node, Node], list[tuple[Node, Scope]]]
     next_batch: Callable[[Queue, int], tuple[int, int]]
+    refusals: Callable[[list[tuple[Node, Scope]], int, int], list[Refusal]]
     ask: Callable[[Queue, list[tuple[Node, Scope]], int], tuple[int, Refusal | None]]
 
     def explain(self, tenant: int, campaign: int) -> list[Reason]:
@@ -55,21 +56,21 @@ class Explained:
             why, until = self.explain_time(campaign)
             return reason._replace(why=why, until=until)
         parked = [node.kept for node in above if "parked" in node.held and node.kept is not None]
-        if parked:
-            return refused(reason, max(parked, key=lambda no: no.until))
-        return self.explain_soon(campaign, reason)
+        return self.explain_soon(campaign, reason, parked)
 
-    def explain_soon(self, campaign: Node, reason: Reason) -> Reason:
-        """Nothing has refused yet."""
+    def explain_soon(self, campaign: Node, reason: Reason, parked: list[Refusal]) -> Reason:
         tenant, leaf, lane = (campaign.above(levels) for levels in (1, 2, 3))
         channel = self.channels[lane.handle]
-        if "held back" in lane.held:
+        if not parked and "held back" in lane.held:
             reason = self.explain_pacing(campaign, reason)
-        elif not channel.has_slot(leaf.tier):
+        elif not parked and not channel.has_slot(leaf.tier):
             return reason._replace(why=SLOT, scope=SCOPES["lane"], until=NEVER)
         path = self.path(leaf, tenant)
         _, there = self.next_batch(campaign.ready[0], channel.cap)
-        _, no = self.ask(campaign.ready[0], path, there)
+        n, _ = self.ask(campaign.ready[0], path, there)
+        refusals = self.refusals(path, n, leaf.tier)
+        by_scope = [no for scope in range(len(path)) for no in refusals if no.scope == scope]  # a block first
+        no = max([*parked, *by_scope], key=lambda no: -1 if no.until == NEVER else no.until, default=None)
         if no is None or (reason.why == PACING and no.until < reason.until):
             return reason
         return refused(reason, no)

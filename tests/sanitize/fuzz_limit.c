@@ -101,6 +101,9 @@ static void charge(void) {
     CHECK(n > 0 && n <= wanted);
     if (flying == FLYING) return;
     Refusal no = scopes_refuse(path, SCOPES, now, n, system);
+    Refusal longest = scopes_longest(path, SCOPES, now, n, system);
+    CHECK((longest.why == REFUSED_NOT) == (no.why == REFUSED_NOT));
+    CHECK(no.until == LIMIT_NEVER || (longest.until != LIMIT_NEVER && longest.until >= no.until));
     if (no.why == REFUSED_NOT) {
         scopes_hold(path, SCOPES, n);
         flights[flying++] = (Flight){now, n};

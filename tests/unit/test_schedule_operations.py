@@ -375,6 +375,18 @@ def test_what_did_not_fit_and_is_gone_keeps_nobody_waiting(gone: str) -> None:
     channel.core.check()
 
 
+def test_of_limits_that_are_used_up_the_one_that_keeps_it_longest_is_told() -> None:
+    channel = Channel(cap=10)
+    channel.core.add_limit(ACCOUNT, 0, CALLS, 1, 60 * S)
+    of_tenant = channel.core.add_limit(OF_TENANT, 1, CALLS, 1, 3600 * S)
+    channel.push(0, 15, tenant=1)
+    channel.answer(0, channel.pop(0))
+    for now in (S, 61 * S):
+        assert channel.pop(now) == []
+        ((*_, held, scope, limit, until, _),) = channel.core.explain(now, 1, 0)
+        assert (held, scope, limit, until) == (HELD_LIMIT, OF_TENANT, of_tenant, 3600 * S)
+
+
 def test_what_would_wait_for_a_day_takes_what_is_left_of_it() -> None:
     channel = Channel(cap=1000, horizon_ns=900 * S)
     channel.core.add_limit(ACCOUNT, 0, RECIPIENTS, 1000, 24 * 3600 * S, 100)
