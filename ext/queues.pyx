@@ -5,8 +5,8 @@ In: rows of recipients, each row for one queue. Out: batches in ``Output``, reci
 cancelled), and what is held for so long that it need not wait here.
 Invariants: pushed = popped + expired + cancelled + put off + queued + waiting, per tier; a queue is in its campaign's
 ring iff READY; a node that is not held and has work is in its parent's ring; no window is ever over its number.
-Never: reads a clock, walks queues to find work, allocates while a timer fires, or lets a recipient leave after its
-deadline.
+Never: reads a clock, walks queues to find work, cannot go on for lack of memory when a timer fires, or lets a recipient
+leave after its deadline.
 
 The records are one state machine, and the compiler sees it as a whole; it is included from push.pxi (what comes in),
 batch.pxi (how a batch is formed), foresight.pxi (what is fetched ahead), pacing.pxi, shares.pxi, answers.pxi, ended.pxi
@@ -734,10 +734,10 @@ cdef inline Node* keeps(Node* tenant, int scope) noexcept nogil:
 
 cdef inline int64_t has_until(const Queues* q, const Queue* queue) noexcept nogil:
     """So long its next batch may wait for room: to the horizon, but half of the time to its first deadline at most."""
-    cdef int64_t left = max(queue.fifo.deadline - q.lead - q.now, <int64_t>0)
-    return q.now + (left // 2 if queue.fifo.deadline < INT64_MAX and left // 2 < q.horizon else min(
-        q.horizon, INT64_MAX - q.now
-    ))
+    cdef int64_t wait = min(q.horizon, INT64_MAX - q.now)
+    if queue.fifo.deadline < INT64_MAX:
+        wait = min(wait, max(queue.fifo.deadline - q.lead - q.now, <int64_t>0) // 2)
+    return q.now + wait
 
 
 cdef Refusal ask(Queues* q, const Queue* queue, Scope** path, int length, uint32_t* n) noexcept nogil:
