@@ -3,16 +3,20 @@
 # One without an answer may arrive until it has timed out at the platform, and stays held until then: were it counted at
 # that time at once, it would stand in the logs before calls that are answered sooner, and take them along.
 
+cdef inline int path_of_call(Queues* q, Node* leaf, Group* tenant, Group** share, Scope** path) noexcept nogil:
+    """As ``path_of``, of a call that has left; tells the tenant's share on that channel, too: NULL, there is none."""
+    share[0] = find_share(q, tenant.tenant, leaf.parent.handle)
+    return path_of(q, leaf, tenant, NULL if share[0] == NULL else &share[0].scope, path)
+
+
 cdef void settle_call(
     Queues* q, Node* leaf, Group* tenant, uint64_t recipients, uint64_t left, int64_t at
 ) noexcept nogil:
     """``left`` of its recipients were on the call and had arrived by ``at``."""
     cdef Scope* path[PATH]
-    cdef Group* share = find_share(q, tenant.tenant, leaf.parent.handle)
-    cdef int i
-    scopes_settle(
-        path, path_of(q, leaf, tenant, NULL if share == NULL else &share.scope, path), q.now, recipients, left, at
-    )
+    cdef Group* share
+    cdef int i, length = path_of_call(q, leaf, tenant, &share, path)
+    scopes_settle(path, length, q.now, recipients, left, at)
     for i in range(4):
         queues_reconsider(q, path[i])
     if tenant.scope.limits != NULL:
@@ -30,8 +34,8 @@ cdef bint settle_later(
 ) noexcept nogil:
     """False: no memory, or no limit that could wait for it."""
     cdef Scope* path[PATH]
-    cdef Group* share = find_share(q, tenant.tenant, leaf.parent.handle)
-    cdef int length = path_of(q, leaf, tenant, NULL if share == NULL else &share.scope, path)
+    cdef Group* share
+    cdef int length = path_of_call(q, leaf, tenant, &share, path)
     cdef Unanswered* call
     cdef uint32_t made
     if not scopes_limit(path, length, INT64_MAX) or slab_reserve(&q.unanswered, 1) < 0:

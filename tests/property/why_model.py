@@ -68,8 +68,7 @@ class Explained:
         path = self.path(leaf, tenant)
         _, there = self.next_batch(campaign.ready[0], channel.cap)
         n, _ = self.ask(campaign.ready[0], path, there)
-        refusals = self.refusals(path, n, leaf.tier)
-        by_scope = [no for scope in range(len(path)) for no in refusals if no.scope == scope]  # a block first
+        by_scope = sorted(self.refusals(path, n, leaf.tier), key=lambda no: no.scope)  # of each a block first
         no = max([*parked, *by_scope], key=lambda no: -1 if no.until == NEVER else no.until, default=None)
         if no is None or (reason.why == PACING and no.until < reason.until):
             return reason

@@ -352,13 +352,15 @@ def test_each_tier_and_account_is_explained() -> None:
     assert [row[:4] for row in channel.core.explain(0, 0, 0)] == [(BASIC, 0, 1, HELD_TURN), (SYSTEM, 1, 2, HELD_PAUSE)]
 
 
-@pytest.mark.parametrize("gone", ["cancelled", "paused", "put off"])
+@pytest.mark.parametrize("gone", ["cancelled", "expired", "paused", "put off"])
 def test_what_did_not_fit_and_is_gone_keeps_nobody_waiting(gone: str) -> None:
     channel = Channel(cap=1000, horizon_ns=900 * S)
     channel.core.add_limit(ACCOUNT, 0, RECIPIENTS, 1000, 900 * S)
     channel.push(0, 600)
-    channel.answer(0, channel.pop(0, 1000))
-    channel.push(S, 500, tenant=1, campaign=1)
+    left = channel.pop(0, 1000)
+    if gone != "expired":  # else nobody knows when there will be room
+        channel.answer(0, left)
+    channel.push(S, 500, tenant=1, campaign=1, deadline=5 * S if gone == "expired" else NEVER)
     assert channel.sizes(S) == []
     if gone == "cancelled":
         channel.core.cancel(1, 1)
